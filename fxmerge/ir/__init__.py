@@ -1,0 +1,1 @@
+"""The intermediate representation: programs, spaces and the merge and unmerge nodes."""

@@ -1,0 +1,227 @@
+"""A traced model as a value: an fx graph of functional operators, its tensors and its ports."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxmerge.ir.shapes import propagate
+
+T = TypeVar("T")
+
+INTEGER_CALLS: frozenset[Callable[..., Any]] = frozenset(
+    {
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.floordiv,
+        operator.mod,
+        operator.neg,
+        operator.getitem,
+        operator.eq,
+        operator.ge,
+        operator.gt,
+        operator.le,
+        operator.lt,
+        operator.ne,
+        operator.pow,
+        operator.truediv,
+        torch.sym_max,
+        torch.sym_min,
+        torch.sym_int,
+        torch.sym_float,
+        torch.sym_ite,
+        torch.sym_not,
+    }
+)
+"""Plain Python callables that may stand in a graph: arithmetic on sizes."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a program. A string in `shape` names a dynamic size; equal names are equal sizes."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype
+
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        return tuple(size for size in self.shape if isinstance(size, str))
+
+
+@dataclass(frozen=True)
+class Program:
+    """What every pass takes and returns. Never edited in place: `evolve` makes the next one.
+
+    `graph` holds `placeholder` nodes (one per input port, in order), `get_attr` nodes that name an entry of
+    `tensors` or of `maps`, `call_function` nodes and one `output` node with a tuple (one entry per output port).
+    Every node's `meta["val"]` is its value on fake tensors at concrete sizes, `meta["source"]` the user's
+    source line ("model.py:42") where one is known, `meta["by"]` the pass or rule that made the node.
+    """
+
+    graph: fx.Graph
+    tensors: Mapping[str, Tensor]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    parameters: frozenset[str]
+    """Names of the tensors that were trained; the others are buffers and constants."""
+    maps: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Merge and unmerge maps of a SuperNet, by name."""
+    task: str = "model"
+    labels: tuple[str, ...] | None = None
+    samples: Mapping[str, Tensor] = field(default_factory=dict)
+    """Sample inputs by input name, rows first."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Second names of tied tensors: alias -> name in `tensors`."""
+    notes: tuple[str, ...] = ()
+    """What capture or a pass had to decide and the user should know."""
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Smallest and largest value of each dynamic size."""
+    hints: Mapping[str, int] = field(default_factory=dict)
+    """The concrete sizes at which every node's `meta["val"]` was computed; chosen when empty."""
+
+    def __post_init__(self) -> None:
+        self.graph.lint()
+        hints = propagate(self)
+        object.__setattr__(self, "hints", hints)
+        object.__setattr__(self, "_cache", {})
+
+    # -- making the next program -------------------------------------------------------------------
+
+    def copy_graph(self) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+        """A copy of the graph to edit, and where each node went."""
+        graph, where = fx.Graph(), {}
+        result = graph.graph_copy(self.graph, where)
+        last = next(iter(reversed(self.graph.nodes)))
+        out = graph.output(result)
+        out.meta = dict(last.meta)
+        where[last] = out
+        return graph, where
+
+    def evolve(self, **changes: Any) -> Program:
+        """This program with fields replaced; unused tensors and maps are dropped with the graph that used them."""
+        program = replace(self, **changes)
+        used = {node.target for node in program.graph.nodes if node.op == "get_attr"}
+        tensors = {name: t for name, t in program.tensors.items() if name in used}
+        maps = {name: m for name, m in program.maps.items() if name in used}
+        if len(tensors) < len(program.tensors) or len(maps) < len(program.maps):
+            object.__setattr__(program, "tensors", tensors)
+            object.__setattr__(program, "maps", maps)
+            object.__setattr__(program, "parameters", program.parameters & tensors.keys())
+            aliases = {a: n for a, n in program.aliases.items() if n in tensors}
+            object.__setattr__(program, "aliases", aliases)
+        return program
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def get(self, analysis: Callable[[Program], T]) -> T:
+        """The result of an analysis, computed once for this program."""
+        cache: dict[Any, Any] = self.__dict__["_cache"]
+        if analysis not in cache:
+            cache[analysis] = analysis(self)
+        result: T = cache[analysis]
+        return result
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self.graph.nodes)
+
+    @property
+    def result(self) -> tuple[fx.Node, ...]:
+        """The nodes that are the outputs, one per output port."""
+        last = next(iter(reversed(self.graph.nodes)))
+        return tuple(last.args[0])  # type: ignore[arg-type]
+
+    @property
+    def placeholders(self) -> tuple[fx.Node, ...]:
+        return tuple(node for node in self.graph.nodes if node.op == "placeholder")
+
+    def count(self) -> int:
+        """Number of trained numbers (each tied tensor once)."""
+        return sum(self.tensors[name].numel() for name in self.parameters)
+
+    def text(self) -> str:
+        """Stable, readable form: one line per node, as golden tests and diffs use it."""
+        lines = [f"program {self.task}"]
+        number = {node: f"%{i}" for i, node in enumerate(self.graph.nodes)}
+        for node in self.graph.nodes:
+            if node.op == "output":
+                lines.append("return " + ", ".join(number[n] for n in node.args[0]))
+                continue
+            shown = fx.node.map_arg((node.args, node.kwargs), lambda n: _Name(number[n]))
+            args = [repr(a) for a in shown[0]] + [f"{k}={v!r}" for k, v in sorted(shown[1].items())]
+            what = f"{target_name(node.target)}({', '.join(args)})" if node.op == "call_function" else node.target
+            kind = "" if node.op == "call_function" else node.op + " "
+            lines.append(f"{number[node]} = {kind}{what}  : {_shape_text(node.meta.get('val'))}")
+        return "\n".join(lines) + "\n"
+
+    # -- running -----------------------------------------------------------------------------------
+
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """The runnable module. Its parameters and buffers are `tensors` (shared, not copied), its maps `maps`."""
+        root = nn.Module()
+        for name, tensor in self.tensors.items():
+            owner, leaf = _owner(root, name)
+            if name in self.parameters and tensor.is_floating_point():
+                value = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, tensor.requires_grad)
+                owner.register_parameter(leaf, value)
+            else:
+                owner.register_buffer(leaf, tensor)
+        for name, module in self.maps.items():
+            owner, leaf = _owner(root, name)
+            owner.register_module(leaf, module)
+        return fx.GraphModule(root, self.graph, class_name="Program")
+
+    def run(self, inputs: Mapping[str, Tensor], tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Outputs by name. `tensors` replaces entries of the program's own, for this call only."""
+        args = tuple(inputs[port.name] for port in self.inputs)
+        if tensors is None:
+            values = self.module(*args)
+        else:
+            values = torch.func.functional_call(self.module, dict(tensors), args)
+        return {port.name: value for port, value in zip(self.outputs, values, strict=True)}
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        """Run on positional or named inputs: the one output, or a dict of outputs by name."""
+        named = dict(zip((port.name for port in self.inputs), args, strict=False)) | kwargs
+        results = self.run(named)
+        return next(iter(results.values())) if len(results) == 1 else results
+
+
+class _Name(str):
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def target_name(target: Any) -> str:
+    """Name of a call target: "aten.linear.default" for operators, "operator.mul" for Python callables."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    module = getattr(target, "__module__", "") or ""
+    return f"{module.removeprefix('_')}.{target.__name__}"
+
+
+def _shape_text(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(_shape_text(v) for v in value) + ")"
+    return type(value).__name__
+
+
+def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    *path, leaf = name.split(".")
+    for part in path:
+        child = root._modules.get(part)
+        if child is None:
+            child = nn.Module()
+            root.add_module(part, child)
+        root = child
+    return root, leaf
