@@ -174,6 +174,12 @@ class _Sizes:
         return tuple(self.names.get(str(s), str(s)) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)
 
 
+class _Seen:
+    """A name list that survives tracing: torch.export puts attributes of the module itself back as they were."""
+
+    names: tuple[str, ...] = ()
+
+
 class _Bound(nn.Module):
     """The model as a function of its tensor inputs alone, returning a flat tuple of tensors."""
 
@@ -181,13 +187,18 @@ class _Bound(nn.Module):
         super().__init__()
         self.model, self.names, self.constants = model, tuple(names), dict(constants)
         self.positional = tuple(n for n in self.names if n.startswith("*"))
-        self.outputs: list[str] = []
+        self.seen = _Seen()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors the last call returned."""
+        return self.seen.names
 
     def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.names, args, strict=True))
         result = self.model(**named, **self.constants)
         flat = list(_flatten(result))
-        self.outputs = [name for name, _ in flat]
+        self.seen.names = tuple(name for name, _ in flat)
         return tuple(value for _, value in flat)
 
 
