@@ -80,6 +80,8 @@ class Program:
     """Sample inputs by input name, rows first."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Second names of tied tensors: alias -> name in `tensors`."""
+    assets: Mapping[str, bytes] = field(default_factory=dict)
+    """Small files that travel with the model, by file name: "tokenizer.json", "preprocessor_config.json"."""
     notes: tuple[str, ...] = ()
     """What capture or a pass had to decide and the user should know."""
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
