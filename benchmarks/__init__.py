@@ -1,0 +1,1 @@
+"""Programs that measure fxmerge on real data: `python -m benchmarks.bench_<what>`."""
