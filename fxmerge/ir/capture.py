@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,7 @@ def capture(
     names, tensors, constants = _bind(model, inputs)
     rows = _rows(tensors)
     bound = _Bound(model, names, constants)
-    with _eval(model), torch.no_grad():
+    with _eval(model), torch.no_grad(), _quiet():
         exported, notes = _export(bound, {n: rows[n] for n in names}, dynamic_shapes)
         exported = exported.run_decompositions({})
     program = from_exported(exported, names=names, outputs=bound.outputs, prefix="model.")
@@ -308,6 +309,15 @@ def _eval(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No deprecation warnings inside: torch.export raises them about its own calls."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _untie(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -1,0 +1,160 @@
+"""Run an ONNX file in ONNX Runtime, and measure how far it is from a program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxmerge.errors import SourceError, VerificationError
+from fxmerge.ir.program import Port, Program
+
+_DTYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(bfloat16)": torch.bfloat16,
+    "tensor(double)": torch.float64,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(int16)": torch.int16,
+    "tensor(int8)": torch.int8,
+    "tensor(uint8)": torch.uint8,
+    "tensor(bool)": torch.bool,
+}
+
+
+class RuntimeFailure(VerificationError):
+    """ONNX Runtime stopped while running a model."""
+
+
+def run_onnx(path: str | Path, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs by name of the model at `path` on `inputs`, in ONNX Runtime on the CPU."""
+    return OnnxModel(path).run(inputs)
+
+
+class OnnxModel:
+    """An ONNX file opened in ONNX Runtime."""
+
+    def __init__(self, path: str | Path, *, device: str = "cpu") -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # its errors are raised as well
+        options.intra_op_num_threads = torch.get_num_threads()
+        providers = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
+        if not Path(path).is_file():
+            raise SourceError(f"{path}: no such file", "give the path of an ONNX model")
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # ONNX Runtime has one exception class per status, with no common base
+            raise SourceError(f"{path}: ONNX Runtime cannot open it: {_line(error)}", "give an ONNX model") from error
+        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return tuple(_port(value) for value in self.session.get_inputs())
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return tuple(_port(value) for value in self.session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs by name; entries of `inputs` that the model does not take are ignored."""
+        fed = {port.name: inputs[port.name].detach().cpu().numpy() for port in self.inputs}
+        names = [port.name for port in self.outputs]
+        try:
+            values = self.session.run(names, fed)
+        except Exception as error:  # see above
+            shown = ", ".join(f"{name} {list(value.shape)}" for name, value in fed.items())
+            raise RuntimeFailure(f"ONNX Runtime cannot run the model on {shown}: {_line(error)}") from error
+        return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+
+
+def compare_onnx(path: str | Path, program: Program, inputs: Mapping[str, Tensor] | None = None) -> float:
+    """Largest absolute difference between the ONNX file and `program` over several batch sizes and lengths.
+
+    `inputs` (rows first) gives realistic values; random ones are made where it is absent or lacks an input.
+    Infinite where one side is not a number and the other is, or where shapes differ.
+    Raises `RuntimeFailure` (exit code 3) if ONNX Runtime cannot run the model at one of the sizes.
+    """
+    model = OnnxModel(path)
+    given = inputs or program.samples
+    worst = 0.0
+    with torch.no_grad():
+        for sizes in _probe_sizes(program, given):
+            fed = {port.name: _values(port, program, sizes, given) for port in program.inputs}
+            expected, got = program.run(fed), model.run(fed)
+            worst = max(worst, *(_distance(expected[port.name], got[port.name]) for port in program.outputs))
+    return worst
+
+
+def _port(value: Any) -> Port:
+    return Port(value.name, tuple(value.shape), _DTYPES[value.type])
+
+
+def _line(error: BaseException) -> str:
+    """The part of an ONNX Runtime error that speaks of the model, on one line."""
+    text = " ".join(str(error).split())
+    return (text.rsplit("Status Message: ", 1)[-1].rsplit("was false. ", 1)[-1] or type(error).__name__)[:300]
+
+
+def _probe_sizes(program: Program, given: Mapping[str, Tensor]) -> list[dict[str, int]]:
+    """Sizes of the dynamic axes to compare at: those of the samples, shorter ones, and one row."""
+    largest = _sample_sizes(program, given)
+    tried: list[dict[str, int]] = []
+    for rows, share in ((3, 1.0), (1, 1.0), (5, 0.4), (2, 0.7)):
+        sizes = {}
+        for name, size in largest.items():
+            low, high = program.ranges.get(name, (1, 1 << 30))
+            # one row is tried although tracing itself needs two: the written model promises any batch
+            wish, low = (rows, 1) if name.startswith("batch") else (math.ceil(size * share), low)
+            sizes[name] = min(max(wish, low), high)
+        if sizes not in tried:
+            tried.append(sizes)
+    return tried
+
+
+def _sample_sizes(program: Program, given: Mapping[str, Tensor]) -> dict[str, int]:
+    """Each dynamic size as the samples have it (longer ones may not be legal), or as the program was traced."""
+    sizes = {name: program.hints[name] for port in program.inputs for name in port.dynamic if name in program.hints}
+    for port in program.inputs:
+        sample = given.get(port.name)
+        if sample is not None and sample.ndim == len(port.shape):
+            sizes |= {s: n for s, n in zip(port.shape, sample.shape, strict=True) if isinstance(s, str) and s in sizes}
+    return sizes
+
+
+def _values(port: Port, program: Program, sizes: Mapping[str, int], given: Mapping[str, Tensor]) -> Tensor:
+    """Values of one input at these sizes: cut or tiled from `given`, else random but legal."""
+    node = next(n for n, p in zip(program.placeholders, program.inputs, strict=True) if p.name == port.name)
+    traced = node.meta["val"].shape
+    shape = [sizes.get(s, t) if isinstance(s, str) else s for s, t in zip(port.shape, traced, strict=True)]
+    sample = given.get(port.name)
+    if sample is not None and sample.ndim == len(shape) and all(sample.shape):
+        return _tile(sample.detach().to(device="cpu", dtype=port.dtype), shape)
+    generator = torch.Generator().manual_seed(0)
+    if port.dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(port.dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(port.dtype)  # 0 and 1: legal as token, mask and flag
+
+
+def _tile(sample: Tensor, shape: Sequence[int]) -> Tensor:
+    for axis, size in enumerate(shape):
+        if sample.shape[axis] != size:
+            sample = sample.index_select(axis, torch.arange(size) % sample.shape[axis])
+    return sample.contiguous()
+
+
+def _distance(expected: Tensor, got: Tensor) -> float:
+    if expected.shape != got.shape:
+        return float("inf")
+    left, right = expected.detach().cpu().double(), got.double()
+    same = (left == right) | (left.isnan() & right.isnan())  # equal infinities have no difference to take
+    if bool(same.all()):
+        return 0.0
+    worst = float((left - right).abs()[~same].max())
+    return float("inf") if worst != worst else worst
