@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -120,6 +120,30 @@ class Program:
             aliases = {a: n for a, n in program.aliases.items() if n in tensors}
             object.__setattr__(program, "aliases", aliases)
         return program
+
+    def only(self, names: Iterable[str]) -> Program:
+        """This program with just the named outputs, and no node that they do not need."""
+        keep = set(names)
+        graph, _ = self.copy_graph()
+        last = next(iter(reversed(graph.nodes)))
+        chosen = [(p, n) for p, n in zip(self.outputs, last.args[0], strict=True) if p.name in keep]  # type: ignore[arg-type]
+        last.args = (tuple(n for _, n in chosen),)
+        graph.eliminate_dead_code()
+        return self.evolve(graph=graph, outputs=tuple(p for p, _ in chosen))
+
+    def showing(self, nodes: Mapping[str, fx.Node]) -> Program:
+        """This program with the given nodes as its outputs, by name."""
+        graph, where = self.copy_graph()
+        last = next(iter(reversed(graph.nodes)))
+        last.args = (tuple(where[n] for n in nodes.values()),)
+        graph.eliminate_dead_code()
+        ports = tuple(Port(name, self.shape(n.meta["val"]), n.meta["val"].dtype) for name, n in nodes.items())
+        return self.evolve(graph=graph, outputs=ports)
+
+    def shape(self, value: Tensor) -> tuple[int | str, ...]:
+        """Shape of a fake value with its dynamic sizes named."""
+        names = {size: name for name, size in self.hints.items()}
+        return tuple(names.get(int(n), int(n)) for n in value.shape)
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -1,0 +1,234 @@
+"""The two node kinds of a SuperNet, merge and unmerge, and the fold that removes them.
+
+For parents k = 1 … K with widths d_k and a merged width d, a merge map holds M_k (d × d_k) and an unmerge map
+U_k (d_k × d). A writer y_k = W_k x_k and its readers become
+
+    y = Σ_k M_k W_k U_k x          W* = Σ_k M_k W_k U_k
+
+(FS-Merge, Kinderman et al. 2025, §4). Everything here holds for any axis of any tensor: a tensor that is linear in
+some axes is transformed along each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["merge", "unmerge"]
+Form = Literal["full", "fixed"] | int
+"""How a map holds its matrices: dense and trained, constant, or a trained diagonal plus low rank r (0: diagonal only)."""
+
+
+def along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """`tensor` with `matrix` (m × n) applied to its axis of size n, which becomes m."""
+    moved = tensor.movedim(axis, -1)
+    return torch.nn.functional.linear(moved, matrix).movedim(-1, axis)
+
+
+class Map(nn.Module):
+    """One matrix per parent between the merged space (size `size`) and the parents' spaces (`sizes`).
+
+    `support[k]` = (merged positions, parent positions) of the rectangular identity between the two: which coordinate
+    of parent k stands where in the merged space before anything is aligned.
+    """
+
+    def __init__(self, kind: Kind, size: int, sizes: Sequence[int], support: Sequence[tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.kind: Kind = kind
+        self.size, self.sizes = size, tuple(sizes)
+        self.form: Form = "fixed"
+        for k, (merged, own) in enumerate(support):
+            self.register_buffer(f"merged{k}", merged, persistent=False)
+            self.register_buffer(f"own{k}", own, persistent=False)
+        self.dense, self.diagonals = nn.ParameterList(), nn.ParameterList()
+        self.lefts, self.rights = nn.ParameterList(), nn.ParameterList()
+        self.average()
+
+    def support(self, k: int) -> tuple[Tensor, Tensor]:
+        return getattr(self, f"merged{k}"), getattr(self, f"own{k}")
+
+    def shape(self, k: int) -> tuple[int, int]:
+        """(rows, columns) of the matrix of parent k: d × d_k to merge, d_k × d to unmerge."""
+        return (self.size, self.sizes[k]) if self.kind == "merge" else (self.sizes[k], self.size)
+
+    def eye(self, k: int) -> Tensor:
+        """The rectangular identity of parent k, in this map's orientation (float64)."""
+        merged, own = self.support(k)
+        eye = torch.zeros(self.shape(k), dtype=torch.float64)
+        rows, columns = (merged, own) if self.kind == "merge" else (own, merged)
+        eye[rows, columns] = 1.0
+        return eye
+
+    def shares(self, weights: Sequence[float] | None = None) -> list[Tensor]:
+        """Per parent: what it contributes to each coordinate of its support, so that all parents that have a merged
+        coordinate sum to one there. `weights` default to equal ones."""
+        weights = [1.0] * len(self.sizes) if weights is None else list(weights)
+        total = torch.zeros(self.size, dtype=torch.float64)
+        for k, weight in enumerate(weights):
+            total[self.support(k)[0]] += weight
+        # a coordinate that only parents of weight zero have is theirs all the same
+        bare = total == 0
+        shares = []
+        for k, weight in enumerate(weights):
+            merged = self.support(k)[0]
+            share = torch.where(bare[merged], 1.0, weight / total[merged].clamp_min(1e-300))
+            shares.append(share)
+        count = torch.zeros_like(total)
+        for k, share in enumerate(shares):
+            count[self.support(k)[0]] += share
+        return [share / count[self.support(k)[0]] for k, share in enumerate(shares)]
+
+    def average(self, weights: Sequence[float] | None = None) -> None:
+        """Hold the (rectangular) weighted average as a constant diagonal: M_k = λ_k I, U_k = I."""
+        self.form = 0
+        self.diagonals = nn.ParameterList()
+        for k, share in enumerate(self.shares(weights)):
+            value = share if self.kind == "merge" else torch.ones_like(share)
+            self.diagonals.append(nn.Parameter(value.to(torch.float32), requires_grad=False))
+
+    def start(self, matrices: Sequence[Tensor], form: Form, generator: torch.Generator | None = None) -> None:
+        """Hold `matrices` (one per parent) in `form`. A diagonal form keeps only the entries on the support.
+
+        The left factor of a low rank starts at zero and the right one small and random, so the product starts at zero
+        and both receive gradients after one step.
+        """
+        self.form = form
+        self.dense, self.diagonals = nn.ParameterList(), nn.ParameterList()
+        self.lefts, self.rights = nn.ParameterList(), nn.ParameterList()
+        if isinstance(form, str):
+            for matrix in matrices:
+                self.dense.append(nn.Parameter(matrix.to(torch.float32).clone(), requires_grad=form == "full"))
+            return
+        for k, matrix in enumerate(matrices):
+            merged, own = self.support(k)
+            rows, columns = (merged, own) if self.kind == "merge" else (own, merged)
+            self.diagonals.append(nn.Parameter(matrix[rows, columns].to(torch.float32)))
+            if form:
+                (m, n), rank = self.shape(k), min(form, *self.shape(k))
+                self.lefts.append(nn.Parameter(torch.zeros(m, rank)))
+                noise = torch.randn(rank, n, generator=generator, dtype=torch.float32)
+                self.rights.append(nn.Parameter(noise / n**0.5))
+
+    def matrix(self, k: int) -> Tensor:
+        """The matrix of parent k, dense."""
+        if isinstance(self.form, str):
+            return self.dense[k]
+        merged, own = self.support(k)
+        rows, columns = (merged, own) if self.kind == "merge" else (own, merged)
+        diagonal = self.diagonals[k]
+        matrix = diagonal.new_zeros(self.shape(k)).index_put((rows, columns), diagonal)
+        return matrix + self.lefts[k] @ self.rights[k] if self.form else matrix
+
+    def apply_along(self, tensor: Tensor, k: int, axis: int, *, transposed: bool = False) -> Tensor:
+        """`tensor` with parent k's matrix (or its transpose) on one axis; a low rank is never made dense."""
+        if isinstance(self.form, str):
+            matrix = self.dense[k]
+            return along(tensor, matrix.T if transposed else matrix, axis)
+        merged, own = self.support(k)
+        rows, columns = (merged, own) if (self.kind == "merge") != transposed else (own, merged)
+        size = self.shape(k)[1 if transposed else 0]
+        moved = tensor.movedim(axis, -1)
+        taken = moved.index_select(-1, columns) * self.diagonals[k]
+        result = moved.new_zeros(*moved.shape[:-1], size).index_copy(-1, rows, taken)
+        if self.form:
+            first, second = self.rights[k], self.lefts[k]
+            if transposed:
+                first, second = second.T, first.T
+            result = result + nn.functional.linear(nn.functional.linear(moved, first), second)
+        return result.movedim(-1, axis)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, {self.size} <-> {list(self.sizes)}, form={self.form}"
+
+
+class AxisMap(nn.Module):
+    """The maps of one axis: blocks that partition it, each with positions in the merged axis and in every parent's.
+
+    A plain axis has one block; a fused query-key-value axis has three. A block whose map is None is shared by all
+    parents as it is (raw input features, say) and passes unchanged.
+    """
+
+    def __init__(self, kind: Kind, size: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.kind: Kind = kind
+        self.size, self.sizes = size, tuple(sizes)
+        self.blocks = nn.ModuleList()
+        self.whole = False
+
+    def add(self, block: Map | None, merged: Tensor, own: Sequence[Tensor]) -> None:
+        """Append a block at `merged` positions of the merged axis and `own[k]` positions of parent k's."""
+        number = len(self.blocks)
+        self.blocks.append(block if block is not None else nn.Identity())
+        self.register_buffer(f"merged{number}", merged, persistent=False)
+        for k, positions in enumerate(own):
+            self.register_buffer(f"own{number}_{k}", positions, persistent=False)
+        self.whole = number == 0 and block is not None and _in_order(merged, self.size)
+        self.whole = self.whole and all(_in_order(p, n) for p, n in zip(own, self.sizes, strict=True))
+
+    def to_merged(self, tensor: Tensor, k: int, axis: int) -> Tensor:
+        """Carry an axis from parent k's space to the merged one: M_k on a writer's result or weight, U_kᵀ on a reader's weight."""
+        return self._carry(tensor, k, axis, transposed=self.kind == "unmerge", merged=True)
+
+    def to_parent(self, tensor: Tensor, k: int, axis: int) -> Tensor:
+        """Carry an activation's axis from the merged space to parent k's: U_k."""
+        assert self.kind == "unmerge"
+        return self._carry(tensor, k, axis, transposed=False, merged=False)
+
+    def _carry(self, tensor: Tensor, k: int, axis: int, *, transposed: bool, merged: bool) -> Tensor:
+        if self.whole:
+            block = self.blocks[0]
+            assert isinstance(block, Map)
+            return block.apply_along(tensor, k, axis, transposed=transposed)
+        moved = tensor.movedim(axis, -1)
+        result = moved.new_zeros(*moved.shape[:-1], self.size if merged else self.sizes[k])
+        for number, block in enumerate(self.blocks):
+            there, here = getattr(self, f"merged{number}"), getattr(self, f"own{number}_{k}")
+            target, origin = (there, here) if merged else (here, there)
+            part = moved.index_select(-1, origin)
+            if isinstance(block, Map):
+                part = block.apply_along(part, k, -1, transposed=transposed)
+            result = result.index_copy(-1, target, part)
+        return result.movedim(-1, axis)
+
+
+def _in_order(positions: Tensor, size: int) -> bool:
+    return positions.numel() == size and bool((positions == torch.arange(size)).all())
+
+
+# -- what stands in the graph ------------------------------------------------------------------------
+
+
+def merge(values: Sequence[Tensor], axis_map: AxisMap, axis: int, parents: Sequence[int]) -> Tensor:
+    """Σ_k M_k applied to one axis of each parent's value: from the parents' spaces into the merged one."""
+    return _sum([axis_map.to_merged(v, k, axis) for v, k in zip(values, parents, strict=True)])
+
+
+def unmerge(value: Tensor, axis_map: AxisMap, axis: int, parent: int) -> Tensor:
+    """U_k applied to one axis of a merged value: what parent k would see."""
+    return axis_map.to_parent(value, parent, axis)
+
+
+def fold(
+    tensors: Sequence[Tensor], axis_maps: Sequence[AxisMap], axes: Sequence[int], parents: Sequence[int]
+) -> Tensor:
+    """W* = Σ_k of parent k's tensor with a map on each of `axes`: M_k on written axes, U_k on read ones."""
+    parts = []
+    for tensor, k in zip(tensors, parents, strict=True):
+        for axis_map, axis in zip(axis_maps, axes, strict=True):
+            tensor = axis_map.to_merged(tensor, k, axis)
+        parts.append(tensor)
+    return _sum(parts)
+
+
+NODES = frozenset({merge, unmerge, fold})
+"""The call targets that only a SuperNet's graph holds."""
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

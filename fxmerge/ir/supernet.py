@@ -1,0 +1,107 @@
+"""A SuperNet: several parents joined by merge and unmerge nodes into one runnable program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.ir.merge import AxisMap, Form, Map
+from fxmerge.ir.program import Program
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A place where the SuperNet shows what a parent would see: output `port` of the SuperNet, `node` of parent `parent`."""
+
+    parent: int
+    port: str
+    node: fx.Node
+    final: bool
+    """Whether a head (or an output) reads it; the others are inner features."""
+
+
+@dataclass(frozen=True)
+class Folds:
+    """How the weights of one call fold: per operand position, whether at the tensor itself (else behind its moves),
+    and (axis, map name) of every axis that has a map."""
+
+    template: int
+    parents: tuple[int, ...]
+    operands: Mapping[int, tuple[bool, tuple[tuple[int, str], ...]]]
+
+
+@dataclass(frozen=True)
+class Own:
+    """The parents' versions of a tensor that the SuperNet has as its own (a norm scale), each fitted to its shape.
+
+    `seen[k]` is one where parent k has a coordinate and zero where it has none.
+    """
+
+    values: tuple[Tensor, ...]
+    seen: tuple[Tensor, ...]
+
+    def average(self, weights: Sequence[float]) -> Tensor:
+        """Weighted mean over the parents that have a coordinate; of all that have it where their weights are zero."""
+        total = sum(w * v for w, v in zip(weights, self.values, strict=True))
+        count = sum(w * s for w, s in zip(weights, self.seen, strict=True))
+        plain = sum(self.values) / torch.clamp_min(_tensor(sum(self.seen)), 1)
+        mean = torch.where(_tensor(count) > 0, total / torch.clamp_min(_tensor(count), 1e-30), plain)
+        return _tensor(mean)
+
+
+@dataclass(frozen=True)
+class SuperNet:
+    """K parents side by side, as a program whose call order is the one written in the paper or the hoisted one.
+
+    The outputs of `program` are one per task and parent output ("mnist.logits"), then one per feature ("mnist/0").
+    Maps are shared by every program made from this one, so training one trains all.
+    """
+
+    program: Program
+    parents: tuple[Program, ...]
+    template: int
+    features: tuple[Feature, ...]
+    own: Mapping[str, Own]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(parent.task for parent in self.parents)
+
+    def maps(self) -> Iterator[tuple[str, Map]]:
+        """Every merge and unmerge map once, with the name of the axis map that holds it."""
+        seen: set[int] = set()
+        for name, module in self.program.maps.items():
+            assert isinstance(module, AxisMap)
+            for number, block in enumerate(module.blocks):
+                if isinstance(block, Map) and id(block) not in seen:
+                    seen.add(id(block))
+                    yield (name if len(module.blocks) == 1 else f"{name}.{number}"), block
+
+    def start(self, weights: Sequence[float], form: Form | None = None, seed: int = 0) -> SuperNet:
+        """Set maps and own tensors to the weighted average of the parents; with `form`, trainable in that form."""
+        generator = torch.Generator().manual_seed(seed)
+        for _, block in self.maps():
+            block.average(weights)
+            if form is not None:
+                with torch.no_grad():
+                    matrices = [block.matrix(k) for k in range(len(block.sizes))]
+                block.start(matrices, form, generator)
+        tensors = dict(self.program.tensors)
+        for name, own in self.own.items():
+            tensors[name] = own.average(weights).to(tensors[name].dtype)
+        return replace(self, program=self.program.evolve(tensors=tensors))
+
+    def feature_ports(self, *, final_only: bool = True) -> tuple[Feature, ...]:
+        return tuple(f for f in self.features if f.final or not final_only)
+
+    def teacher(self, k: int, features: Sequence[Feature]) -> Program:
+        """Parent k with the given features of its own as outputs."""
+        return self.parents[k].showing({f.port: f.node for f in features if f.parent == k})
+
+
+def _tensor(value: object) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value

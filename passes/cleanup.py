@@ -1,0 +1,27 @@
+"""Say everything once: equal calls become one, unused nodes and tensors go."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxmerge.ir.program import Program
+
+RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
+
+
+def cleanup(program: Program) -> Program:
+    """`program` without equal calls on equal operands, dead nodes and unused tensors."""
+    graph, _ = program.copy_graph()
+    seen: dict[object, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op not in ("call_function", "get_attr"):
+            continue
+        if node.op == "call_function" and any(word in str(node.target) for word in RANDOM):
+            continue
+        key = (node.op, str(node.target), repr((node.args, sorted(node.kwargs.items()))))
+        first = seen.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return program.evolve(graph=graph)

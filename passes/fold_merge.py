@@ -1,0 +1,126 @@
+"""Compute every fold: the SuperNet becomes an ordinary network.
+
+    fold([W_1 … W_K], maps, axes)   -->   one tensor          unmerge(x, U, k)   -->   linear(x, U_k)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.ir.merge import AxisMap, fold, unmerge
+from fxmerge.ir.program import Program
+
+_linear = torch.ops.aten.linear.default
+_permute = torch.ops.aten.permute.default
+
+
+def fold_merge(program: Program, tasks: Sequence[str], template: int, *, tails: bool = True) -> Program:
+    """A hoisted SuperNet with its maps multiplied into weights, in float64.
+
+    Trunk weights carry the template's names, the weights of task t's head "t.NAME". `tails=False` keeps the unmerge
+    nodes and folds only what all parents share.
+    """
+    graph, _ = program.copy_graph()
+    tensors = dict(program.tensors)
+    parameters = set(program.parameters)
+    namer = _Namer(tasks, template, tensors)
+    for node in list(graph.nodes):
+        if node.target is fold and (tails or len(node.args[3]) > 1):
+            name = namer.of(node)
+            tensors[name] = _value(node, program)
+        elif node.op == "get_attr" and str(node.target).startswith("parents.") and tails:
+            if all(user.target is fold for user in node.users):
+                continue
+            name = namer.of(node)
+            tensors[name] = program.tensors[str(node.target)]
+        else:
+            continue
+        parameters.add(name)
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(graph.get_attr(name))
+    if tails:
+        _lower_unmerge(graph, program, tensors, parameters)
+    graph.eliminate_dead_code()
+    return program.evolve(graph=graph, tensors=tensors, parameters=frozenset(parameters))
+
+
+class _Namer:
+    """Names of folded tensors, each used once."""
+
+    def __init__(self, tasks: Sequence[str], template: int, taken: dict[str, Tensor]) -> None:
+        self.tasks, self.template, self.taken = tasks, template, taken
+
+    def of(self, node: fx.Node) -> str:
+        if node.target is fold:
+            values, parents = node.args[0], list(node.args[3])  # type: ignore[arg-type]
+            shared = len(parents) > 1
+            value = values[parents.index(self.template) if shared else 0]  # type: ignore[index, arg-type]
+        else:
+            value, shared = node, False
+        while value.op != "get_attr":
+            value = value.all_input_nodes[0]
+        _, k, name = str(value.target).split(".", 2)
+        name = name if shared else f"{self.tasks[int(k)]}.{name}"
+        unique, number = name, 2
+        while unique in self.taken:
+            unique, number = f"{name}_{number}", number + 1
+        return unique
+
+
+def _value(node: fx.Node, program: Program) -> Tensor:
+    """What a fold computes, in float64, in its parents' dtype."""
+    values, maps, axes, parents = node.args
+    wide = [_tensor(v, program).to(torch.float64) for v in values]  # type: ignore[union-attr]
+    with torch.no_grad():
+        modules = [_double(program.maps[str(m.target)]) for m in maps]  # type: ignore[union-attr]
+        folded = fold(wide, modules, axes, parents)  # type: ignore[arg-type]
+    return folded.to(_tensor(values[0], program).dtype)  # type: ignore[index, arg-type]
+
+
+def _tensor(node: fx.Node, program: Program) -> Tensor:
+    """A parent's tensor, or what moves make of it."""
+    if node.op == "get_attr":
+        return program.tensors[str(node.target)].detach()
+
+    def value(n: fx.Node) -> object:
+        return _tensor(n, program) if isinstance(n.meta.get("val"), Tensor) else n.meta["val"]
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+    result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    return result
+
+
+def _double(module: torch.nn.Module) -> AxisMap:
+    from copy import deepcopy
+
+    copy = deepcopy(module).to(torch.float64)
+    assert isinstance(copy, AxisMap)
+    return copy
+
+
+def _lower_unmerge(graph: fx.Graph, program: Program, tensors: dict[str, Tensor], parameters: set[str]) -> None:
+    """Write the unmerge nodes that are left (before outputs, or where no weight follows) as linear calls."""
+    for node in list(graph.nodes):
+        if node.target is not unmerge:
+            continue
+        x, axis_map, axis, k = node.args
+        module = _double(program.maps[str(axis_map.target)])  # type: ignore[union-attr]
+        with torch.no_grad():
+            matrix = module.to_parent(torch.eye(module.size, dtype=torch.float64), k, 1).T  # type: ignore[arg-type]
+        name = f"{axis_map.target}.{k}".replace("maps.", "unmerge.")  # type: ignore[union-attr]
+        tensors[name] = matrix.to(x.meta["val"].dtype).contiguous()  # type: ignore[union-attr]
+        parameters.add(name)
+        rank = x.meta["val"].ndim  # type: ignore[union-attr]
+        order = [i for i in range(rank) if i != axis] + [axis]
+        with graph.inserting_before(node):
+            weight = graph.get_attr(name)
+            if axis == rank - 1:
+                result = graph.call_function(_linear, (x, weight))
+            else:
+                last = graph.call_function(_permute, (x, order))
+                back = [order.index(i) for i in range(rank)]
+                result = graph.call_function(_permute, (graph.call_function(_linear, (last, weight)), back))
+        node.replace_all_uses_with(result)

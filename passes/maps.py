@@ -1,0 +1,166 @@
+"""One map per merged axis: who shares it, how its blocks lie, and how parents of other sizes fit in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from networkx.utils import UnionFind
+from torch import Tensor, fx, nn
+
+from fxmerge.errors import LineUpError
+from fxmerge.ir.merge import AxisMap, Map
+from fxmerge.ir.program import Program, target_name
+from fxmerge.ir.supernet import Own
+from fxmerge.ir.space import AxisExpr, Piece, leaves, pieces
+from passes.sites import Operand, Sites
+
+Key = tuple[Any, ...]
+"""("write" | "read", value, axis) for an axis of a value, (…, tensor name, axis) for an axis spread over several."""
+
+
+@dataclass
+class Maps:
+    """The maps of a set of lined-up parents.
+
+    Readers of one axis of one value share their unmerge map; a weight used in several places keeps one map per axis,
+    so that it stays one weight; a weight and its bias share the merge map of the call that uses both.
+    """
+
+    template: Program
+    sites: Sites
+    others: Sequence[Sites]
+    pairs: Sequence[Mapping[fx.Node, fx.Node]]
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    _groups: Any = field(default_factory=UnionFind)
+    _names: dict[Key, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for site in self.sites.sites.values():
+            if site.kind == "linear" and site.node not in self.sites.tail:
+                for operand in site.operands:
+                    for axis, key in self._keys(operand):
+                        covers = repr([None if c is None else c.tolist() for c in operand.covers])
+                        self._groups.union(key, (key[0], operand.root, axis, covers))
+
+    # -- asking for a map ----------------------------------------------------------------------------
+
+    def written(self, node: fx.Node, axis: int) -> str:
+        """Name of the merge map behind axis `axis` of what the parents write at `node`."""
+        return self._get(("write", node, axis))
+
+    def read(self, node: fx.Node, axis: int) -> str:
+        """Name of the unmerge map before the readers of axis `axis` of `node`."""
+        return self._get(("read", node, axis))
+
+    def of_operand(self, operand: Operand) -> list[tuple[int, str]]:
+        """(axis of the root tensor, map name) for each of its axes that has a map."""
+        return [(axis, self._get(key)) for axis, key in self._keys(operand)]
+
+    def has(self, operand: Operand) -> bool:
+        return bool(self._keys(operand))
+
+    def _keys(self, operand: Operand) -> list[tuple[int, Key]]:
+        keys: list[tuple[int, Key]] = []
+        for axis, use in enumerate(operand.uses):
+            own = self.sites.spaces.tensors[operand.root][axis]
+            if use is None or not self.sites.is_merged(own):
+                continue
+            keys.append((axis, (use.role, operand.root, axis) if use.axis is None else (use.role, use.on, use.axis)))
+        return keys
+
+    def _get(self, key: Key) -> str:
+        group = self._groups[key]
+        if group not in self._names:
+            name = f"maps.{'m' if key[0] == 'write' else 'u'}{len(self.modules)}"
+            self._names[group] = name
+            self.modules[name] = self._build("merge" if key[0] == "write" else "unmerge", *self._axes(key))
+        return self._names[group]
+
+    def _axes(self, key: Key) -> tuple[AxisExpr, list[AxisExpr]]:
+        """The template's and every parent's structure of the axis that `key` means."""
+        _, what, axis = key
+        if isinstance(what, fx.Node):
+            own = [sites.spaces.axes[pairs[what]][axis] for sites, pairs in zip(self.others, self.pairs, strict=True)]
+            return self.sites.spaces.axes[what][axis], own
+        return self.sites.spaces.tensors[what][axis], [s.spaces.tensors[self._name(k, what)][axis] for k, s in enumerate(self.others)]
+
+    def _build(self, kind: Any, merged: AxisExpr, own: list[AxisExpr]) -> AxisMap:
+        axis_map = AxisMap(kind, merged.size, [axis.size for axis in own])
+        for piece, theirs in _blocks(merged, own):
+            sizes = [p.index.numel() for p in theirs]
+            shared = kind == "unmerge" and not any(leaf.space in self.sites.mergeable for leaf in piece.factors)
+            block = None
+            if not shared:
+                block = Map(kind, piece.index.numel(), sizes, [support(piece, p) for p in theirs])
+            axis_map.add(block, piece.index.reshape(-1), [p.index.reshape(-1) for p in theirs])
+        return axis_map
+
+    # -- tensors that enter as they are --------------------------------------------------------------
+
+    def own(self, name: str) -> Own:
+        """The parents' versions of a tensor, fitted to the template's shape."""
+        axes = self.sites.spaces.tensors[name]
+        values, masks = [], []
+        for k, sites in enumerate(self.others):
+            other = self._name(k, name)
+            value = self._tensors(k)[other].detach()
+            if value.ndim != len(axes):
+                raise LineUpError(f"{name} has {len(axes)} axes and {other} has {value.ndim}", "merge models of one structure")
+            seen = torch.ones_like(value)
+            for axis, (a, b) in enumerate(zip(axes, sites.spaces.tensors[other], strict=True)):
+                value, seen = _fit(value, axis, a, b), _fit(seen, axis, a, b)
+            values.append(value)
+            masks.append(seen)
+        return Own(tuple(values), tuple(masks))
+
+    def is_statistic(self, name: str) -> bool:
+        """Whether a buffer holds statistics of a merged space (batch norm), so that the parents' are averaged."""
+        node = next(n for n in self.template.graph.nodes if n.op == "get_attr" and n.target == name)
+        merged = any(self.sites.is_merged(axis) for axis in self.sites.spaces.tensors.get(name, ()))
+        return merged and any("batch_norm" in target_name(user.target) for user in node.users)
+
+    def _tensors(self, k: int) -> Mapping[str, Tensor]:
+        return self.others[k].program.tensors
+
+    def _name(self, k: int, name: str) -> str:
+        node = next(n for n in self.template.graph.nodes if n.op == "get_attr" and n.target == name and n in self.pairs[k])
+        return str(self.pairs[k][node].target)
+
+
+def _blocks(merged: AxisExpr, own: Sequence[AxisExpr]) -> list[tuple[Piece, list[Piece]]]:
+    """The pieces of an axis beside each parent's; one piece for all of it where the parents' do not correspond."""
+    ours, theirs = pieces(merged), [pieces(axis) for axis in own]
+    if any(len(p) != len(ours) for p in theirs):
+        whole = Piece(torch.arange(merged.size), tuple(leaves(merged)))
+        return [(whole, [Piece(torch.arange(a.size), tuple(leaves(a))) for a in own])]
+    return [(piece, [p[i] for p in theirs]) for i, piece in enumerate(ours)]
+
+
+def support(ours: Piece, theirs: Piece) -> tuple[Tensor, Tensor]:
+    """(positions in our block, positions in their block) of the rectangular identity, factor by factor.
+
+    With factors of the same number (heads × width, say) head i meets head i and coordinate j meets coordinate j.
+    """
+    a, b = ours.index.shape, theirs.index.shape
+    if len(a) != len(b):
+        n = torch.arange(min(ours.index.numel(), theirs.index.numel()))
+        return n, n
+    window = tuple(slice(0, min(x, y)) for x, y in zip(a, b, strict=True))
+    left = torch.arange(ours.index.numel()).reshape(a)[window]
+    right = torch.arange(theirs.index.numel()).reshape(b)[window]
+    return left.reshape(-1), right.reshape(-1)
+
+
+def _fit(tensor: Tensor, axis: int, ours: AxisExpr, theirs: AxisExpr) -> Tensor:
+    """`tensor` with an axis of a parent's size brought to ours: cut, or filled with zeros."""
+    if ours.size == theirs.size:
+        return tensor
+    moved = tensor.movedim(axis, 0)
+    result = moved.new_zeros(ours.size, *moved.shape[1:])
+    for piece, (other,) in _blocks(ours, [theirs]):
+        left, right = support(piece, other)
+        result[piece.index.reshape(-1)[left]] = moved[other.index.reshape(-1)[right]]
+    return result.movedim(0, axis)

@@ -1,0 +1,327 @@
+"""Where parameters meet data: which spaces they write and read, and which part of a program belongs to one task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.coupling import RuleSet, Signature, signature
+from fxmerge.ir.program import Program, target_name
+from fxmerge.ir.space import AxisExpr, leaves
+from passes.spaces import Spaces, SpacesOf
+
+Role = Literal["write", "read"]
+Value = Literal["size", "constant", "parameter", "data"]
+
+MOVES = frozenset(
+    f"aten.{name}"
+    for name in (
+        "view.default", "_unsafe_view.default", "reshape.default", "permute.default", "transpose.int", "t.default",
+        "unsqueeze.default", "squeeze.dim", "squeeze.dims", "squeeze.default", "expand.default", "slice.Tensor",
+        "select.int", "split.Tensor", "split_with_sizes.default", "chunk.default", "unbind.int", "clone.default",
+        "alias.default", "contiguous.default", "detach.default", "flip.default", "flatten.using_ints",
+        "unflatten.int", "numpy_T.default", "narrow.default", "expand_as.default", "view_as.default",
+    )
+)  # fmt: skip
+"""Operators that only move the numbers of their first operand; a parameter behind them is still that parameter."""
+
+PICKS = frozenset({"aten.index.Tensor", "aten.index_select.default", "aten.embedding.default"})
+"""Operators that pick rows of a tensor by an index; moves when the index is constant."""
+
+TURNS_ONLY = frozenset({"aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.numpy_T.default"})
+"""Moves that only reorder axes."""
+
+TURNS = TURNS_ONLY | {"aten.clone.default", "aten.alias.default", "aten.detach.default", "aten._to_copy.default"}
+
+ADDS = frozenset(
+    f"aten.{name}" for name in ("add.Tensor", "sub.Tensor", "cat.default", "stack.default", "where.self")
+)
+"""Operators in which a parameter joins a space that already exists."""
+
+
+@dataclass(frozen=True)
+class AxisUse:
+    """What one axis of a parameter does at a site: it writes, or reads, axis `axis` of the value `on`.
+
+    `axis` is None where the parameter's axis is spread over several axes of the operand (a weight viewed as heads × width).
+    """
+
+    role: Role
+    on: fx.Node
+    axis: int | None
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A parameter where it meets data: `node` is the operand of the call, reached from tensor `root` by moves alone."""
+
+    node: fx.Node
+    root: str
+    uses: tuple[AxisUse | None, ...]
+    """Per axis of the root tensor."""
+    covers: tuple[Tensor | None, ...]
+    """Per axis of the root: the positions that reach the operand, None for all."""
+    places: tuple[int | None, ...]
+    """Per axis of the root: the operand's axis it became, None if it became several."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A call in which parameters meet data. `linear`: the result is linear in the parameters together."""
+
+    node: fx.Node
+    operands: tuple[Operand, ...]
+    kind: Literal["linear", "additive", "direct"]
+
+
+@dataclass(frozen=True)
+class Sites:
+    values: Mapping[fx.Node, Value]
+    sites: Mapping[fx.Node, Site]
+    mergeable: frozenset[str]
+    """Spaces that parameters write and that are not only outputs: each parent has its own basis of them."""
+    tail: frozenset[fx.Node]
+    """Nodes that belong to one task: its head and all that follows."""
+    spaces: Spaces
+    program: Program
+
+    def merged_axes(self, node: fx.Node) -> tuple[int, ...]:
+        """Axes of a value that lie, at least in part, in a mergeable space."""
+        axes = self.spaces.axes.get(node, ())
+        return tuple(i for i, axis in enumerate(axes) if self.is_merged(axis))
+
+    def is_merged(self, axis: AxisExpr) -> bool:
+        return any(leaf.space in self.mergeable for leaf in leaves(axis))
+
+
+@dataclass(frozen=True)
+class SitesOf:
+    """The sites of a program under a set of coupling rules."""
+
+    rules: RuleSet
+
+    def __call__(self, program: Program) -> Sites:
+        return _Finder(program, self.rules).run()
+
+
+@dataclass
+class _Finder:
+    program: Program
+    rules: RuleSet
+    values: dict[fx.Node, Value] = field(default_factory=dict)
+
+    def run(self) -> Sites:
+        spaces = self.program.get(SpacesOf(self.rules))
+        for node in self.program.graph.nodes:
+            if node.op != "output":
+                self.values[node] = self._value(node)
+        sites = {n: s for n in self.program.graph.nodes if (s := self._site(n)) is not None}
+        written, read = self._touched(sites.values(), spaces)
+        outputs = {leaf.space for n in self.program.result for axis in spaces.axes[n] for leaf in leaves(axis)}
+        mergeable = frozenset(written - (outputs - read))
+        tail = self._tail(sites, mergeable, spaces)
+        return Sites(self.values, sites, mergeable, tail, spaces, self.program)
+
+    # -- what each value depends on ------------------------------------------------------------------
+
+    def _value(self, node: fx.Node) -> Value:
+        if node.op == "placeholder":
+            return "data"
+        if node.op == "get_attr":
+            return "parameter" if node.target in self.program.parameters else "constant"
+        if not _has_tensor(node.meta.get("val")):
+            return "size"
+        kinds = {self.values[n] for n in node.all_input_nodes} - {"size"}
+        if "data" in kinds:
+            return "data"
+        if "parameter" not in kinds:
+            return "constant"
+        return "parameter" if self._moves(node) else "data"
+
+    def _moves(self, node: fx.Node) -> bool:
+        name = target_name(node.target)
+        if name == "operator.getitem" or name in MOVES:
+            return True
+        first = next(iter(node.all_input_nodes), None)
+        others = [n for n in node.all_input_nodes if n is not first]
+        picks = name in PICKS and all(self.values[n] != "parameter" for n in others)
+        same = name == "aten._to_copy.default" and _dtype(node) == _dtype(first)
+        return first is not None and self.values[first] == "parameter" and (picks or same)
+
+    # -- sites ---------------------------------------------------------------------------------------
+
+    def _site(self, node: fx.Node) -> Site | None:
+        if node.op != "call_function" or self.values[node] != "data":
+            return None
+        arguments = operands(node)
+        own = [n for n in arguments if self.values[n] == "parameter"]
+        if not own:
+            return None
+        sign = signature(self.rules, node)
+        others = [n for n in arguments if self.values[n] in ("data", "constant")]
+        if sign is None or not isinstance(node.meta["val"], Tensor):
+            return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
+        if target_name(node.target) in ADDS:
+            if not others:
+                return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
+            axes = {n: {j: AxisUse("write", n, j) for j in range(n.meta["val"].ndim)} for n in own}
+            return Site(node, tuple(self._operand(n, node, axes[n]) for n in own), "additive")
+        roles = {n: self._roles(sign, node, i, arguments) for i, n in enumerate(arguments) if n in own}
+        linear = all(i in sign.linear for i, n in enumerate(arguments) if n in own)
+        if not linear or len(set(arguments)) < len(arguments) or not any(roles.values()) or None in roles.values():
+            return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
+        return Site(node, tuple(self._operand(n, node, roles[n] or {}) for n in own), "linear")
+
+    def _roles(self, sign: Signature, node: fx.Node, i: int, arguments: list[fx.Node]) -> dict[int, AxisUse] | None:
+        """What each axis of operand `i` writes or reads; None if a product axis makes that unclear."""
+        data = [(n, sign.operands[k]) for k, n in enumerate(arguments) if self.values[n] != "parameter"]
+        result = sign.results[0]
+        roles: dict[int, AxisUse] = {}
+        for axis, label in enumerate(sign.operands[i] or ()):
+            shared = [(n, labels.index(label)) for n, labels in data if labels and label in labels]
+            if label in result:
+                if not shared:
+                    roles[axis] = AxisUse("write", node, result.index(label))
+            elif shared:
+                roles[axis] = AxisUse("read", *shared[0])
+            elif any(f in _factors(other) for f in _factors(label) for _, ls in data for other in ls or ()):
+                return None
+        return roles
+
+    def _operand(self, node: fx.Node, site: fx.Node, axes: Mapping[int, AxisUse]) -> Operand:
+        root, chain = node, []
+        while root.op != "get_attr":
+            chain.append(root)
+            root = next(n for n in root.all_input_nodes if self.values[n] == "parameter")
+        places, covers = _trace(self.program, root, chain[::-1])
+        uses = []
+        for place in places:
+            found = {axes.get(j) for j in place}
+            uses.append(_joined(found) if len(place) > 1 else found.pop() if found else None)
+        single = tuple(place[0] if len(place) == 1 else None for place in places)
+        return Operand(node, str(root.target), tuple(uses), covers, single)
+
+    # -- which spaces, and whose ------------------------------------------------------------------------
+
+    def _touched(self, sites: Iterable[Site], spaces: Spaces) -> tuple[set[str], set[str]]:
+        """Spaces that linear sites write, and spaces that any site reads or reduces with a parameter."""
+        written: set[str] = set()
+        read: set[str] = set()
+        for site in sites:
+            for operand in site.operands:
+                for axis, use in zip(spaces.tensors[operand.root], operand.uses, strict=True):
+                    if site.kind == "linear" and use is not None:
+                        (written if use.role == "write" else read).update(leaf.space for leaf in leaves(axis))
+        return written, read
+
+    def _tail(self, sites: Mapping[fx.Node, Site], mergeable: frozenset[str], spaces: Spaces) -> frozenset[fx.Node]:
+        tail: set[fx.Node] = set()
+        for node in self.program.graph.nodes:
+            if node.op == "output" or self.values[node] != "data":
+                continue
+            site = sites.get(node)
+            writes = [
+                leaf.space
+                for operand in (site.operands if site and site.kind == "linear" else ())
+                for axis, use in zip(spaces.tensors[operand.root], operand.uses, strict=True)
+                if use is not None and use.role == "write"
+                for leaf in leaves(axis)
+            ]
+            if any(n in tail for n in node.all_input_nodes) or (writes and not mergeable.intersection(writes)):
+                tail.add(node)
+        return frozenset(tail)
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """The tensor operands of a call in the order of its arguments, repeats included."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) if _has_tensor(n.meta.get("val")) else None)
+    return found
+
+
+def _trace(
+    program: Program, root: fx.Node, chain: list[fx.Node]
+) -> tuple[list[tuple[int, ...]], tuple[Tensor | None, ...]]:
+    """Where each axis of `root` went behind `chain`: the axes it became, and which of its positions arrived."""
+    rank = root.meta["val"].ndim
+    places: list[tuple[int, ...]] = [(a,) for a in range(rank)]
+    covers: list[Tensor | None] = [None] * rank
+    if all(target_name(n.target) in TURNS for n in chain):
+        return _turned(root, chain), tuple(covers)
+    for axis in range(rank):
+        shape = [1] * rank
+        size = shape[axis] = root.meta["val"].shape[axis]
+        if size == 1:  # broadcast by the chain: it meets every position and carries none of its own
+            places[axis] = ()
+            continue
+        positions = torch.arange(size, dtype=torch.float64).reshape(shape).expand(root.meta["val"].shape)
+        value = _run(program, root, positions, chain)
+        varies = tuple(j for j in range(value.ndim) if value.shape[j] > 1 and bool((value.diff(dim=j) != 0).any()))
+        places[axis] = varies
+        if len(varies) == 1:
+            line = value.movedim(varies[0], 0).reshape(value.shape[varies[0]], -1)[:, 0].long()
+            if line.numel() != size or not bool((line == torch.arange(size)).all()):
+                covers[axis] = line
+        elif varies:
+            reached = value.unique().long()
+            covers[axis] = None if reached.numel() == size else reached
+    return places, tuple(covers)
+
+
+def _turned(root: fx.Node, chain: list[fx.Node]) -> list[tuple[int, ...]]:
+    """Where each axis went behind permutations alone, read off the strides (so sizes 1 are told apart too)."""
+    shape = root.meta["val"].shape
+    value = torch.empty_strided(shape, range(1, len(shape) + 1), device="meta")
+    for node in chain:
+        if target_name(node.target) in TURNS_ONLY:
+            value = node.target(value, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    return [(value.stride().index(a + 1),) for a in range(len(shape))]
+
+
+def _run(program: Program, root: fx.Node, positions: Tensor, chain: list[fx.Node]) -> Tensor:
+    """The value at the end of `chain` when the root tensor holds `positions`."""
+    known: dict[fx.Node, Any] = {root: positions}
+
+    def value(node: fx.Node) -> Any:
+        if node not in known:
+            fake = node.meta.get("val")
+            if not _has_tensor(fake):
+                return fake
+            if node.op == "get_attr":
+                known[node] = program.tensors[str(node.target)]
+            elif node.op == "placeholder":
+                known[node] = torch.zeros(fake.shape, dtype=fake.dtype)
+            else:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        return known[node]
+
+    for node in chain:
+        if target_name(node.target) == "aten._to_copy.default":
+            known[node] = value(node.all_input_nodes[0])
+    result: Tensor = value(chain[-1])
+    return result
+
+
+def _joined(found: set[AxisUse | None]) -> AxisUse | None:
+    """One use for an axis that became several: all of one role on one value, or none."""
+    uses = [u for u in found if u is not None]
+    same = len(uses) == len(found) and len({(u.role, u.on) for u in uses}) == 1
+    return AxisUse(uses[0].role, uses[0].on, None) if same and uses else None
+
+
+def _factors(label: str) -> list[str]:
+    return label.strip("()").split()
+
+
+def _has_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(_has_tensor(v) for v in value))
+
+
+def _dtype(node: fx.Node | None) -> Any:
+    value = None if node is None else node.meta.get("val")
+    return value.dtype if isinstance(value, Tensor) else None
