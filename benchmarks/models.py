@@ -32,7 +32,16 @@ class BERT(nn.Module):
     """Post-norm encoder: token ids and a padding mask (B, T) to logits (B, classes), read at the first token."""
 
     def __init__(
-        self, vocabulary: int, classes: int, *, width: int, heads: int, hidden: int, depth: int, positions: int, drop: float
+        self,
+        vocabulary: int,
+        classes: int,
+        *,
+        width: int,
+        heads: int,
+        hidden: int,
+        depth: int,
+        positions: int,
+        drop: float,
     ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)

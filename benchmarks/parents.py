@@ -15,7 +15,9 @@ from torch import Tensor, nn
 CACHE = Path(__file__).parent / ".cache"
 
 
-def parent(name: str, build: Callable[[], nn.Module], fit: Callable[[nn.Module], None], settings: Mapping[str, Any]) -> nn.Module:
+def parent(
+    name: str, build: Callable[[], nn.Module], fit: Callable[[nn.Module], None], settings: Mapping[str, Any]
+) -> nn.Module:
     """The model that `build` and `fit` make under `settings["seed"]`, from the cache if it was made before.
 
     `settings` must hold everything that changes the result: it names the file.

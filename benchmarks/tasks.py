@@ -103,5 +103,7 @@ def _word_pieces(sentences: Sequence[str], vocabulary: int) -> Any:
 def _existing(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise SystemExit(f"{name} is not in {folder}\ngive the folder of the data sets with --data (benchmarks/README.md)")
+        raise SystemExit(
+            f"{name} is not in {folder}\ngive the folder of the data sets with --data (benchmarks/README.md)"
+        )
     return path
