@@ -106,7 +106,6 @@ def _optimize(model: Any) -> None:
     """Fold constants, but never store a second copy of a tensor; drop what only debugging needs."""
     import onnx_ir.passes.common as common
     from onnxscript.optimizer import optimize_ir
-    from onnxscript.rewriter.onnx_fusions import fuse
 
     def should_fold(node: Any) -> bool | None:
         for value in node.inputs:
@@ -116,7 +115,6 @@ def _optimize(model: Any) -> None:
         return None
 
     optimize_ir(model, should_fold=should_fold, output_size_limit=16 * SMALL)
-    fuse(model)
     _spread_masks(model)
     common.RemoveUnusedNodesPass()(model)
     common.ClearMetadataAndDocStringPass()(model)

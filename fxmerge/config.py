@@ -1,0 +1,205 @@
+"""Every option of a merge as one checked value: from flags, from YAML, from Python, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fxmerge.errors import OptionError
+from fxmerge.io.files import check_output, nearest
+
+SUFFIXES = (".onnx", ".pt2", ".safetensors")
+"""What `--out` may end in; without a suffix it is a folder in Hugging Face layout."""
+
+
+def option(default: Any, text: str, group: str, *, metavar: str = "", **limits: Any) -> Any:
+    """A field that is also a flag: `text` is its help, `group` the heading it stands under."""
+    extra: dict[str, Any] = {"group": group, "metavar": metavar}
+    return Field(default, description=text, json_schema_extra=extra, **limits)
+
+
+class MergeConfig(BaseModel):
+    """Options of `fxmerge merge`, field by flag: `--batch-size 32` is `batch_size: 32` in YAML and in Python.
+
+    Paths in a file are taken from the working directory, as flags are.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parents: tuple[str, ...] = option((), "Models to merge, two or more.", "argument")
+
+    out: str | None = option(
+        None, "Where the merged model goes: .onnx, .pt2, .safetensors, or a folder (Hugging Face layout).", "Files"
+    )
+    data: dict[str, str] = option(
+        {}, "Unlabeled samples of a task, once per task; without TASK= they serve every task.", "Files",
+        metavar="[TASK=]PATH",
+    )  # fmt: skip
+    result: str | None = option(None, "Write figures and checks as JSON.", "Files", metavar="FILE")
+    report: str | None = option(None, "Write a self-contained HTML report.", "Files", metavar="FILE")
+    resume: str | None = option(None, "Continue an interrupted merge from its state.", "Files", metavar="DIR")
+    overwrite: bool = option(False, "Replace outputs that exist.", "Files")
+
+    method: str = option("foldable", "How M and U are found; `fxmerge methods` lists them.", "Method")
+    init: str = option("auto", "What a trained method starts from: first, average, or auto.", "Method")
+    rank: int | None = option(None, "Rank of M and U beside their diagonals (default 12).", "Method", ge=1)
+    full: bool = option(False, "Dense M and U instead of diagonal plus low rank.", "Method")
+    like: int = option(0, "The parent whose shape the merged model has, counted from 0.", "Method", ge=0)
+    width_scale: float | None = option(None, "Make every merged width this many times larger.", "Method", gt=0, le=64)
+    augment: Literal["auto", "none", "image", "tokens", "vector"] = option(
+        "auto", "How unlabeled samples are varied; auto fits the kind of input.", "Method"
+    )
+    pool: int | None = option(None, "Samples a task after augmentation.", "Method", ge=1)
+    inner: float = option(0.0, "Weight of the inner layers' loss.", "Method", ge=0)
+    extension: tuple[str, ...] = option(
+        (), "Load rules, passes and methods from a Python file; may be given again.", "Method", metavar="FILE:NAME"
+    )
+
+    steps: int | None = option(None, "Training steps (default 600).", "Training", ge=0)
+    batch_size: int = option(64, "Samples a training step.", "Training", ge=1)
+    lr: float | None = option(None, "Peak learning rate; the method knows a good one.", "Training", gt=0)
+    weight_decay: float | None = option(None, "Weight decay; the method knows a good one.", "Training", ge=0)
+    seed: int = option(0, "Same seed, same machine: the same model, bit for bit.", "Training", ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.", "Training")
+    dtype: Literal["float32", "bfloat16"] = option("float32", "Precision of training.", "Training")
+
+    opset: int | None = option(None, "ONNX operator set, 18 to 23 (default 20).", "Checks", ge=18, le=23)
+    atol: float = option(1e-4, "Largest difference that the checks of the merged model accept.", "Checks", gt=0)
+    dry_run: bool = option(False, "Line the parents up and show the plan; train and write nothing.", "Checks")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared_data(cls, values: Any) -> Any:
+        """One path alone is data for every task."""
+        if isinstance(values, dict) and isinstance(values.get("data"), str | Path):
+            return {**values, "data": {"": str(values["data"])}}
+        return values
+
+    @model_validator(mode="after")
+    def _one_form(self) -> MergeConfig:
+        if self.full and self.rank is not None:
+            raise ValueError("--rank and --full exclude each other")
+        return self
+
+    @classmethod
+    def of(cls, **options: Any) -> MergeConfig:
+        """The config of these options. Raises `OptionError` naming the nearest option for an unknown one."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise _explain(error) from None
+
+    def with_options(self, **options: Any) -> MergeConfig:
+        """This config with some options replaced, checked again."""
+        return MergeConfig.of(**{**self.model_dump(exclude_defaults=True), **options})
+
+    @classmethod
+    def load(cls, path: str | Path, **flags: Any) -> MergeConfig:
+        """The config in a YAML file, with `flags` in place of what it says."""
+        return cls.of(**{**_read(Path(path)), **flags})
+
+    def save(self, path: str | Path) -> None:
+        """Write the config as YAML that `load` reads back."""
+        check_output(path)
+        values = self.model_dump(mode="json")
+        Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def check_parents(self) -> None:
+        """Raise `OptionError` unless there are two parents and `like` is one of them."""
+        if len(self.parents) < 2:
+            given = f"only {self.parents[0]}" if self.parents else "none"
+            raise OptionError(
+                f"merging needs two models or more, and there is {given}", "fxmerge merge a.pt b.pt --out merged.onnx"
+            )
+        if self.like >= len(self.parents):
+            raise OptionError(
+                f"--like {self.like} of {len(self.parents)} parents", f"choose one from 0 to {len(self.parents) - 1}"
+            )
+
+    def check_outputs(self) -> None:
+        """Raise `OptionError` or `OutputError` if one of the outputs cannot be written. Creates nothing."""
+        if self.out is None and not self.dry_run:
+            raise OptionError("--out is missing", "add --out merged.onnx")
+        if self.out is not None:
+            check_suffix(self.out)
+        given = {flag: getattr(self, flag) for flag in ("out", "result", "report") if getattr(self, flag)}
+        seen: dict[Path, str] = {Path(parent).resolve(): "a parent" for parent in self.parents}
+        for flag, path in given.items():
+            where = Path(path).resolve()
+            if where in seen:
+                raise OptionError(f"--{flag} {path} is {seen[where]} too", "choose another name")
+            seen[where] = f"--{flag}"
+            check_output(path, overwrite=self.overwrite or self.dry_run)
+
+
+def check_suffix(out: str) -> None:
+    """Raise `OptionError` unless `out` ends in a suffix that can be written, or in none."""
+    suffix = Path(out).suffix
+    if suffix and suffix not in SUFFIXES and not Path(out).is_dir():
+        known = ", ".join(SUFFIXES)
+        raise OptionError(
+            f"--out {out}: {suffix!r} cannot be written{nearest(suffix, SUFFIXES)}",
+            f"end it in {known}, or in nothing for a folder",
+        )
+
+
+def unknown(kind: str, name: str, known: Iterable[str], todo: str = "") -> OptionError:
+    """The error for a name nobody knows, with the nearest that somebody does."""
+    names = sorted(known)
+    return OptionError(
+        f"unknown {kind} {name!r}{nearest(name, names)}", todo or f"known are: {', '.join(names) or 'none'}"
+    )
+
+
+def parse_data(values: Iterable[str]) -> dict[str, str]:
+    """`["mnist=a.npz", "b.npz"]` by task; the key "" stands for every task."""
+    found: dict[str, str] = {}
+    for value in values:
+        task, mark, path = value.partition("=")
+        if not mark or "/" in task or "." in task:  # an equals sign inside a path
+            task, path = "", value
+        if not path:
+            raise OptionError(f"--data {value} names no file", "write it as --data TASK=PATH")
+        if task in found:
+            raise OptionError(f"--data is given twice for {task or 'every task'}", "give it once per task")
+        found[task] = path
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise OptionError(f"--config {path}: no such file", "write one with --save-config")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise OptionError(f"--config {path} is no valid YAML: {line}", "write one with --save-config") from None
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise OptionError(f"--config {path} is no table of options", "write one option a line, as `method: foldable`")
+    return dict(values)
+
+
+def _explain(error: ValidationError) -> OptionError:
+    """The first thing wrong, in two lines."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][:1])
+    if first["type"] == "extra_forbidden":
+        return unknown("option", name, MergeConfig.model_fields, "`fxmerge merge --help` lists them all")
+    if not name:
+        return OptionError(first["msg"].removeprefix("Value error, "), "keep one of them")
+    message = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "literal_error":
+        expected = str(first.get("ctx", {}).get("expected", ""))
+        choices = [choice.strip(" '") for choice in expected.replace(" or ", ",").split(",")]
+        message += nearest(str(first["input"]), choices)
+    field = MergeConfig.model_fields.get(name)
+    return OptionError(
+        f"--{name.replace('_', '-')} {first['input']}: {message}",
+        f"what it is for: {field.description}" if field else "`fxmerge merge --help` lists all options",
+    )

@@ -1,0 +1,110 @@
+"""Progress bars: for work that takes longer than two seconds, on a terminal, with rate and time left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+PATIENCE = 2.0
+"""Seconds before a bar appears."""
+
+
+class Tell(Protocol):
+    """What work calls to say how far it has come: `done` of `total`, and a few words."""
+
+    def __call__(self, done: int, total: int, message: str = "") -> None: ...
+
+
+class Stages:
+    """Names the stages of a piece of work and times them; this one shows nothing.
+
+    with stages("train") as tell:
+        tell(10, 600, "loss 0.42")
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        """How long each stage took; a stage entered twice adds up."""
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[Tell]:
+        begin = time.perf_counter()
+        try:
+            with self.show(name) as tell:
+                yield tell
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    @contextmanager
+    def show(self, name: str) -> Iterator[Tell]:
+        yield _silent
+
+
+class Bars(Stages):
+    """Stages as bars on a terminal; a stage that tells nothing has a spinner and its time."""
+
+    def __init__(self, console: Console | None = None, patience: float = PATIENCE) -> None:
+        super().__init__()
+        self.console = console or Console(stderr=True)
+        self.patience = patience
+
+    @contextmanager
+    def show(self, name: str) -> Iterator[Tell]:
+        if not self.console.is_terminal:
+            yield _silent
+            return
+        bars = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeElapsedColumn(),
+            TextColumn("{task.fields[message]}", style="dim"), console=self.console, transient=True,
+        )  # fmt: skip
+        task = bars.add_task(name, total=None, message="")
+        late = threading.Timer(self.patience, bars.start)
+        late.daemon = True
+        late.start()
+
+        def tell(done: int, total: int, message: str = "") -> None:
+            bars.update(task, completed=done, total=total or None, message=message)
+
+        try:
+            yield tell
+        finally:
+            late.cancel()
+            late.join()  # it may be starting the display just now
+            bars.stop()
+
+
+class _Rate(ProgressColumn):
+    """ "120/600 · 31.2/s · 15 s left"."""
+
+    def render(self, task: Task) -> Text:
+        if not task.total:
+            return Text("")
+        parts = [f"{task.completed:.0f}/{task.total:.0f}"]
+        if task.speed:
+            parts.append(f"{task.speed:.3g}/s")
+        if task.time_remaining is not None:
+            parts.append(f"{duration(task.time_remaining)} left")
+        return Text(" · ".join(parts), style="cyan")
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it: "0.4 s", "38 s", "4 min 10 s", "1 h 05 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _silent(done: int, total: int, message: str = "") -> None:
+    """Progress that nobody watches."""
