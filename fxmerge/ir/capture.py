@@ -277,6 +277,7 @@ def _export(bound: _Bound, rows: Mapping[str, Tensor], given: Any) -> tuple[Expo
 
 def _attempt(bound: _Bound, args: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
     dynamic = None if shapes is None else (shapes,)
+    args = tuple(t.detach() for t in args)  # torch.export leaves marks on the tensors it is given, also when it fails
     try:
         return torch.export.export(bound, args, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises whatever the model's own code raised
