@@ -1,0 +1,1 @@
+"""Models and samples from files, read without executing anything they hold."""

@@ -1,0 +1,224 @@
+"""Bundles: a program, its weights and its samples in one file that holds data only.
+
+A zip of `bundle.json` (ports, graph, names), `weights.safetensors` and `samples.safetensors`. Reading one parses
+JSON and safetensors; it never unpickles, evaluates or imports anything.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fxmerge.errors import FxmergeError, SourceError
+from fxmerge.io import graphs
+from fxmerge.io.archives import Archive
+from fxmerge.io.files import atomic_write, parse_json, printable
+from fxmerge.io.operators import DTYPES
+from fxmerge.ir.capture import LARGEST, capture
+from fxmerge.ir.program import Port, Program
+
+FORMAT, VERSION = "fxmerge bundle", 1
+GRAPH, WEIGHTS, SAMPLES, ASSETS = "bundle.json", "weights.safetensors", "samples.safetensors", "assets/"
+KNOWN_ASSETS = ("tokenizer.json", "preprocessor_config.json")
+MOST_BYTES = 1 << 36
+"""No value of a program may take more at the sizes it is analysed with."""
+
+UNNAMED = "model"
+"""The task name of a program that was given none: its file's stem takes the place."""
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    inputs: Sequence[Any] | Mapping[str, Any],
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    dynamic_shapes: Any = None,
+    overwrite: bool = True,
+) -> None:
+    """Capture `model` on `inputs` and write it as a bundle, named after the file unless `task` says otherwise."""
+    program = capture(model, inputs, task=task or Path(path).stem, labels=labels, dynamic_shapes=dynamic_shapes)
+    save_bundle(program, path, overwrite=overwrite)
+
+
+def save_bundle(program: Program, path: str | Path, *, overwrite: bool = True) -> None:
+    """Write `program` to `path`, whole or not at all; equal programs give equal bytes."""
+    assert not program.maps, "a SuperNet is folded before it is saved"
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fxmerge": _version(),
+        "torch": torch.__version__,
+        "task": program.task,
+        "labels": list(program.labels) if program.labels else None,
+        "inputs": [_port(p) for p in program.inputs],
+        "outputs": [_port(p) for p in program.outputs],
+        "parameters": sorted(program.parameters),
+        "aliases": dict(program.aliases),
+        "ranges": {name: list(bounds) for name, bounds in program.ranges.items()},
+        "notes": list(program.notes),
+        **graphs.encode(program.graph),
+    }
+    with atomic_write(path, overwrite=overwrite) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        _add(
+            archive,
+            GRAPH,
+            json.dumps(description, separators=(",", ":"), allow_nan=False).encode(),
+            zipfile.ZIP_DEFLATED,
+        )
+        _add(archive, WEIGHTS, safetensors.torch.save(_apart(program.tensors)))
+        _add(archive, SAMPLES, safetensors.torch.save(_apart(program.samples)))
+        for name, data in sorted(program.assets.items()):
+            _add(archive, ASSETS + name, data)
+
+
+def load_bundle(path: str | Path) -> Program:
+    """The program of a bundle.
+
+    Raises `SourceError` if the file is damaged, `UnsafeFileError` if it holds anything that is not data.
+    """
+    path = Path(path)
+    with Archive(path) as archive:
+        assets = [ASSETS + name for name in KNOWN_ASSETS if ASSETS + name in archive.names]
+        archive.only({GRAPH, WEIGHTS, SAMPLES, *assets})
+        description = parse_json(archive.read(GRAPH), f"{path}: {GRAPH}")
+        weights, samples = (_tensors(archive, member) for member in (WEIGHTS, SAMPLES))
+        files = {name.removeprefix(ASSETS): archive.read(name) for name in assets}
+    try:
+        return _program(description, weights, samples, path).evolve(assets=files)
+    except FxmergeError as error:
+        raise type(error)(f"{path}: {error.what}", error.todo) from error
+    except Exception as error:
+        # Operators meet arguments here that no capture wrote; torch answers with many kinds of errors.
+        reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
+        raise SourceError(f"{path} is damaged: {reason}", "capture the model again") from error
+
+
+def _program(description: Any, weights: Mapping[str, Tensor], samples: Mapping[str, Tensor], path: Path) -> Program:
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise SourceError("not a bundle", "capture the model with `fxmerge capture` or `fxmerge.save`")
+    if description.get("version") != VERSION:
+        raise SourceError(
+            f"a bundle of version {printable(str(description.get('version')))}, this fxmerge reads version {VERSION}",
+            "update fxmerge, or capture the model again",
+        )
+    labels = description.get("labels")
+    task = _text(description.get("task"))
+    inputs = tuple(_read_port(p) for p in _list(description, "inputs"))
+    program = Program(
+        graph=graphs.decode(description),
+        tensors={graphs.tensor_name(name): tensor for name, tensor in weights.items()},
+        inputs=inputs,
+        outputs=tuple(_read_port(p) for p in _list(description, "outputs")),
+        parameters=frozenset(_text(n) for n in _list(description, "parameters")),
+        task=path.stem if task == UNNAMED else task,
+        labels=None if labels is None else tuple(_text(name) for name in _list(description, "labels")),
+        samples=samples,
+        aliases={graphs.tensor_name(a): graphs.tensor_name(n) for a, n in description["aliases"].items()},
+        notes=tuple(_text(note) for note in _list(description, "notes")),
+        ranges={_text(name): _range(bounds) for name, bounds in description["ranges"].items()},
+    )
+    _check(program)
+    return program
+
+
+def _check(program: Program) -> None:
+    """The parts of the file agree with each other: names, ports and the values the graph gives."""
+    used = {str(node.target) for node in program if node.op == "get_attr"}
+    for missing in sorted(used - program.tensors.keys()):
+        raise SourceError(f"the weight {missing} is missing", "capture the model again")
+    if not program.parameters | set(program.aliases.values()) <= program.tensors.keys():
+        raise SourceError("it names parameters it does not hold", "capture the model again")
+    if len(program.placeholders) != len(program.inputs) or len(program.result) != len(program.outputs):
+        raise SourceError("graph and ports do not agree", "capture the model again")
+    for port, node in zip(program.outputs, program.result, strict=True):
+        value = node.meta["val"]
+        if not isinstance(value, Tensor) or value.ndim != len(port.shape) or value.dtype != port.dtype:
+            raise SourceError(f"the graph does not give the output {port.name}", "capture the model again")
+    for node in program:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.numel() * value.element_size() > MOST_BYTES:
+            raise SourceError(
+                f"{node} would take {value.numel() * value.element_size() >> 30} GiB", "capture the model again"
+            )
+
+
+def _tensors(archive: Archive, member: str) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(archive.read(member))
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise SourceError(
+            f"{archive.path} is damaged: {member}: {printable(str(error))}", "capture the model again"
+        ) from error
+    return tensors
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor with memory of its own, on the CPU, as safetensors wants them."""
+    apart = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        own = plain.numel() * plain.element_size() == plain.untyped_storage().nbytes()
+        apart[name] = plain if own else plain.clone()
+    return apart
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes, how: int = zipfile.ZIP_STORED) -> None:
+    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    entry.compress_type = how
+    with archive.open(entry, "w", force_zip64=True) as stream:
+        stream.write(data)
+
+
+def _port(port: Port) -> dict[str, Any]:
+    return {"name": port.name, "shape": list(port.shape), "dtype": str(port.dtype).removeprefix("torch.")}
+
+
+def _read_port(value: Any) -> Port:
+    shape = tuple(_text(s) if isinstance(s, str) else _size(s) for s in _list(value, "shape"))
+    dtype = DTYPES.get(value.get("dtype"))
+    if dtype is None:
+        raise SourceError(f"unknown type {printable(str(value.get('dtype')))}", "capture the model again")
+    return Port(_text(value.get("name")), shape, dtype)
+
+
+def _range(bounds: Any) -> tuple[int, int]:
+    if not isinstance(bounds, list) or len(bounds) != 2:
+        raise SourceError("a range is not a pair of sizes", "capture the model again")
+    return _size(bounds[0]), _size(bounds[1])
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= LARGEST:
+        raise SourceError(f"{printable(str(value))} is not a size", "capture the model again")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or value != printable(value):
+        raise SourceError(f"{printable(str(value))!r} is not a line of text", "capture the model again")
+    return value
+
+
+def _list(value: Any, key: str) -> list[Any]:
+    items = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(items, list):
+        raise SourceError(f"{key!r} is not a list", "capture the model again")
+    return items
+
+
+def _version() -> str:
+    try:
+        return metadata.version("fxmerge")
+    except metadata.PackageNotFoundError:
+        return "unknown"

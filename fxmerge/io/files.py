@@ -1,0 +1,134 @@
+"""Files as everyone here uses them: atomic writing, hashing, bounded reading, names in messages."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fxmerge.errors import OutputError, SourceError
+
+LARGEST_JSON = 32 << 20
+"""A graph of 100 layers takes about 3 MiB; parsed JSON takes ten to twenty times its text."""
+
+
+@contextmanager
+def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` on success and removed on failure.
+
+    It has the suffix of `path`; a file or a folder may be made there.
+    Raises `OutputError` if the folder is missing or cannot be written, or if `path` exists without `overwrite`.
+    """
+    path = Path(path)
+    check_output(path, overwrite=overwrite)
+    temporary = path.parent / f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}"
+    try:
+        yield temporary
+        try:
+            _replace(temporary, path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}", "choose another --out") from error
+    finally:
+        _remove(temporary)
+
+
+def check_output(path: str | Path, *, overwrite: bool = True) -> None:
+    """Raise `OutputError` if nothing can be written at `path`. Creates nothing."""
+    path = Path(path)
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"the output folder {folder} does not exist", f"create it first: mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"the output folder {folder} is not writable", "choose another folder or change its permissions"
+        )
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already", "add --overwrite to replace it, or choose another --out")
+    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
+        raise OutputError(
+            f"{path} is a folder with other things in it", "choose a new folder: only a model's folder is replaced"
+        )
+
+
+def sha256(path: str | Path) -> str:
+    """Hash of a file, or of a folder's files and their names."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode() + b"\0")
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def parse_json(data: bytes, what: str) -> Any:
+    """The value of JSON text. Raises `SourceError` naming `what` if it is too large, too deep or not JSON."""
+    if len(data) > LARGEST_JSON:
+        raise SourceError(
+            f"{what} is too large: {len(data) >> 20} MiB of JSON", f"the limit is {LARGEST_JSON >> 20} MiB"
+        )
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(
+            f"{what} is not valid JSON ({_first_line(error)})", "write the file again: it is damaged"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, bounded in size."""
+    if path.stat().st_size > LARGEST_JSON:
+        raise SourceError(f"{path} is too large for JSON", f"the limit is {LARGEST_JSON >> 20} MiB")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint "did you mean 'x'?" for the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Iterable[object], limit: int = 8) -> str:
+    """Names for a message: the first few, then how many more."""
+    texts = [str(n) for n in names]
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return (", ".join(texts[:limit]) or "none") + more
+
+
+def printable(text: str) -> str:
+    """Text from a file made safe to print on one line: no control characters, bounded."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]
+
+
+def _first_line(error: BaseException) -> str:
+    return printable(next(iter(str(error).splitlines()), "") or type(error).__name__)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    if not path.exists() or not (path.is_dir() or temporary.is_dir()):
+        os.replace(temporary, path)
+        return
+    old = path.parent / f".{path.stem}.{uuid.uuid4().hex[:8]}.old"
+    os.replace(path, old)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

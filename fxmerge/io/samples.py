@@ -1,0 +1,230 @@
+"""Samples as a program takes them: arrays matched to its inputs by name, converted where nothing is lost, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxmerge.errors import DataError
+from fxmerge.io.arrays import Array
+from fxmerge.io.files import listed, nearest, printable
+from fxmerge.ir.program import Port, Program
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs by port name, rows first, and one class index per row where labels were given."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor | None = None
+    notes: tuple[str, ...] = ()
+    """What reading had to decide and the user should know."""
+
+    @property
+    def rows(self) -> int:
+        return max((t.shape[0] for t in self.inputs.values() if t.ndim), default=0)
+
+
+def fit(arrays: Mapping[str, Array], program: Program, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Arrays as the program's inputs, and notes on what was converted or left out.
+
+    A single array fits a single input whatever its name. Raises `DataError`.
+    """
+    ports = {port.name: port for port in program.inputs}
+    if len(arrays) == len(ports) == 1:
+        arrays = {next(iter(ports)): next(iter(arrays.values()))}
+    _check_names(arrays, ports, where)
+    notes = []
+    left = [name for name in arrays if name not in ports]
+    if left:
+        notes.append(f"{where}: not used: {listed(left)}")
+    inputs = {}
+    for name, port in ports.items():
+        inputs[name], note = _convert(arrays[name], port, program, where)
+        notes += [note] if note else []
+    check_samples(inputs, program, where)
+    return inputs, tuple(notes)
+
+
+def check_samples(inputs: Mapping[str, Tensor], program: Program, where: str = "the samples") -> None:
+    """Raise `DataError` unless the program runs on `inputs`: names, ranks, sizes, types, finite values, indices."""
+    ports = {port.name: port for port in program.inputs}
+    _check_names(inputs, ports, where)
+    for name in inputs:
+        if name not in ports:
+            raise DataError(
+                f"{where} hold {name!r}, which is no input of {program.task}{nearest(name, ports)}", wanted(program)
+            )
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, port in ports.items():
+        _check_input(inputs[name], port, program, where, sizes)
+    _try(inputs, program, where)
+
+
+def fit_labels(labels: Any, rows: int, program: Program, where: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Class indices, one per row. Text is looked up among the program's labels, else numbered in sorted order."""
+    values = labels.numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or len(values) != rows:
+        raise DataError(
+            f"{where}: {len(values) if values.ndim else 0} labels of shape {values.shape} for {rows} rows",
+            "give one class index (or name) per row",
+        )
+    if values.dtype.kind in "iub":
+        return torch.from_numpy(values.astype(np.int64)), ()
+    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == values.round()).all():
+        return torch.from_numpy(values.astype(np.int64)), ()
+    names = [str(v) for v in values]
+    if all(name.strip().lstrip("-").isdigit() for name in names):
+        return torch.tensor([int(name) for name in names]), ()
+    known = {name: i for i, name in enumerate(program.labels or ())}
+    if known and (unknown := [name for name in names if name not in known]):
+        raise DataError(
+            f"{where}: the label {printable(unknown[0])!r} is none of {program.task}'s{nearest(unknown[0], known)}",
+            f"its labels are {printable(listed(known))}",
+        )
+    note = "" if known else f"{where}: labels numbered in sorted order: {printable(listed(sorted(set(names))))}"
+    known = known or {name: i for i, name in enumerate(sorted(set(names)))}
+    return torch.tensor([known[name] for name in names]), (note,) if note else ()
+
+
+def wanted(program: Program) -> str:
+    """What the program takes, for the second line of a message."""
+    return "give arrays named " + "; ".join(shown(port) for port in program.inputs)
+
+
+def shown(port: Port) -> str:
+    """A port as text: "x: float32 (batch, 1, 28, 28)"."""
+    return f"{port.name}: {str(port.dtype).removeprefix('torch.')} ({', '.join(str(s) for s in port.shape)})"
+
+
+def row_ports(program: Program) -> frozenset[str]:
+    """Inputs whose first axis counts rows: those with a dynamic first size, or all if every size is fixed."""
+    dynamic = {p.name for p in program.inputs if p.shape and isinstance(p.shape[0], str)}
+    return frozenset(dynamic or {p.name for p in program.inputs if p.shape})
+
+
+def _check_names(given: Mapping[str, Any], ports: Mapping[str, Port], where: str) -> None:
+    missing = [name for name in ports if name not in given]
+    if missing:
+        found = printable(listed(n or "an array without a name" for n in given))
+        what = f"{where}: no array for the input {listed(missing)} (found: {found})"
+        raise DataError(
+            what + nearest(missing[0], given), "give arrays named " + "; ".join(shown(p) for p in ports.values())
+        )
+
+
+def _convert(array: Array, port: Port, program: Program, where: str) -> tuple[Tensor, str]:
+    """The array in the port's type, if no value changes; images in bytes become 0..1 for a float input, with a note."""
+    kind = str(array.dtype).removeprefix("torch.")
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind not in "fiub":
+            raise DataError(
+                f"{where}: {port.name or 'the array'} holds {kind} values, not numbers", f"give {shown(port)}"
+            )
+        array = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+    if array.dtype == port.dtype:
+        return array, ""
+    if port.dtype.is_floating_point and array.dtype.is_floating_point:
+        return array.to(port.dtype), ""
+    if port.dtype.is_floating_point and array.dtype == torch.uint8:
+        _check_scale(port, program, where)
+        return array.to(port.dtype) / 255, f"{where}: {port.name} holds bytes; they were read as 0..1 (divided by 255)"
+    whole = not array.dtype.is_floating_point and not port.dtype.is_floating_point and not array.dtype.is_complex
+    if whole and (array.numel() == 0 or torch.equal(array.to(port.dtype).to(array.dtype), array)):
+        return array.to(port.dtype), ""
+    target = str(port.dtype).removeprefix("torch.")
+    raise DataError(
+        f"{where}: {port.name} holds {kind} values, the model takes {target}",
+        f"convert them with .astype({target!r}) if that is what the model was trained on; it takes {shown(port)}",
+    )
+
+
+def _check_scale(port: Port, program: Program, where: str) -> None:
+    """Bytes can be read as 0..1 only if the model's own samples, where it has some, lie there."""
+    own = program.samples.get(port.name)
+    if own is None or own.numel() == 0:
+        return
+    low, high = float(own.min()), float(own.max())
+    if low < -1e-3 or high > 1.001:
+        raise DataError(
+            f"{where}: {port.name} holds bytes, but the model's own samples are numbers from {low:.3g} to {high:.3g}",
+            "give the arrays as floats, scaled as the model was trained",
+        )
+
+
+def _check_input(value: Tensor, port: Port, program: Program, where: str, sizes: dict[str, tuple[int, str]]) -> None:
+    if not isinstance(value, Tensor):
+        raise DataError(f"{where}: {port.name} is a {type(value).__name__}, not a tensor", f"give {shown(port)}")
+    shape = tuple(value.shape)
+    if len(shape) != len(port.shape):
+        raise DataError(
+            f"{where}: {port.name} has {len(shape)} axes {shape}, the model takes {len(port.shape)}",
+            f"give {shown(port)}",
+        )
+    fixed = not any(p.dynamic for p in program.inputs)
+    for axis, (size, want) in enumerate(zip(shape, port.shape, strict=True)):
+        if fixed and axis == 0:
+            want = "batch"
+        if isinstance(want, int) and size != want:
+            raise DataError(
+                f"{where}: {port.name} has shape {shape}, the model takes {want} on axis {axis}", f"give {shown(port)}"
+            )
+        if isinstance(want, str):
+            _check_size(size, want, port, program, where, sizes)
+    if value.dtype != port.dtype:
+        kind = str(value.dtype).removeprefix("torch.")
+        raise DataError(f"{where}: {port.name} holds {kind} values", f"give {shown(port)}")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        first = (~torch.isfinite(value)).nonzero()[0].tolist()
+        raise DataError(
+            f"{where}: {port.name} holds NaN or infinite values, first at {first}", "remove those rows, or repair them"
+        )
+
+
+def _check_size(
+    size: int, want: str, port: Port, program: Program, where: str, sizes: dict[str, tuple[int, str]]
+) -> None:
+    if size == 0:
+        raise DataError(f"{where}: {port.name} is empty", f"give {shown(port)} with at least one row")
+    before, other = sizes.setdefault(want, (size, port.name))
+    if before != size:
+        raise DataError(
+            f"{where}: {other} and {port.name} do not agree: {before} and {size} for {want}",
+            "give arrays with the same number of rows (and the same length)",
+        )
+    high = program.ranges.get(want, (0, size))[1]
+    if size > high:
+        raise DataError(
+            f"{where}: {port.name} has {size} for {want}, the model takes at most {high}", "cut the samples"
+        )
+
+
+def _try(inputs: Mapping[str, Tensor], program: Program, where: str) -> None:
+    """Run the rows that hold the extreme values of each integer input, so that a bad index shows here."""
+    ports = row_ports(program)
+    picked = {0}
+    for name in ports:
+        value = inputs[name]
+        if not value.is_floating_point() and value.ndim > 1 and value.numel():
+            flat = value.reshape(value.shape[0], -1).to(torch.int64)
+            picked |= {int(flat.amax(1).argmax()), int(flat.amin(1).argmin())}
+    index = torch.tensor(sorted(picked))
+    if not any(p.dynamic for p in program.inputs):  # a fixed number of rows
+        count = int(next(p.shape[0] for p in program.inputs if p.shape))
+        index = index[torch.arange(count) % len(index)]
+    try:
+        with torch.no_grad():
+            program.run({n: t[index] if n in ports else t for n, t in inputs.items()})
+    except (RuntimeError, IndexError, ValueError) as error:
+        reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
+        raise DataError(
+            f"{where}: the model does not run on these samples: {reason}",
+            "check that indices (token ids) are smaller than the model's tables, and the sizes: " + wanted(program),
+        ) from error
