@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fxmerge.errors import OptionError
 from fxmerge.io.files import check_output, nearest
 
-SUFFIXES = (".onnx", ".pt2", ".safetensors")
+SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
 """What `--out` may end in; without a suffix it is a folder in Hugging Face layout."""
 
 
@@ -30,10 +30,17 @@ class MergeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    parents: tuple[str, ...] = option((), "Models to merge, two or more.", "argument")
+    parents: tuple[str, ...] = option((), "Models to merge, two or more.", "argument", metavar="SOURCE SOURCE...")
+    arch: str | None = option(
+        None, "Where the code of a state dict is: module:callable, timm:NAME, torchvision:NAME or config.json.",
+        "Files", metavar="FACTORY",
+    )  # fmt: skip
+    allow_pickle: bool = option(False, "Run the code inside a pickled module. Only for files you trust.", "Files")
 
     out: str | None = option(
-        None, "Where the merged model goes: .onnx, .pt2, .safetensors, or a folder (Hugging Face layout).", "Files"
+        None,
+        "Where the merged model goes: .onnx, .pt2, .pt (bundle), .safetensors, or a folder (Hugging Face).",
+        "Files",
     )
     data: dict[str, str] = option(
         {}, "Unlabeled samples of a task, once per task; without TASK= they serve every task.", "Files",
@@ -46,8 +53,11 @@ class MergeConfig(BaseModel):
 
     method: str = option("foldable", "How M and U are found; `fxmerge methods` lists them.", "Method")
     init: str = option("auto", "What a trained method starts from: first, average, or auto.", "Method")
-    rank: int | None = option(None, "Rank of M and U beside their diagonals (default 12).", "Method", ge=1)
-    full: bool = option(False, "Dense M and U instead of diagonal plus low rank.", "Method")
+    rank: int | None = option(
+        None, "Rank of M and U beside their diagonals; 0 leaves the diagonals alone. Without it they are dense.",
+        "Method", ge=0,
+    )  # fmt: skip
+    full: bool = option(False, "Dense M and U, over a --rank in the file.", "Method")
     like: int = option(0, "The parent whose shape the merged model has, counted from 0.", "Method", ge=0)
     width_scale: float | None = option(None, "Make every merged width this many times larger.", "Method", gt=0, le=64)
     augment: Literal["auto", "none", "image", "tokens", "vector"] = option(
@@ -59,10 +69,10 @@ class MergeConfig(BaseModel):
         (), "Load rules, passes and methods from a Python file; may be given again.", "Method", metavar="FILE:NAME"
     )
 
-    steps: int | None = option(None, "Training steps (default 600).", "Training", ge=0)
+    steps: int = option(600, "Training steps.", "Training", ge=0)
     batch_size: int = option(64, "Samples a training step.", "Training", ge=1)
     lr: float | None = option(None, "Peak learning rate; the method knows a good one.", "Training", gt=0)
-    weight_decay: float | None = option(None, "Weight decay; the method knows a good one.", "Training", ge=0)
+    weight_decay: float = option(1e-3, "Weight decay of matrices.", "Training", ge=0)
     seed: int = option(0, "Same seed, same machine: the same model, bit for bit.", "Training", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.", "Training")
     dtype: Literal["float32", "bfloat16"] = option("float32", "Precision of training.", "Training")
@@ -79,12 +89,6 @@ class MergeConfig(BaseModel):
             return {**values, "data": {"": str(values["data"])}}
         return values
 
-    @model_validator(mode="after")
-    def _one_form(self) -> MergeConfig:
-        if self.full and self.rank is not None:
-            raise ValueError("--rank and --full exclude each other")
-        return self
-
     @classmethod
     def of(cls, **options: Any) -> MergeConfig:
         """The config of these options. Raises `OptionError` naming the nearest option for an unknown one."""
@@ -93,8 +97,10 @@ class MergeConfig(BaseModel):
         except ValidationError as error:
             raise _explain(error) from None
 
-    def with_options(self, **options: Any) -> MergeConfig:
-        """This config with some options replaced, checked again."""
+    def updated(self, **options: Any) -> MergeConfig:
+        """This config with some options replaced, and the whole checked again."""
+        if not options:
+            return self
         return MergeConfig.of(**{**self.model_dump(exclude_defaults=True), **options})
 
     @classmethod
@@ -191,8 +197,6 @@ def _explain(error: ValidationError) -> OptionError:
     name = ".".join(str(part) for part in first["loc"][:1])
     if first["type"] == "extra_forbidden":
         return unknown("option", name, MergeConfig.model_fields, "`fxmerge merge --help` lists them all")
-    if not name:
-        return OptionError(first["msg"].removeprefix("Value error, "), "keep one of them")
     message = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "literal_error":
         expected = str(first.get("ctx", {}).get("expected", ""))
