@@ -1,0 +1,216 @@
+"""More unlabeled inputs from few: the samples of all tasks, moved, mixed, cut and joined as fits their kind.
+
+No label is read and none is needed: the parents themselves say what they compute on every new input.
+
+    image        (B, C, H, W), (B, H, W, C) or (B, H, W) floats: affine warp with shift, mixing of two inputs;
+                 with fewer than 32 inputs a task also cut-and-mix on a 2 x 2 grid
+    flat-image   (B, H * H) floats in which neighbours in the square are alike: the same, on the square
+    tokens       (B, T) integers with or without a mask: see `fxmerge.token_rows`
+    vector       any other floats: mixing of two inputs, noise of a tenth of each entry's own spread
+    rows         anything else: rows are drawn, and stay as they are
+
+A model with inputs of several kinds has them joined by "+"; the inputs of one row then come from the same samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxmerge import token_rows
+from fxmerge.errors import DataError, OptionError
+from fxmerge.ir.program import Port
+
+Samples = Mapping[str, Tensor]
+
+KINDS = ("image", "flat-image", "tokens", "vector", "rows")
+FEW = 32
+"""With fewer samples than this in some task, images are also cut and joined block by block."""
+SMALLEST = 8
+"""An image has at least this many rows and columns."""
+SMOOTH = 0.75
+"""Neighbours in an image differ by less than this share of what two pixels anywhere in it differ."""
+
+
+def kind_of(inputs: Iterable[Port], samples: Samples) -> str:
+    """What the samples are, read off their shapes, types and values, never off their names."""
+    lengths = {port.name: len(port.dynamic) > 1 for port in inputs}
+    return "+".join(sorted(set(_kinds({name: samples[name] for name in lengths}, lengths).values())))
+
+
+def recipe(kind: str, fewest: int) -> tuple[str, ...]:
+    """What `augment` does for this kind when the smallest task has `fewest` samples, for the report."""
+    image = ("shift", "affine", "mix") + (("cut-and-mix",) if fewest < FEW else ())
+    steps = {"image": image, "flat-image": image, "tokens": token_rows.STEPS, "vector": ("mix", "noise")}
+    return tuple(dict.fromkeys(step for part in kind.split("+") for step in steps.get(part, ())))
+
+
+def room(samples: Samples, count: int, limit: int = 2 << 30) -> int:
+    """The largest pool, up to `count` rows, that stays within `limit` bytes."""
+    row = sum(value[0].numel() * value.element_size() for value in samples.values())
+    return max(1, min(count, limit // max(1, row)))
+
+
+def augment(
+    samples: Samples | Sequence[Samples], kind: str, count: int, seed: int, *, originals: bool = True
+) -> dict[str, Tensor]:
+    """`count` rows: every sample as it is (when less than half of `count`), then new ones of the given kind.
+
+    `samples` of several tasks (a sequence) are drawn from equally often, whatever their number, and mixed with
+    each other. Kind "none" returns the samples alone. The same seed gives the same rows bit for bit.
+    """
+    tasks = [samples] if isinstance(samples, Mapping) else list(samples)
+    whole = {name: torch.cat([task[name] for task in tasks]) for name in tasks[0]}
+    rows = [len(next(iter(task.values()))) for task in tasks]
+    if min(rows) == 0:
+        raise DataError("a task has no samples", "give at least one input for every task")
+    if kind == "none":
+        return whole
+    kinds = _chosen(whole, kind)
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.arange(sum(rows)) if originals and 2 * sum(rows) <= count else torch.arange(0)
+    first, second = (_draw(rows, count - len(kept), generator) for _ in range(2))
+    made: dict[str, Tensor] = {}
+    for name, value in whole.items():
+        if kinds[name] in ("image", "flat-image"):
+            made[name] = _images(value, first, second, generator, cut=min(rows) < FEW)
+        elif kinds[name] == "vector":
+            made[name] = _vectors(value, first, second, generator)
+        elif kinds[name] == "rows":
+            made[name] = value[first]
+    for group in token_rows.groups({name: whole[name] for name in whole if kinds[name] == "tokens"}):
+        made.update(token_rows.augment(group, first, second, generator))
+    return {name: torch.cat([value[kept], made[name]]) for name, value in whole.items()}
+
+
+def _draw(rows: list[int], count: int, generator: torch.Generator) -> Tensor:
+    """Row numbers into the joined samples, every task equally often."""
+    task = torch.randint(len(rows), (count,), generator=generator)
+    sizes = torch.tensor(rows)
+    within = (torch.rand(count, generator=generator, dtype=torch.float64) * sizes[task]).long()
+    return sizes.cumsum(0)[task] - sizes[task] + within
+
+
+# -- kinds ---------------------------------------------------------------------------------------------
+
+
+def _kinds(samples: Samples, lengths: Mapping[str, bool]) -> dict[str, str]:
+    tokens = {name for group in token_rows.groups(samples) for name in group}
+    return {
+        name: "tokens" if name in tokens else _float_kind(value, lengths.get(name, False))
+        for name, value in samples.items()
+    }
+
+
+def _float_kind(value: Tensor, dynamic: bool) -> str:
+    if not value.is_floating_point() or value.dim() < 2:
+        return "rows"
+    if not dynamic and value.dim() == 4 and min(_channels_first(value).shape[2:]) >= SMALLEST:
+        return "image"
+    if not dynamic and value.dim() == 3 and min(value.shape[1:]) >= SMALLEST and _smooth(value):
+        return "image"
+    side = math.isqrt(value.shape[1])
+    if value.dim() == 2 and side >= SMALLEST and side**2 == value.shape[1] and _smooth(_square(value)):
+        return "flat-image"
+    return "vector"
+
+
+def _smooth(x: Tensor) -> bool:
+    """Whether neighbours are alike: (B, H, W) against pairs of pixels at random places."""
+    x = x[:256].double()
+    near = ((x[:, 1:] - x[:, :-1]).abs().mean() + (x[:, :, 1:] - x[:, :, :-1]).abs().mean()) / 2
+    flat = x.flatten(1)
+    order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0))
+    anywhere = (flat - flat[:, order]).abs().mean()
+    return bool(near < SMOOTH * anywhere)
+
+
+def _chosen(samples: Samples, kind: str) -> dict[str, str]:
+    """The kind of every input, where `kind` has the last word on inputs that could be several."""
+    unknown = [part for part in kind.split("+") if part not in KINDS]
+    if unknown:
+        raise OptionError(f"unknown kind of input {unknown[0]!r}", f"known kinds: none, {', '.join(KINDS)}")
+    allowed = set(kind.split("+"))
+    kinds = _kinds(samples, {})
+    for name, found in kinds.items():
+        if found in allowed:
+            continue
+        fitting = [part for part in KINDS if part in allowed and _fits(samples[name], part)]
+        if not fitting:
+            shape = list(samples[name].shape)
+            raise OptionError(f"input {name!r} of shape {shape} is not of kind {kind!r}", f"it looks like {found!r}")
+        kinds[name] = fitting[0]
+    return kinds
+
+
+def _fits(value: Tensor, kind: str) -> bool:
+    if kind == "image":
+        return value.is_floating_point() and value.dim() in (3, 4)
+    if kind == "flat-image":
+        return value.is_floating_point() and value.dim() == 2 and math.isqrt(value.shape[1]) ** 2 == value.shape[1]
+    if kind == "vector":
+        return value.is_floating_point() and value.dim() > 1
+    return kind == "rows"
+
+
+# -- images and vectors ----------------------------------------------------------------------------------
+
+
+def _square(value: Tensor) -> Tensor:
+    side = math.isqrt(value.shape[1])
+    return value.view(-1, side, side)
+
+
+def _channels_first(value: Tensor) -> Tensor:
+    last = value.shape[3] in (1, 3, 4) and value.shape[1] > 4
+    return value.movedim(3, 1) if last else value
+
+
+def _images(value: Tensor, first: Tensor, second: Tensor, generator: torch.Generator, cut: bool) -> Tensor:
+    """Warp both rows of a pair, then keep the first, blend the two, or join blocks of both."""
+    square = _square(value) if value.dim() == 2 else value
+    x = (_channels_first(square) if square.dim() == 4 else square[:, None]).float()
+    a, b = (_warp(x[rows], generator) for rows in (first, second))
+    share = torch.ones(len(first), 1, 1, 1)
+    mixed = torch.rand(len(first), generator=generator) < 0.5
+    share[mixed] = torch.rand(int(mixed.sum()), 1, 1, 1, generator=generator)
+    out = b.lerp(a, share)
+    if cut:
+        joined = torch.rand(len(first), generator=generator) < 0.5
+        cells = (torch.rand(int(joined.sum()), 1, 2, 2, generator=generator) < 0.5).float()
+        mask = F.interpolate(cells, size=x.shape[2:], mode="nearest").bool()
+        out[joined] = torch.where(mask, out[joined], b[joined])
+    if square.dim() == 4 and x.shape[1:] != square.shape[1:]:
+        out = out.movedim(1, 3)
+    return out.reshape(-1, *value.shape[1:]).to(value.dtype)
+
+
+def _warp(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn by up to 15 degrees, scale and shear by up to 15 %, shift by up to 12 %; edges are repeated."""
+
+    def spread(width: float) -> Tensor:
+        return (torch.rand(len(x), generator=generator) * 2 - 1) * width
+
+    angle, shear, scale = spread(math.pi / 12), spread(0.15), spread(0.15).exp()
+    ratio = x.shape[2] / x.shape[3]
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    rows = torch.stack([cos, (shear * cos - sin) * ratio, spread(0.24)], 1)
+    columns = torch.stack([sin / ratio, shear * sin + cos, spread(0.24)], 1)
+    grid = F.affine_grid(torch.stack([rows, columns], 1), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _vectors(value: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+    """Blend half of the pairs, then add noise of a tenth of every entry's spread over the samples."""
+    share = torch.ones(len(first))
+    mixed = torch.rand(len(first), generator=generator) < 0.5
+    share[mixed] = torch.rand(int(mixed.sum()), generator=generator)
+    share = share.view(-1, *[1] * (value.dim() - 1))
+    x = value.float()
+    out = x[second].lerp(x[first], share)
+    noise = torch.randn(out.shape, generator=generator)
+    return (out + 0.1 * x.std(0, correction=0) * noise).to(value.dtype)

@@ -1,0 +1,321 @@
+"""Train a student to give the features its teachers give, on a fixed pool of unlabeled inputs.
+
+The one loop behind every trained method: the student is a SuperNet (only M, U and norms learn), a folded net, or a
+plain net. The loss is the mean squared error of each feature, divided by that feature's own spread, so 1 is
+what the best constant answer gets. Teachers label the pool once; the student reads it as often as its steps need.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fxmerge.errors import DataError, OptionError
+from fxmerge.resume import Interrupted, between_steps, keep, recall
+from fxmerge.teach import Labels, Pool, Targets, Teachers, label
+
+__all__ = [
+    "Group",
+    "Interrupted",
+    "Log",
+    "Pool",
+    "Progress",
+    "Settings",
+    "Targets",
+    "Teachers",
+    "fit",
+    "groups_of",
+    "score",
+]
+
+
+class Progress(Protocol):
+    """What is told how far work has come: `done` of `total`, and a few words."""
+
+    def __call__(self, done: int, total: int, message: str) -> None: ...
+
+
+def silent(done: int, total: int, message: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that learn alike: at `rate` times the settings' lr, with or without weight decay."""
+
+    parameters: tuple[nn.Parameter, ...]
+    rate: float = 1.0
+    decay: bool = True
+
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+"""Makes an optimizer of param groups that each have "params", "lr" and "weight_decay"."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. `lr` is the peak of a one-cycle schedule that rises over the share `warmup` of the steps."""
+
+    steps: int = 600
+    batch_size: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 1e-3
+    warmup: float = 0.3
+    seed: int = 0
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    """float32, or bfloat16 for mixed precision; float64 asks for a student and a pool of float64."""
+    label_bytes: int = 1 << 30
+    """Teacher features are kept while they fit in this many bytes, and computed for every batch otherwise."""
+    optimizer: OptimizerFactory | None = None
+    """AdamW unless given."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a training run did. `seconds` and `samples_per_second` are of the steps, without the labelling."""
+
+    losses: tuple[float, ...]
+    seconds: float
+    label_seconds: float
+    samples_per_second: float
+    untouched: tuple[str, ...] = ()
+    """Trained parameters that never received a gradient other than zero, by the student's names."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+    @property
+    def loss_first(self) -> float:
+        return self.losses[0]
+
+    @property
+    def loss_last(self) -> float:
+        """Mean over the last twenty steps."""
+        last = self.losses[-20:]
+        return sum(last) / len(last)
+
+
+def groups_of(student: nn.Module) -> tuple[Group, ...]:
+    """The student's trainable parameters: matrices with weight decay, vectors (norms, biases) without."""
+    trained = [p for p in student.parameters() if p.requires_grad]
+    matrices, vectors = (tuple(p for p in trained if (p.dim() > 1) == wide) for wide in (True, False))
+    return tuple(group for group in (Group(matrices), Group(vectors, decay=False)) if group.parameters)
+
+
+def fit(
+    student: nn.Module,
+    groups: Sequence[Group] | None,
+    pool: Pool,
+    targets: Targets,
+    settings: Settings,
+    progress: Progress = silent,
+    state: Path | None = None,
+) -> Log:
+    """Train the groups of the student (all that is trainable if None) in place; same seed, same bits.
+
+    With `state`, Ctrl-C writes the run to that file and raises `Interrupted`; a call with the same arguments
+    and the same file continues where it stopped and removes the file when done.
+    """
+    _check(pool, settings)
+    device = torch.device(settings.device)
+    home = next((p.device for p in student.parameters()), torch.device("cpu"))
+    with _deterministic(device):
+        try:
+            student.to(device)
+            labels = label(pool, targets, device, settings.dtype, settings.label_bytes, progress)
+            run = _Run(student, groups or groups_of(student), pool, labels, settings)
+            if state is not None and state.exists():
+                run.load(state)
+            run.train(progress, state)
+        finally:
+            student.to(home)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return run.log()
+
+
+@torch.no_grad()
+def score(student: nn.Module, pool: Pool, targets: Targets, settings: Settings) -> tuple[float, ...]:
+    """R² of every feature over the pool: 1 is perfect, 0 what the best constant answer gets."""
+    device = torch.device(settings.device)
+    labels = label(pool, targets, device, settings.dtype, settings.label_bytes, silent)
+    errors = [0.0] * len(labels.spread)
+    for rows in torch.split(torch.arange(pool.rows), settings.batch_size):
+        inputs = [value[rows].to(device) for value in pool.inputs]
+        for i, error in enumerate(_errors(student, inputs, labels, rows, settings)):
+            errors[i] += float(error) * len(rows) / pool.rows
+    return tuple(1 - error for error in errors)
+
+
+class _Run:
+    """One training run: the student, its optimizer and what was logged so far."""
+
+    def __init__(
+        self, student: nn.Module, groups: Sequence[Group], pool: Pool, labels: Labels, settings: Settings
+    ) -> None:
+        self.student, self.pool, self.labels, self.settings = student, pool, labels, settings
+        names = {id(p): name for name, p in student.named_parameters()}
+        parameters = [p for group in groups for p in group.parameters]
+        if not parameters:
+            raise OptionError("there is nothing to train", "give at least one trainable parameter")
+        self.trained = {names.get(id(p), f"parameter {i}"): p for i, p in enumerate(parameters)}
+        self.untouched = set(self.trained)
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        self.rates = [settings.lr * group.rate for group in groups]
+        self.optimizer = (settings.optimizer or _adamw)([self._param_group(group) for group in groups])
+
+    def _param_group(self, group: Group) -> dict[str, Any]:
+        decay = self.settings.weight_decay if group.decay else 0.0
+        return {"params": list(group.parameters), "lr": self.settings.lr * group.rate, "weight_decay": decay}
+
+    def train(self, progress: Progress, state: Path | None) -> None:
+        total = self.settings.steps
+        try:
+            with between_steps() as pause:
+                while len(self.losses) < total:
+                    start = time.perf_counter()
+                    self.losses.append(self.step(len(self.losses)))
+                    self.seconds += time.perf_counter() - start
+                    progress(len(self.losses), total, f"train, loss {self.losses[-1]:.3f}")
+                    pause()
+        except KeyboardInterrupt:
+            if state is not None:
+                keep(state, self.identity(), self.state())
+            raise Interrupted(len(self.losses), total, state) from None
+
+    def step(self, step: int) -> float:
+        """One update; its loss is the weighted mean over the features."""
+        rows = _rows(step, self.pool.rows, self.settings.batch_size, self.settings.seed)
+        inputs = [value[rows].to(self.settings.device) for value in self.pool.inputs]
+        errors = torch.stack(_errors(self.student, inputs, self.labels, rows, self.settings))
+        loss = (errors * errors.new_tensor(self.labels.weights)).sum()
+        value = float(loss.detach()) / sum(self.labels.weights)
+        if not math.isfinite(value):
+            raise OptionError(
+                f"training diverged: the loss of step {step + 1} is {value}",
+                f"use a learning rate below {self.settings.lr:g}",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.untouched = {n for n in self.untouched if (g := self.trained[n].grad) is None or not bool(g.any())}
+        factor = one_cycle(step, self.settings.steps, self.settings.warmup)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        return value
+
+    def log(self) -> Log:
+        rate = len(self.losses) * self.settings.batch_size / self.seconds
+        untouched = tuple(name for name in self.trained if name in self.untouched)
+        return Log(tuple(self.losses), self.seconds, self.labels.seconds, rate, untouched)
+
+    # -- keeping and resuming --------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a kept state to be this run's."""
+        kept = replace(self.settings, device="", optimizer=None, label_bytes=0)
+        return {
+            "settings": repr(kept) + type(self.optimizer).__name__,
+            "parameters": {name: list(p.shape) for name, p in self.trained.items()},
+            "samples": [[*value.shape, float(value.double().abs().sum())] for value in self.pool.inputs],
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "weights": {name: p.detach().cpu() for name, p in self.trained.items()},
+            "buffers": {name: b.cpu() for name, b in self.student.named_buffers()},
+            "optimizer": self.optimizer.state_dict(),
+            "losses": self.losses,
+            "untouched": sorted(self.untouched),
+            "seconds": self.seconds,
+        }
+
+    def load(self, path: Path) -> None:
+        kept = recall(path, self.identity())
+        with torch.no_grad():
+            for name, value in kept["weights"].items():
+                self.trained[name].copy_(value)
+            for name, buffer in self.student.named_buffers():
+                buffer.copy_(kept["buffers"][name])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.losses, self.seconds, self.untouched = kept["losses"], kept["seconds"], set(kept["untouched"])
+
+
+def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def one_cycle(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak rate at a step: a cosine from 1/25 up to 1 and then down to almost 0."""
+    top = warmup * steps
+    rising = step < top
+    place = step / top if rising else (steps - step) / (steps - top)
+    low = 0.04 if rising else 1e-4
+    return low + (1 - low) * (1 - math.cos(math.pi * place)) / 2
+
+
+def _rows(step: int, rows: int, batch: int, seed: int) -> Tensor:
+    """The rows of a step: the pool in a new order every time through, cut into batches without a remainder."""
+    taken: list[Tensor] = []
+    begin, end = step * batch, (step + 1) * batch
+    while begin < end:
+        turn, offset = divmod(begin, rows)
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed((seed << 20) + turn))
+        taken.append(order[offset : offset + end - begin])
+        begin += len(taken[-1])
+    return torch.cat(taken)
+
+
+def _errors(
+    student: nn.Module, inputs: Sequence[Tensor], labels: Labels, rows: Tensor, settings: Settings
+) -> list[Tensor]:
+    """Mean squared error of every feature on a batch, as a share of its spread."""
+    kind = torch.device(settings.device).type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.dtype == torch.bfloat16):
+        given = student(*inputs)
+    errors = []
+    for i, (mine, wanted) in enumerate(zip(given, labels.of(rows, inputs), strict=True)):
+        square = (mine.to(wanted.dtype) - wanted).square()
+        mask = labels.mask(i, inputs)
+        errors.append((square.mean() if mask is None else _masked_mean(square, mask)) / labels.spread[i])
+    return errors
+
+
+def _masked_mean(value: Tensor, mask: Tensor) -> Tensor:
+    weight = mask.to(value.dtype).view(*mask.shape, *[1] * (value.dim() - mask.dim())).expand_as(value)
+    return (value * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _check(pool: Pool, settings: Settings) -> None:
+    if settings.steps < 1 or settings.batch_size < 1:
+        raise OptionError(
+            f"{settings.steps} steps of {settings.batch_size} inputs train nothing", "both must be at least 1"
+        )
+    if pool.rows < settings.batch_size:
+        raise DataError(
+            f"{pool.rows} inputs are fewer than one batch of {settings.batch_size}",
+            f"give more samples, leave augmentation on, or use a batch size up to {pool.rows}",
+        )
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """On a GPU, choose kernels that give the same result every time. On a CPU all do."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if device.type != "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
