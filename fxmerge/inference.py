@@ -1,0 +1,316 @@
+"""Runs coupling rules over a program: axes are coupled, and what each call demands of them is written down."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.coupling import Call, Rule, RuleSet, Signature, labels_of, operator_name
+from fxmerge.ir.axes import Axis, Coupler, leaf, product, twin
+from fxmerge.ir.law import RESULT
+from fxmerge.ir.program import Program
+from fxmerge.ir.views import Held, View, redeem
+from fxmerge.move import Move
+
+
+@dataclass(frozen=True)
+class Lawful:
+    """One call under a law: the occurrences of each label by slot (operand name, or the result)."""
+
+    node: fx.Node
+    signature: Signature
+    absent: frozenset[str]
+    zero: frozenset[str]
+    labels: Mapping[str, Mapping[str, Axis]]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Axes that tolerate nothing, and why."""
+
+    axis: Axis
+    reason: str
+    opaque: fx.Node | None = None
+
+
+class Inference:
+    """The axes of every value of a program, coupled as the rules say."""
+
+    def __init__(self, program: Program, rules: RuleSet) -> None:
+        self.program, self.rules = program, rules
+        self.coupler = Coupler(self.equate, self.pin)
+        self.transformed = program.parameters | _states(program, rules)
+        self.constants = Constants(program, rules, self.transformed)
+        self.tensors: dict[str, tuple[Axis, ...]] = {}
+        self.values: dict[fx.Node, Any] = {}
+        self.trained: set[fx.Node] = set()
+        self.lawful: list[Lawful] = []
+        self.equal: list[tuple[Axis, Axis]] = []
+        self.stiff: list[Axis] = []
+        self.pins: list[Pin] = []
+        for node in program.graph.nodes:
+            self._visit(node)
+
+    # -- what rules report -------------------------------------------------------------------------
+
+    def equate(self, a: Axis, b: Axis) -> None:
+        """Two coupled axes scale alike."""
+        if a is not b:
+            self.equal.append((a, b))
+
+    def rigid(self, axis: Axis) -> None:
+        """An axis tolerates no scale and no mixing."""
+        self.stiff.append(axis)
+
+    def pin(self, axis: Axis, reason: str) -> None:
+        """An axis tolerates nothing."""
+        self.pins.append(Pin(axis, reason))
+
+    def held(self, node: fx.Node) -> tuple[Held, ...]:
+        """The axes of a tensor value, promises included."""
+        if node not in self.values:
+            self.values[node] = self._constant(node)
+        value: tuple[Held, ...] = self.values[node]
+        return value
+
+    # -- one node ----------------------------------------------------------------------------------
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op == "output":
+            for result in self.program.result:
+                for axis in self.held(result):
+                    self.pin(redeem(axis, self.coupler), "output")
+            return
+        value = node.meta.get("val")
+        if node.op == "placeholder":
+            self.values[node] = self._pinned(value.shape, "input")
+        elif node.op == "get_attr":
+            if node.target in self.transformed:
+                self.values[node] = self._tensor(str(node.target))
+                self.trained.add(node)
+        elif isinstance(value, Tensor | tuple | list) and not self.constants.holds(node):
+            if any(argument in self.trained for argument in node.all_input_nodes):
+                self.trained.add(node)
+            self.values[node] = self._call(node)
+
+    def _tensor(self, name: str) -> tuple[Axis, ...]:
+        if name not in self.tensors:
+            self.tensors[name] = tuple(leaf(size) for size in self.program.tensors[name].shape)
+        return self.tensors[name]
+
+    def _pinned(self, shape: Sequence[int], reason: str) -> tuple[Axis, ...]:
+        axes = tuple(leaf(size) for size in shape)
+        for axis in axes:
+            self.pin(axis, reason)
+        return axes
+
+    def _constant(self, node: fx.Node) -> tuple[Axis, ...]:
+        """Axes of a constant: free where all slices are equal (rigid, unless all is zero), pinned where they differ."""
+        value, axes = self.constants.value(node), []
+        for dim, size in enumerate(node.meta["val"].shape):
+            axis = leaf(size)
+            if size > 1:
+                if value is None or not _equal_along(value, dim):
+                    self.pin(axis, f"a constant that varies, from {Call.of(node) if node.op != 'get_attr' else node.target}")
+                elif not self.constants.zero(node):
+                    self.rigid(axis)
+            axes.append(axis)
+        return tuple(axes)
+
+    def _call(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            source, index = node.args
+            return self.values[source][index]
+        rule = self.rules.find(node)
+        if rule is None:
+            return self._unknown(node)
+        if rule.moves is not None:
+            call = Call.of(node)
+            moved = rule.moves(Move(node, call.arguments, self))
+            return _checked(moved, node)
+        return self._couple(node, rule)
+
+    def _unknown(self, node: fx.Node) -> Any:
+        """Without a rule everything the call touches tolerates nothing."""
+        opaque = node if node in self.trained else None
+        reason = f"no rule for {operator_name(node)}"
+        if opaque is not None:
+            for argument in node.all_input_nodes:
+                if isinstance(argument.meta.get("val"), Tensor):
+                    for axis in self.held(argument):
+                        self.pins.append(Pin(redeem(axis, self.coupler), reason, opaque))
+        value = node.meta["val"]
+        if isinstance(value, Tensor):
+            return self._pinned(value.shape, reason)
+        return tuple(self._pinned(v.shape, reason) if isinstance(v, Tensor) else () for v in value)
+
+    def _couple(self, node: fx.Node, rule: Rule) -> Any:
+        call = Call.of(node)
+        form = rule.signature(call)
+        assert form is not None
+        labels: dict[str, dict[str, Axis]] = {}
+        operands = dict(call.operands)
+        for name, axes in zip(form.names, form.operands, strict=True):
+            if axes is not None:
+                held = self.held(operands[name])  # type: ignore[arg-type]
+                for text, axis in zip(axes, held, strict=True):
+                    self._occur(labels, form, text, name, redeem(axis, self.coupler))
+        for slots in labels.values():
+            first, *others = slots.values()
+            for other in others:
+                self.coupler.unify(first, other)
+        results = [tuple(self._result(labels, form, text, i) for text in axes) for i, axes in enumerate(form.results)]
+        for label in form.pinned:
+            for axis in labels.get(label, {}).values():
+                self.pin(axis, str(call))
+        self._demand(node, call, form, labels)
+        return results[0] if isinstance(node.meta["val"], Tensor) else _pad(results, node)
+
+    def _occur(self, labels: dict[str, dict[str, Axis]], form: Signature, text: str, slot: str, axis: Axis) -> None:
+        """Note which labels an axis of an operand holds; a product of labels splits it."""
+        names = labels_of(text)
+        if not names:
+            return
+        for label, part in zip(names, View(axis, [form.sizes[n] for n in names]).redeem(self.coupler), strict=True):
+            slots = labels.setdefault(label, {})
+            if slot in slots:  # one operand carries it twice: both must move and scale alike
+                self.coupler.unify(slots[slot], part)
+                self.equate(slots[slot], part)
+            slots.setdefault(slot, part)
+
+    def _result(self, labels: dict[str, dict[str, Axis]], form: Signature, text: str, number: int) -> Axis:
+        parts = []
+        slot = RESULT if number == 0 else f"{RESULT}{number}"
+        for label in labels_of(text):
+            slots = labels.setdefault(label, {})
+            if slot not in slots:
+                first = next(iter(slots.values()), None)
+                slots[slot] = twin(first) if first is not None else leaf(form.sizes[label])
+            parts.append(slots[slot])
+        return product(parts)
+
+    def _demand(self, node: fx.Node, call: Call, form: Signature, labels: dict[str, dict[str, Axis]]) -> None:
+        if not form.law:
+            self.stiff += [axis for slots in labels.values() for axis in slots.values()]
+            return
+        absent, zero = set(), set()
+        for name, operand in call.operands:
+            if operand is None:
+                (absent if call.arguments.get(name) is None else set()).add(name)
+            elif self.constants.zero(operand):
+                zero.add(name)
+        for name, value in call.arguments.items():
+            if value is None:
+                absent.add(name)
+            elif isinstance(value, int | float) and value == 0:
+                zero.add(name)
+        self.lawful.append(Lawful(node, form, frozenset(absent), frozenset(zero), labels))
+
+
+class Constants:
+    """Which values depend on no input and no parameter, and their numbers at the sizes of `program.hints`."""
+
+    def __init__(self, program: Program, rules: RuleSet, transformed: frozenset[str]) -> None:
+        self.program, self.rules = program, rules
+        self._values: dict[fx.Node, Tensor | None] = {}
+        self._held: set[fx.Node] = set()
+        for node in program.graph.nodes:
+            if node.op == "get_attr":
+                constant = node.target not in transformed and node.target not in program.maps
+            elif node.op == "call_function":
+                constant = bool(self._fills(node)) or all(
+                    n in self._held or isinstance(n.meta.get("val"), int | float | bool) for n in node.all_input_nodes
+                )
+            else:
+                constant = False
+            if constant:
+                self._held.add(node)
+
+    def _fills(self, node: fx.Node) -> str:
+        rule = self.rules.find(node)
+        return rule.fills if rule is not None else ""
+
+    def holds(self, node: fx.Node) -> bool:
+        return node in self._held
+
+    def zero(self, node: fx.Node) -> bool:
+        """Whether a value is a constant that is zero everywhere."""
+        value = self.value(node)
+        return value is not None and not bool(value.count_nonzero())
+
+    def value(self, node: fx.Node) -> Tensor | None:
+        """The numbers of a constant; None for other values, and for constants without numbers (meta tensors)."""
+        if node not in self._held:
+            return None
+        if node not in self._values:
+            self._values[node] = self._compute(node)
+        return self._values[node]
+
+    def _compute(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            tensor = self.program.tensors[str(node.target)]
+            return None if tensor.is_meta else tensor.detach()
+        fills, fake = self._fills(node), node.meta.get("val")
+        if fills == "blank" and isinstance(fake, Tensor):
+            return torch.zeros(fake.shape, dtype=fake.dtype)
+        missing = False
+
+        def known(argument: fx.Node) -> Any:
+            nonlocal missing
+            fake = argument.meta.get("val")
+            if isinstance(fake, int | float | bool):
+                return fake
+            value = torch.zeros(fake.shape, dtype=fake.dtype) if fills else self.value(argument)  # type: ignore[union-attr]
+            missing |= value is None
+            return value
+
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
+        if missing or fake is None:
+            return None
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _states(program: Program, rules: RuleSet) -> frozenset[str]:
+    """Tensors that are running statistics wherever they are used."""
+    found: dict[str, bool] = {}
+    for node in program.graph.nodes:
+        rule = rules.find(node) if node.op == "call_function" else None
+        states = {n for name, n in Call.of(node).operands if name in rule.state} if rule and rule.state else set()
+        for argument in node.all_input_nodes:
+            if argument.op == "get_attr":
+                name = str(argument.target)
+                found[name] = found.get(name, True) and argument in states
+    return frozenset(name for name, state in found.items() if state and name in program.tensors)
+
+
+def _equal_along(value: Tensor, dim: int) -> bool:
+    first = value.narrow(dim, 0, 1)
+    return bool(((value == first) | (value.isnan() & first.isnan())).all())
+
+
+def _checked(moved: Any, node: fx.Node) -> Any:
+    """The axes a rule returned, which must fit the result's shape."""
+    value = node.meta["val"]
+    if isinstance(value, Tensor):
+        sizes = tuple(axis.size for axis in moved)
+        assert sizes == tuple(value.shape), f"the rule of {Call.of(node)} gives {sizes}, the result is {tuple(value.shape)}"
+        return tuple(moved)
+    for axes, each in zip(moved, value, strict=True):
+        sizes = tuple(axis.size for axis in axes)
+        assert sizes == tuple(each.shape), f"the rule of {Call.of(node)} gives {sizes}, the result is {tuple(each.shape)}"
+    return tuple(tuple(axes) for axes in moved)
+
+
+def _pad(results: list[tuple[Axis, ...]], node: fx.Node) -> tuple[tuple[Axis, ...], ...]:
+    """Axes of results the signature does not mention: empty ones have none."""
+    values = node.meta["val"]
+    assert len(results) == len(values), f"the rule of {Call.of(node)} has {len(results)} results, the call {len(values)}"
+    return tuple(results)

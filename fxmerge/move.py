@@ -1,0 +1,107 @@
+"""What a rule for an operator that only moves axes can do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from fxmerge.coupling import Call
+from fxmerge.ir import views
+from fxmerge.ir.axes import Axis, concat, leaf, product
+from fxmerge.ir.views import Held
+
+if TYPE_CHECKING:
+    from fxmerge.inference import Inference
+
+
+@dataclass(frozen=True)
+class Move(Call):
+    """A call whose operands' axes can be taken, cut, split, joined and coupled.
+
+    Whatever a method returns can stand in the result. An axis that is handed through keeps its identity: it is coupled
+    with nothing and tolerates what it tolerated.
+    """
+
+    inference: Inference
+
+    def held(self, operand: str | fx.Node) -> list[Held]:
+        """The axes of an operand as they are: factors of a view stay promises."""
+        return list(self.inference.held(self._node(operand)))
+
+    def axes(self, operand: str | fx.Node) -> list[Axis]:
+        """The axes of an operand; views are taken at their word."""
+        return [self.plain(axis) for axis in self.held(operand)]
+
+    def _node(self, operand: str | fx.Node) -> fx.Node:
+        node = dict(self.operands)[operand] if isinstance(operand, str) else operand
+        assert node is not None, f"{self} has no operand {operand}"
+        return node
+
+    def plain(self, axis: Held) -> Axis:
+        return views.redeem(axis, self.inference.coupler)
+
+    def narrow(self, axes: Sequence[Held], dim: int, start: int, stop: int) -> list[Held]:
+        """The axes of a value of which only `start` to `stop` along `dim` is kept."""
+        return views.narrow(axes, dim, start, stop, self.inference.coupler)
+
+    def reshape(self, axes: Sequence[Held], sizes: Sequence[int]) -> list[Held]:
+        """The axes of a value viewed at other sizes."""
+        return views.reshape(axes, sizes, self.inference.coupler)
+
+    def split(self, axis: Held, minor: int) -> tuple[Axis, Axis]:
+        """An axis as a product of two, the second of size `minor`."""
+        return self.inference.coupler.split(self.plain(axis), minor)
+
+    def same(self, axes: Sequence[Held]) -> Axis:
+        """Couple axes that also scale alike (as the operands of an addition do); ones among them broadcast."""
+        plain = [self.plain(axis) for axis in axes]
+        full = [axis for axis in plain if axis.size != 1] or plain[:1]
+        for other in full[1:]:
+            self.inference.coupler.unify(full[0], other)
+            self.inference.equate(full[0], other)
+        return full[0]
+
+    def couple(self, a: Held, b: Held) -> None:
+        """Couple two axes along which nothing but a permutation is tolerated."""
+        self.inference.coupler.unify(self.plain(a), self.plain(b))
+        self.rigid(a)
+        self.rigid(b)
+
+    def fresh(self, size: int) -> Axis:
+        """An axis along which the result is constant: any permutation, no scale."""
+        axis = leaf(size)
+        self.inference.rigid(axis)
+        return axis
+
+    def blank(self, size: int) -> Axis:
+        """An axis along which the result is zero: anything goes."""
+        return leaf(size)
+
+    def own(self, size: int) -> Axis:
+        """An axis of its own that tolerates nothing."""
+        return self.pin(leaf(size))
+
+    def pin(self, axis: Held) -> Axis:
+        """Let an axis tolerate nothing, because of this call."""
+        plain = self.plain(axis)
+        self.inference.pin(plain, str(self))
+        return plain
+
+    def rigid(self, axis: Held) -> Axis:
+        """Let an axis tolerate no more than permutations."""
+        plain = self.plain(axis)
+        self.inference.rigid(plain)
+        return plain
+
+    def product(self, axes: Sequence[Held]) -> Axis:
+        return product([self.plain(axis) for axis in axes])
+
+    def concat(self, axes: Sequence[Held]) -> Axis:
+        return concat([self.plain(axis) for axis in axes])
+
+    def value(self, operand: str | fx.Node) -> object:
+        """The numbers of a constant operand; None if it is no constant or has no weights to read."""
+        return self.inference.constants.value(self._node(operand))

@@ -1,0 +1,242 @@
+"""Solves what the calls of a program demand of each space: which scales, signs and dense maps leave it unchanged.
+
+Every occurrence of a space (an axis, or a factor or segment of one) has an unknown exponent: how the value scales there
+when the space is scaled. Each call gives linear equations, over the rationals for positive scales and over GF(2) for
+signs; the null space is the group of diagonal maps. A space that only linear operators touch, with a solution in which
+every exponent is +1 or -1, is invertible: T goes where it is +1, the inverse transpose of T where it is -1.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from fxmerge.inference import Inference, Lawful
+from fxmerge.ir.axes import Axis, Class, factors, segments
+from fxmerge.ir.law import RESULT, Cap, equations
+
+Row = dict[int, Fraction]
+
+ONE = Fraction(1)
+
+
+def occurrences(axis: Axis) -> Iterator[Axis]:
+    """The leaves of an axis, left to right; those of size one aside."""
+    if axis.size <= 1:
+        return
+    if axis.kind == "leaf":
+        yield axis
+    else:
+        for part in axis.parts:
+            yield from occurrences(part)
+
+
+def aligned(axes: Sequence[Axis]) -> Iterator[tuple[Axis, ...]]:
+    """The leaves of coupled axes side by side. Raises ValueError if they have no common structure."""
+    if axes[0].size <= 1:
+        return
+    if all(axis.kind == "leaf" for axis in axes):
+        yield tuple(axes)
+        return
+    parts = [segments(axis) for axis in axes]
+    if all(len(part) == 1 for part in parts):
+        parts = [[f for f in factors(axis) if f.size > 1] for axis in axes]
+    for side_by_side in zip(*parts, strict=True):
+        yield from aligned(side_by_side)
+
+
+class System:
+    """Linear forms in exponents that must vanish, over the rationals or (`signs`) over GF(2)."""
+
+    def __init__(self, signs: bool) -> None:
+        self.signs = signs
+        self.parent: dict[int, tuple[int, Fraction]] = {}
+        self.zero: set[int] = set()
+        self.long: list[Row] = []
+
+    def find(self, variable: int) -> tuple[int, Fraction]:
+        """The representative of a variable and the factor by which they differ."""
+        path, ratio = [], ONE
+        node = variable
+        while node in self.parent:
+            path.append(node)
+            node, step = self.parent[node]
+            ratio *= step
+        rest = ratio
+        for each in path:
+            step = self.parent[each][1]
+            self.parent[each] = (node, rest)
+            rest /= step
+        return node, ratio
+
+    def vanish(self, form: Iterable[tuple[int, Fraction]]) -> None:
+        """Add the equation that a form is zero."""
+        row = self._reduce(form)
+        if len(row) == 1:
+            self.zero.update(row)
+        elif len(row) == 2:
+            (a, x), (b, y) = row.items()
+            self.parent[a] = (b, ONE if self.signs else -y / x)
+        elif row:
+            self.long.append(row)
+
+    def _reduce(self, form: Iterable[tuple[int, Fraction]]) -> Row:
+        row: Row = defaultdict(Fraction)
+        for variable, coefficient in form:
+            root, ratio = self.find(variable)
+            if root not in self.zero:
+                row[root] += coefficient * ratio
+        if self.signs:
+            return {v: ONE for v, c in row.items() if c % 2}
+        return {v: c for v, c in row.items() if c}
+
+    def solve(self) -> None:
+        """Eliminate what is left: afterwards every variable is a combination of free ones (see `express`)."""
+        before = -1
+        while before != (before := sum(map(len, self.long))):
+            rows, self.long = self.long, []
+            for row in rows:
+                self.vanish(row.items())
+        self.pivots: dict[int, Row] = {}
+        for row in self.long:
+            row = self._substitute(row)
+            if row:
+                pivot = min(row)
+                scale = row.pop(pivot)
+                self.pivots[pivot] = {v: ONE if self.signs else -c / scale for v, c in row.items()}
+
+    def _substitute(self, row: Row) -> Row:
+        result = self._reduce(row.items())
+        while pivot := next((v for v in result if v in self.pivots), None):
+            coefficient = result.pop(pivot)
+            terms = [*result.items(), *((v, c * coefficient) for v, c in self.pivots[pivot].items())]
+            result = self._reduce(terms)
+        return result
+
+    def express(self, variable: int) -> Row:
+        """A variable as a combination of free ones."""
+        return self._substitute({variable: ONE})
+
+
+@dataclass(frozen=True)
+class Diagonals:
+    """The diagonal maps of one space: `rows[occurrence]` expresses its exponent in the free ones."""
+
+    rows: Mapping[Axis, Row]
+
+    @property
+    def rank(self) -> int:
+        """Number of independent maps that change any of the occurrences."""
+        return len(_reduced(self.rows.values(), signs=False))
+
+
+class Tolerances:
+    """What every leaf class of an inference tolerates."""
+
+    def __init__(self, inference: Inference) -> None:
+        self.inference = inference
+        self.number: dict[Axis, int] = {}
+        self.scale, self.sign = System(signs=False), System(signs=True)
+        self.caps: dict[Class, Cap] = {}
+        self.reasons: dict[Class, str] = {}
+        for law in inference.lawful:
+            self._lawful(law)
+        for a, b in inference.equal:
+            for pair in aligned((a, b)):
+                self._both([(self._index(pair[0]), ONE), (self._index(pair[1]), -ONE)])
+        for axis in inference.stiff:
+            self._stiffen(axis)
+        for pin in inference.pins:
+            for leaf in occurrences(pin.axis):
+                self.reasons.setdefault(leaf.cls, pin.reason)
+                self._stiffen(leaf)
+        self.scale.solve()
+        self.sign.solve()
+
+    def _index(self, leaf: Axis) -> int:
+        return self.number.setdefault(leaf, len(self.number))
+
+    def _both(self, form: list[tuple[int, Fraction]]) -> None:
+        self.scale.vanish(form)
+        self.sign.vanish(form)
+
+    def _stiffen(self, axis: Axis) -> None:
+        for leaf in occurrences(axis):
+            self.caps[leaf.cls] = Cap.MONOMIAL
+            self._both([(self._index(leaf), ONE)])
+
+    def _lawful(self, law: Lawful) -> None:
+        form = law.signature
+        for label, slots in law.labels.items():
+            more = [slot for slot in slots if slot.startswith(RESULT) and slot != RESULT]
+            for slot in more:  # the law speaks of the first result; the others tolerate permutations
+                self._stiffen(slots[slot])
+            names = [slot for slot in slots if slot not in more]
+            if not names:
+                continue
+            carriers = frozenset(names) - {RESULT}
+            demands = equations(form.law, label, carriers, law.absent, law.zero, RESULT in slots)
+            try:
+                rows = list(aligned([slots[name] for name in names]))
+            except ValueError:
+                for name in names:
+                    self.inference.pin(slots[name], f"axes that do not fit, at {law.node.name}")
+                continue
+            for leaves in rows:
+                place = {name: self._index(leaf) for name, leaf in zip(names, leaves, strict=True)}
+                cls = leaves[0].cls
+                self.caps[cls] = min(self.caps.get(cls, Cap.INVERTIBLE), demands.cap)
+                for equation in demands.scale:
+                    self.scale.vanish([(place[slot], c) for slot, c in equation.items()])
+                for equation in demands.sign:
+                    self.sign.vanish([(place[slot], c) for slot, c in equation.items()])
+
+    # -- answers -----------------------------------------------------------------------------------
+
+    def tolerance(self, cls: Class, carried: Sequence[Axis], matrices: Sequence[Axis]) -> str:
+        """The group of one leaf class, given its occurrences in parameters and in parameters of two or more axes."""
+        if cls in self.reasons:
+            return "identity"
+        cap = self.caps.get(cls, Cap.INVERTIBLE)
+        if cap is Cap.INVERTIBLE and self._unit(carried):
+            return "invertible"
+        if cap >= Cap.ORTHOGONAL and self._flips(carried):
+            return "orthogonal"
+        if matrices and self._flips(matrices):
+            return "signed_permutation"
+        return "permutation"
+
+    def _unit(self, carried: Sequence[Axis]) -> bool:
+        """Whether every exponent can be +1 or -1: no equation has more than two terms, so one per component will do."""
+        rows = [self.scale.express(self._index(leaf)) for leaf in carried]
+        return all(len(row) == 1 and abs(next(iter(row.values()))) == 1 for row in rows)
+
+    def _flips(self, carried: Sequence[Axis]) -> bool:
+        """Whether all of these occurrences can change sign at once."""
+        rows = [self.sign.express(self._index(leaf)) for leaf in carried]
+        one = -1  # the constant in each equation "exponent = 1"
+        return one not in {v for row in _reduced(({**row, one: ONE} for row in rows), signs=True) for v in row[:1]}
+
+    def scales(self, carried: Sequence[Axis]) -> Diagonals:
+        return Diagonals({leaf: self.scale.express(self._index(leaf)) for leaf in carried})
+
+    def signs(self, carried: Sequence[Axis]) -> Diagonals:
+        return Diagonals({leaf: self.sign.express(self._index(leaf)) for leaf in carried})
+
+
+def _reduced(rows: Iterable[Row], signs: bool) -> list[list[int]]:
+    """Row echelon form; only the variables of each row, its pivot first. The variable -1 is eliminated last."""
+    basis: dict[int, Row] = {}
+    for row in rows:
+        row = dict(row)
+        while row:
+            pivot = max(row)
+            if pivot not in basis:
+                basis[pivot] = row
+                break
+            factor = row[pivot] / basis[pivot][pivot]
+            terms = {v: row.get(v, Fraction(0)) - factor * basis[pivot].get(v, Fraction(0)) for v in {**row, **basis[pivot]}}
+            row = {v: ONE for v, c in terms.items() if c % 2} if signs else {v: c for v, c in terms.items() if c}
+    return [[pivot, *(v for v in row if v != pivot)] for pivot, row in basis.items()]

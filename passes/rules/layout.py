@@ -1,0 +1,256 @@
+"""Operators that only rearrange: views, transpositions, expansions, joins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxmerge.coupling import couples, moves
+from fxmerge.ir.axes import Axis
+from fxmerge.ir.views import Held
+from fxmerge.move import Move
+
+
+@moves(
+    "aten.clone.default", "aten.contiguous.default", "aten.detach.default", "aten.detach_.default", "aten.alias.default",
+    "aten._to_copy.default", "aten.to", "aten.dropout.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default",
+    "aten.type_as.default", "aten.real.default", "aten.imag.default", "aten.view_as_real_copy", "aten.native_dropout",
+    "aten.resolve_conj.default", "aten.resolve_neg.default", "aten.feature_dropout.default", "aten._conj.default",
+    "aten.to_copy", "aten.alpha_dropout.default", "aten.view.dtype", "aten.float", "aten.half",
+)  # fmt: skip
+def same(move: Move) -> Sequence[Held]:
+    """x  ->  x"""
+    return move.held(move.operands[0][0])
+
+
+@moves("aten.transpose.int", "aten.swapaxes.default", "aten.swapdims.default")
+def transpose(move: Move) -> Sequence[Held]:
+    axes = move.held("self")
+    a, b = (move["dim0"], move["dim1"]) if move["dim0"] is not None else (move["axis0"], move["axis1"])
+    axes[a], axes[b] = axes[b], axes[a]
+    return axes
+
+
+@moves("aten.t.default", "aten.numpy_T.default")
+def reverse(move: Move) -> Sequence[Held]:
+    return move.held("self")[::-1]
+
+
+@moves("aten.mT.default", "aten.adjoint.default")
+def transpose_last(move: Move) -> Sequence[Held]:
+    axes = move.held("self")
+    return [*axes[:-2], axes[-1], axes[-2]]
+
+
+@moves("aten.permute.default")
+def permute(move: Move) -> Sequence[Held]:
+    axes = move.held("self")
+    return [axes[d] for d in move["dims"]]
+
+
+@moves("aten.movedim.int", "aten.movedim.intlist")
+def movedim(move: Move) -> Sequence[Held]:
+    axes = move.held("self")
+    source, target = (
+        [d % len(axes) for d in ([dims] if isinstance(dims, int) else dims)]
+        for dims in (move["source"], move["destination"])
+    )
+    rest = iter([axis for i, axis in enumerate(axes) if i not in source])
+    return [axes[source[target.index(i)]] if i in target else next(rest) for i in range(len(axes))]
+
+
+@moves("aten.unsqueeze.default")
+def unsqueeze(move: Move) -> Sequence[Held]:
+    axes = move.held("self")
+    axes.insert(move["dim"] % (len(axes) + 1), move.fresh(1))
+    return axes
+
+
+@moves("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
+def squeeze(move: Move) -> Sequence[Held]:
+    dims = move.dims("dim", "self")
+    return [axis for i, axis in enumerate(move.held("self")) if not (i in dims and axis.size == 1)]
+
+
+@moves(
+    "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.flatten.using_ints", "aten.unflatten.int",
+    "aten.reshape_as.default", "aten.view_as.default", "aten.view_copy.default", "aten.ravel.default", "aten._reshape_copy.default",
+)  # fmt: skip
+def view(move: Move) -> Sequence[Held]:
+    return move.reshape(move.held("self"), move.result)
+
+
+@moves("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default", "aten.expand_copy.default")
+def expand(move: Move) -> Sequence[Held]:
+    """An axis of one that becomes n is a fresh axis along which the value is constant."""
+    axes = move.held("self")
+    new = len(move.result) - len(axes)
+    axes = [*(move.fresh(1) for _ in range(new)), *axes]
+    return [axis if axis.size == size else move.fresh(size) for axis, size in zip(axes, move.result, strict=True)]
+
+
+@moves("aten.repeat.default", "aten.tile.default")
+def repeat(move: Move) -> Sequence[Held]:
+    axes = move.held("self")
+    axes = [*(move.fresh(1) for _ in range(len(move.result) - len(axes))), *axes]
+    return [
+        axis if axis.size == size else move.product([move.fresh(size // axis.size), axis])
+        for axis, size in zip(axes, move.result, strict=True)
+    ]
+
+
+@moves("aten.repeat_interleave.self_int")
+def repeat_interleave(move: Move) -> Sequence[Held]:
+    if move["dim"] is None:
+        axes: list[Held] = [move.product(move.held("self"))]
+    else:
+        axes = move.held("self")
+    return [
+        axis if axis.size == size else move.product([axis, move.fresh(size // axis.size)])
+        for axis, size in zip(axes, move.result, strict=True)
+    ]
+
+
+@moves("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
+def cat(move: Move) -> Sequence[Held]:
+    """Concatenate along one axis; the others are the same axis."""
+    operands = [move.held(name) for name, node in move.operands if node is not None]
+    operands = [axes for axes in operands if not (len(axes) == 1 and axes[0].size == 0 and len(move.result) > 1)]
+    if len(operands) == 1:
+        return operands[0]
+    dim = int(move["dim"] if move["dim"] is not None else 0) % len(move.result)
+    return [
+        move.concat([axes[i] for axes in operands]) if i == dim else move.same([axes[i] for axes in operands])
+        for i in range(len(move.result))
+    ]
+
+
+@moves("aten.stack.default")
+def stack(move: Move) -> Sequence[Held]:
+    """The new axis is a concatenation of ones: its entries keep their places."""
+    operands = [move.held(name) for name, _ in move.operands]
+    axes: list[Held] = [move.same([each[i] for each in operands]) for i in range(len(move.result) - 1)]
+    dim = int(move["dim"] or 0) % len(move.result)
+    axes.insert(dim, move.concat([move.fresh(1) for _ in operands]))
+    return axes
+
+
+@moves("aten.pad.default", "aten.constant_pad_nd.default")
+def pad(move: Move) -> Sequence[Held]:
+    axes = move.held("self")
+    before = dict(enumerate(reversed(move["pad"][::2])))
+    after = dict(enumerate(reversed(move["pad"][1::2])))
+    first = len(axes) - len(before)
+    value = move["value"] or 0
+    if (move["mode"] or "constant") != "constant":
+        changed = [i for i, axis in enumerate(axes) if axis.size != move.result[i]]
+        return [move.pin(axis) and move.own(move.result[i]) if i in changed else axis for i, axis in enumerate(axes)]
+    if value != 0:
+        for axis in axes:
+            move.rigid(axis)
+    for i in before:
+        axes = _padded(move, axes, first + i, int(before[i]), int(after[i]), bool(value))
+    return axes
+
+
+def _padded(move: Move, axes: list[Held], dim: int, before: int, after: int, filled: bool) -> list[Held]:
+    """The axes with `before` and `after` entries added along `dim`; negative numbers take entries away."""
+    axes = move.narrow(axes, dim, max(-before, 0), axes[dim].size - max(-after, 0))
+    new = move.fresh if filled else move.blank
+    if before > 0 or after > 0:
+        axes[dim] = move.concat([new(max(before, 0)), axes[dim], new(max(after, 0))])
+    return axes
+
+
+@moves("aten.pixel_shuffle.default")
+def pixel_shuffle(move: Move) -> Sequence[Held]:
+    """n (c r r) h w  ->  n c (h r) (w r)"""
+    r = move["upscale_factor"]
+    *lead, channels, h, w = move.axes("self")
+    c, rows = move.split(channels, r * r)
+    row, column = move.split(rows, r)
+    return [*lead, c, move.product([h, row]), move.product([w, column])]
+
+
+@moves("aten.pixel_unshuffle.default")
+def pixel_unshuffle(move: Move) -> Sequence[Held]:
+    """n c (h r) (w r)  ->  n (c r r) h w"""
+    r = move["downscale_factor"]
+    *lead, c, h, w = move.axes("self")
+    h, row = move.split(h, r)
+    w, column = move.split(w, r)
+    return [*lead, move.product([c, row, column]), h, w]
+
+
+@moves("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
+def channel_shuffle(move: Move) -> Sequence[Held]:
+    """n (g c) ...  ->  n (c g) ..."""
+    batch, channels, *places = move.axes("self")
+    g, c = move.split(channels, channels.size // move["groups"])
+    return [batch, move.product([c, g]), *places]
+
+
+@moves("aten.im2col.default")
+def im2col(move: Move) -> Sequence[Held]:
+    """n c h w  ->  n (c window) places"""
+    *lead, channels, h, w = move.axes("self")
+    move.pin(h)
+    move.pin(w)
+    window = move.own(move.result[-2] // channels.size)
+    return [*lead, move.product([channels, window]), move.own(move.result[-1])]
+
+
+@moves("aten.col2im.default")
+def col2im(move: Move) -> Sequence[Held]:
+    """n (c window) places  ->  n c h w"""
+    *lead, columns, places = move.axes("self")
+    channels, window = move.split(columns, columns.size // move.result[-3])
+    move.pin(window)
+    move.pin(places)
+    return [*lead, channels, move.own(move.result[-2]), move.own(move.result[-1])]
+
+
+@moves("aten.unfold.default")
+def unfold(move: Move) -> Sequence[Held]:
+    """Windows along an axis: where they start, and last of all the places in them."""
+    axes = move.held("self")
+    dim = move["dimension"] % len(axes)
+    if move["size"] == 1 and move["step"] == 1:
+        return [*axes, move.fresh(1)]
+    if move["size"] == move["step"]:
+        axes = move.narrow(axes, dim, 0, move.result[dim] * move["size"])
+        axes[dim], inner = move.split(axes[dim], move["size"])
+        return [*axes, inner]
+    move.pin(axes[dim])
+    axes[dim] = move.own(move.result[dim])
+    return [*axes, move.own(move.result[-1])]
+
+
+@moves("aten.meshgrid.default", "aten.meshgrid.indexing", "aten.broadcast_tensors.default")
+def meshgrid(move: Move) -> Sequence[Sequence[Held]]:
+    """Every result varies along one axis and is constant along the others."""
+    results = []
+    lengths = [move.axes(name) for name, _ in move.operands]
+    for number, shape in enumerate(move.results):
+        own: list[Axis] = lengths[number]
+        axes: list[Held] = [move.fresh(size) for size in shape]
+        place = number if move["indexing"] != "xy" or number > 1 else 1 - number
+        if own:
+            axes[place] = own[0]
+        results.append(axes)
+    return results
+
+
+@moves("aten.view_as_real.default")
+def view_as_real(move: Move) -> Sequence[Held]:
+    return [*move.held("self"), move.own(2)]
+
+
+@moves("aten.view_as_complex.default")
+def view_as_complex(move: Move) -> Sequence[Held]:
+    *axes, pair = move.held("self")
+    move.pin(pair)
+    return axes
+
+
+complex_of = couples("aten.complex.default", "..., ... -> ...", "real + imag")
+polar = couples("aten.polar.default", "..., ... -> ...", "abs * rigid(angle)")

@@ -1,0 +1,53 @@
+"""Normalisations that are one operator."""
+
+from __future__ import annotations
+
+from fxmerge.coupling import Call, couples
+
+
+def _trailing(count: int) -> str:
+    return " ".join(f"d{i}" for i in range(count))
+
+
+@couples("aten.layer_norm.default", "aten.native_layer_norm.default")
+def layer_norm(call: Call) -> tuple[str, str]:
+    d = _trailing(len(call["normalized_shape"]))
+    more = ", ".join(["", *("..." for _ in call.results[1:])]).replace("...", "... " + " ".join("1" for _ in d.split()))
+    return f"... {d}, {d}, {d} -> ... {d}{more}", "rigid(input) * weight + bias"
+
+
+@couples("aten.rms_norm.default")
+def rms_norm(call: Call) -> tuple[str, str]:
+    d = _trailing(len(call["normalized_shape"]))
+    return f"... {d}, {d} -> ... {d}", f"isotropic(input, {d.replace(' ', ', ')}) * weight"
+
+
+BATCH_NORM = "(input + running_mean) * rigid(running_var) * weight + bias"
+"""In eval mode the statistics are parameters: the input may scale if the mean scales with it and the variance stays."""
+
+STATISTICS = ("running_mean", "running_var")
+
+
+@couples("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default", state=STATISTICS)
+def batch_norm(call: Call) -> tuple[str, str]:
+    more = ", _" * (len(call.results) - 1)
+    law = "rigid(input) * weight + bias" if call["training"] or call["running_mean"] is None else BATCH_NORM
+    return f"n c ..., c, c, c, c -> n c ...{more}", law
+
+
+@couples("aten.instance_norm.default")
+def instance_norm(call: Call) -> tuple[str, str]:
+    law = "rigid(input) * weight + bias" if call["use_input_stats"] else BATCH_NORM
+    return "n c ..., c, c, c, c -> n c ...", law
+
+
+@couples("aten.group_norm.default", "aten.native_group_norm.default")
+def group_norm(call: Call) -> tuple[str, str]:
+    name = "num_groups" if call["num_groups"] else "group"
+    channels = "c" if call[name] == 1 else "(g c)"
+    return f"n {channels} ..., {channels}, {channels} -> n {channels} ..." + ", _ _" * (len(call.results) - 1), (
+        "rigid(input) * weight + bias"
+    )
+
+
+local_response_norm = couples("aten.local_response_norm.default", "n c! ... -> n c! ...")

@@ -1,0 +1,168 @@
+"""The spaces of a program: classes of coupled axes, what each is for and what it tolerates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxmerge.coupling import Call, RuleSet, operator_name
+from fxmerge.inference import Inference
+from fxmerge.ir.axes import Axis, Class
+from fxmerge.ir.program import Program
+from fxmerge.ir.space import AxisExpr, Cat, Leaf, Opaque, Prod, Space, Spaces
+from fxmerge.ir.views import Held, Promise
+from fxmerge.tolerance import Tolerances, occurrences
+from passes.rules import BUILTIN
+
+
+@dataclass(frozen=True)
+class InferenceOf:
+    """Axes coupled by a set of rules, as an analysis: `program.get(InferenceOf(rules))`."""
+
+    rules: RuleSet = BUILTIN
+
+    def __call__(self, program: Program) -> Inference:
+        return Inference(program, self.rules)
+
+
+@dataclass(frozen=True)
+class TolerancesOf:
+    """What the coupled axes tolerate, as an analysis."""
+
+    rules: RuleSet = BUILTIN
+
+    def __call__(self, program: Program) -> Tolerances:
+        return Tolerances(program.get(InferenceOf(self.rules)))
+
+
+@dataclass(frozen=True)
+class SpacesOf:
+    """Every axis in terms of spaces, as an analysis."""
+
+    rules: RuleSet = BUILTIN
+
+    def __call__(self, program: Program) -> Spaces:
+        return _Freeze(program, program.get(TolerancesOf(self.rules))).spaces()
+
+
+def spaces(program: Program) -> Spaces:
+    """The spaces of a program by the built-in rules."""
+    return program.get(SpacesOf())
+
+
+class _Freeze:
+    """Names the classes of an inference, in the order in which the parameters show them."""
+
+    def __init__(self, program: Program, tolerances: Tolerances) -> None:
+        self.program, self.tolerances = program, tolerances
+        self.inference: Inference = tolerances.inference
+        self.ids: dict[Class, str] = {}
+        self.made: dict[Axis, AxisExpr] = {}
+
+    def spaces(self) -> Spaces:
+        tensors = {
+            name: tuple(map(self.expr, self.inference.tensors[name]))
+            for name in self.program.tensors
+            if name in self.inference.tensors
+        }
+        axes = {node: self._value(value) for node, value in self.inference.values.items()}
+        for node in axes:
+            if node.op == "get_attr":
+                tensors.setdefault(str(node.target), axes[node])
+        made = self._spaces()
+        return Spaces(axes, tensors, made, tuple(self._opaque()), self.inference.transformed & tensors.keys())
+
+    # -- axes --------------------------------------------------------------------------------------
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._value, value))
+        return self.expr(value)
+
+    def expr(self, axis: Held) -> AxisExpr:
+        """An axis in terms of spaces. A factor of a view that nobody ever needed split has no name of its own."""
+        if isinstance(axis, Promise):
+            if not axis.view.redeemed:
+                return Leaf("", axis.size)
+            axis = axis.view.redeem(self.inference.coupler)[axis.index]
+        if axis not in self.made:
+            self.made[axis] = self._expr(axis)
+        return self.made[axis]
+
+    def _expr(self, axis: Axis) -> AxisExpr:
+        if axis.size == 1:
+            return Leaf(self.ids.setdefault(_UNIT, f"s{len(self.ids)}"), 1)
+        if axis.kind == "leaf":
+            return Leaf(self.ids.setdefault(axis.cls, f"s{len(self.ids)}"), axis.size)
+        children = [self.expr(part) for part in axis.parts if part.size != 1 or axis.kind == "cat"]
+        kind = Prod if axis.kind == "prod" else Cat
+        flat = [c for child in children for c in (child.children if isinstance(child, kind) else (child,))]
+        return flat[0] if len(flat) == 1 else kind(tuple(flat))
+
+    # -- spaces ------------------------------------------------------------------------------------
+
+    def _spaces(self) -> dict[str, Space]:
+        inference = self.inference
+        parameters: dict[Class, list[Axis]] = {}
+        matrices: dict[Class, list[Axis]] = {}
+        for name in inference.transformed & inference.tensors.keys():
+            axes = inference.tensors[name]
+            wide = sum(axis.size > 1 for axis in axes) > 1
+            for axis in axes:
+                for leaf in occurrences(axis):
+                    parameters.setdefault(leaf.cls, []).append(leaf)
+                    if wide:
+                        matrices.setdefault(leaf.cls, []).append(leaf)
+        found: dict[str, Space] = {}
+        for cls, name in self.ids.items():
+            if cls is _UNIT:
+                found[name] = Space(name, 1, "other", "identity", reason="an axis of size one")
+                continue
+            mine = parameters.get(cls, [])
+            tolerance = self.tolerances.tolerance(cls, mine, matrices.get(cls, []))
+            found[name] = Space(
+                id=name,
+                size=cls.size,
+                role="other",
+                tolerance=tolerance,
+                scales=self.tolerances.scales(mine).rank if tolerance != "identity" else 0,
+                signs=self.tolerances.signs(mine).rank if tolerance != "identity" else 0,
+                reason=self.tolerances.reasons.get(cls, ""),
+            )
+        return found
+
+    def _opaque(self) -> Iterator[Opaque]:
+        """Parameter axes that an operator without a rule touches, once each."""
+        by_class: dict[Class, fx.Node] = {}
+        for pin in self.inference.pins:
+            if pin.opaque is not None:
+                for leaf in occurrences(pin.axis):
+                    by_class.setdefault(leaf.cls, pin.opaque)
+        for name in sorted(self.inference.transformed & self.inference.tensors.keys()):
+            for number, axis in enumerate(self.inference.tensors[name]):
+                node = next((by_class[leaf.cls] for leaf in occurrences(axis) if leaf.cls in by_class), None)
+                if node is not None:
+                    yield Opaque(name, number, operator_name(node), node.meta.get("source", ""), suggestion(node))
+
+
+def suggestion(node: fx.Node) -> str:
+    """The three lines of a rule that would let the axes move that an unknown operator freezes."""
+    terms = []
+    for _, operand in Call.of(node).operands:
+        if operand is not None:
+            terms.append(" ".join(f"{_LETTERS[i % 26]}" for i in range(operand.meta["val"].ndim)))
+    value = node.meta["val"]
+    outs = [v for v in (value if isinstance(value, tuple | list) else (value,)) if isinstance(v, Tensor)]
+    right = ", ".join(" ".join(_LETTERS[i % 26] for i in range(out.ndim)) for out in outs)
+    return (
+        "from fxmerge import Extension, couples\n"
+        f'rule = couples("{operator_name(node)}", "{", ".join(terms)} -> {right}")  # equal letters: one axis; "a!": frozen\n'
+        "extension = Extension(rules=rule)"
+    )
+
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_UNIT = Class(1)
