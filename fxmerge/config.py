@@ -54,10 +54,10 @@ class MergeConfig(BaseModel):
     method: str = option("foldable", "How M and U are found; `fxmerge methods` lists them.", "Method")
     init: str = option("auto", "What a trained method starts from: first, average, or auto.", "Method")
     rank: int | None = option(
-        None, "Rank of M and U beside their diagonals; 0 leaves the diagonals alone. Without it they are dense.",
+        None, "Rank of M and U beside their diagonals, 0 for none (default: dense in narrow models, else 12).",
         "Method", ge=0,
     )  # fmt: skip
-    full: bool = option(False, "Dense M and U, over a --rank in the file.", "Method")
+    full: bool = option(False, "Dense M and U.", "Method")
     like: int = option(0, "The parent whose shape the merged model has, counted from 0.", "Method", ge=0)
     width_scale: float | None = option(None, "Make every merged width this many times larger.", "Method", gt=0, le=64)
     augment: Literal["auto", "none", "image", "tokens", "vector"] = option(
@@ -69,10 +69,10 @@ class MergeConfig(BaseModel):
         (), "Load rules, passes and methods from a Python file; may be given again.", "Method", metavar="FILE:NAME"
     )
 
-    steps: int = option(600, "Training steps.", "Training", ge=0)
+    steps: int | None = option(None, "Training steps (default 600).", "Training", ge=0)
     batch_size: int = option(64, "Samples a training step.", "Training", ge=1)
-    lr: float | None = option(None, "Peak learning rate; the method knows a good one.", "Training", gt=0)
-    weight_decay: float = option(1e-3, "Weight decay of matrices.", "Training", ge=0)
+    lr: float | None = option(None, "Peak learning rate (default 0.003).", "Training", gt=0)
+    weight_decay: float | None = option(None, "Weight decay of matrices (default 0.001).", "Training", ge=0)
     seed: int = option(0, "Same seed, same machine: the same model, bit for bit.", "Training", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.", "Training")
     dtype: Literal["float32", "bfloat16"] = option("float32", "Precision of training.", "Training")
@@ -97,7 +97,7 @@ class MergeConfig(BaseModel):
         except ValidationError as error:
             raise _explain(error) from None
 
-    def updated(self, **options: Any) -> MergeConfig:
+    def with_options(self, **options: Any) -> MergeConfig:
         """This config with some options replaced, and the whole checked again."""
         if not options:
             return self

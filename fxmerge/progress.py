@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 PATIENCE = 2.0
@@ -30,50 +22,62 @@ class Tell(Protocol):
     def __call__(self, done: int, total: int, message: str = "") -> None: ...
 
 
-class Bars:
-    """One bar at a time: `stage` opens it, a call moves it. A stage that is never moved has a spinner and its time.
+class Stages:
+    """Names the stages of a piece of work and times them; this one shows nothing.
 
-    with bars.stage("train"):
-        bars(10, 600, "loss 0.42")
+    with stages("train") as tell:
+        tell(10, 600, "loss 0.42")
     """
 
-    def __init__(self, console: Console | None = None, *, patience: float = PATIENCE, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True)
-        self.patience = patience
-        self.shown = self.console.is_terminal and not quiet
-        self.open: list[tuple[Progress, TaskID]] = []
-
-    def __call__(self, done: int, total: int, message: str = "") -> None:
-        if self.open:
-            bar, task = self.open[-1]
-            bar.update(task, completed=done, total=total or None, message=message)
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        """How long each stage took; a stage entered twice adds up."""
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        if not self.shown or self.open:  # a stage inside another moves the outer one's bar
-            yield
+    def __call__(self, name: str) -> Iterator[Tell]:
+        begin = time.perf_counter()
+        try:
+            with self.show(name) as tell:
+                yield tell
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    @contextmanager
+    def show(self, name: str) -> Iterator[Tell]:
+        yield _silent
+
+
+class Bars(Stages):
+    """Stages as bars on a terminal; a stage that tells nothing has a spinner and its time."""
+
+    def __init__(self, console: Console | None = None, patience: float = PATIENCE) -> None:
+        super().__init__()
+        self.console = console or Console(stderr=True)
+        self.patience = patience
+
+    @contextmanager
+    def show(self, name: str) -> Iterator[Tell]:
+        if not self.console.is_terminal:
+            yield _silent
             return
-        bar = Progress(
+        bars = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeElapsedColumn(),
             TextColumn("{task.fields[message]}", style="dim"), console=self.console, transient=True,
         )  # fmt: skip
-        self.open.append((bar, bar.add_task(name, total=None, message="")))
-        late = threading.Timer(self.patience, bar.start)
+        task = bars.add_task(name, total=None, message="")
+        late = threading.Timer(self.patience, bars.start)
         late.daemon = True
         late.start()
+
+        def tell(done: int, total: int, message: str = "") -> None:
+            bars.update(task, completed=done, total=total or None, message=message)
+
         try:
-            yield
+            yield tell
         finally:
             late.cancel()
             late.join()  # it may be starting the display just now
-            bar.stop()
-            self.open.pop()
-
-
-def stage(progress: object, name: str) -> AbstractContextManager[None]:
-    """The stage `name` of whatever is told of progress, if it knows stages."""
-    known = getattr(progress, "stage", None)
-    return known(name) if known else nullcontext()
+            bars.stop()
 
 
 class _Rate(ProgressColumn):
@@ -100,3 +104,7 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _silent(done: int, total: int, message: str = "") -> None:
+    """Progress that nobody watches."""
