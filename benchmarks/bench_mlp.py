@@ -12,7 +12,9 @@ from benchmarks.table import arguments
 from benchmarks.tasks import images
 from fxmerge.demo import train
 
-WIDTHS = (256, 256, 256)
+WIDTHS = (128,) * 6
+"""Six layers: plain averaging of two nets of three wide layers on so easy a task keeps most of their accuracy."""
+
 SETTINGS: dict[str, Any] = {"epochs": 15, "lr": 2e-3}
 
 

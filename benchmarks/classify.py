@@ -24,12 +24,14 @@ def run(
     build: Callable[[Task], nn.Module],
     fit: Callable[[Task, nn.Module], None],
     settings: Sequence[Mapping[str, Any]],
-    heads: Callable[[str], bool],
+    heads: Callable[[str], bool] | None,
     sizes: Sequence[int],
+    **options: Any,
 ) -> list[Row]:
     """Merge the tasks' parents for each number of unlabeled inputs and each seed; print a table, write JSON.
 
-    `heads` tells a parent's own head from the weights that a plain average shares.
+    `heads` tells a parent's own head from the weights that a plain average shares; None where shapes differ.
+    `options` go to every merge.
     """
     parents = []
     for task, own in zip(tasks, settings, strict=True):
@@ -38,14 +40,15 @@ def run(
         score = partial(accuracy, inputs=list(task.test.values()), labels=task.test_labels)
         parents.append(Parent(task.name, model, score, tuple(task.test)))
     rows: list[Row] = [_row("parents", parents, [p.model for p in parents])]
-    rows.append(_row("weight average (torch)", parents, averaged([p.model for p in parents], heads)))
+    if heads is not None:
+        rows.append(_row("weight average (torch)", parents, averaged([p.model for p in parents], heads)))
     for count in given.inputs or sizes:
         print(f"{setting}: {count} unlabeled inputs a task", flush=True)
         rates: dict[str, float] = {}
         for seed in range(given.seeds):
             data = {task.name: task.unlabeled(count, 100 + seed) for task in tasks}
-            rates = rates or choose_rates(parents, data, steps=given.steps)
-            found = merge_each(parents, data, rates, seed=seed, steps=given.steps)
+            rates = rates or choose_rates(parents, data, steps=given.steps, **options)
+            found = merge_each(parents, data, rates, seed=seed, steps=given.steps, **options)
             rows += [{"setting": setting, "inputs": count, **row} for row in found]
     figures = [*(task.name for task in tasks), "mean", "seconds"]
     show(f"{setting}: test accuracy", rows, ("inputs", "method"), figures)
