@@ -40,7 +40,9 @@ def fold_merge(program: Program, tasks: Sequence[str], template: int, *, tails: 
             continue
         parameters.add(name)
         with graph.inserting_before(node):
-            node.replace_all_uses_with(graph.get_attr(name))
+            folded = graph.get_attr(name)
+        folded.meta = {"by": "fold-merge"}
+        node.replace_all_uses_with(folded, delete_user_cb=lambda user: user.target is not fold)
     if tails:
         _lower_unmerge(graph, program, tensors, parameters)
     graph.eliminate_dead_code()
@@ -110,6 +112,9 @@ def _lower_unmerge(graph: fx.Graph, program: Program, tensors: dict[str, Tensor]
         module = _double(program.maps[str(axis_map.target)])  # type: ignore[union-attr]
         with torch.no_grad():
             matrix = module.to_parent(torch.eye(module.size, dtype=torch.float64), k, 1).T  # type: ignore[arg-type]
+        if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype)):
+            node.replace_all_uses_with(x)  # type: ignore[arg-type]
+            continue
         name = f"{axis_map.target}.{k}".replace("maps.", "unmerge.")  # type: ignore[union-attr]
         tensors[name] = matrix.to(x.meta["val"].dtype).contiguous()  # type: ignore[union-attr]
         parameters.add(name)

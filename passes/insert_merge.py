@@ -123,7 +123,7 @@ class _Builder:
             values.append(self._make(call, lambda n, k=k, own=own: own[n] if n in own else self._size_for(k, n)))
         writes = {u.axis for o in site.operands for u in o.uses if u is not None and u.role == "write"}
         result = self._merge(values, site.node, sorted(a for a in writes if a is not None))
-        result.meta["folds"] = self._folds(site, everyone)
+        result.meta["folds"] = self._folds(site, list(range(len(self.parents))))
         return result
 
     def _folds(self, site: Site, parents: list[int]) -> Folds:
@@ -229,7 +229,10 @@ class _Builder:
         if site is not None and site.kind == "linear" and all(self._simple(o) for o in site.operands):
             reads = {(u.on, u.axis) for o in site.operands for u in o.uses if u is not None and u.role == "read"}
             unmerged = {
-                (n, a) for n in operands(ours) if n not in self.sites.tail for a in self.sites.merged_axes(n)
+                (n, axis)
+                for n in operands(ours)
+                if n not in self.sites.tail and self.sites.values[n] != "parameter"
+                for axis in self.sites.merged_axes(n)
             }
             if unmerged and unmerged <= reads:
                 node.meta["folds"] = self._folds(site, [k])

@@ -69,7 +69,7 @@ class _Pairs:
     def _operands(self, a: fx.Node, b: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
         operands: list[tuple[fx.Node, fx.Node]] = []
         left, right = (a.args, a.kwargs), (b.args, b.kwargs)
-        if target_name(a.target) in COMMUTATIVE and self._crossed(a, b):
+        if a.op == "call_function" and target_name(a.target) in COMMUTATIVE and self._crossed(a, b):
             right = ((b.args[1], b.args[0], *b.args[2:]), b.kwargs)
         if not _same_form(left, right, operands):
             self._part(a, b, "have different arguments")

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxmerge.errors import LineUpError
 from fxmerge.ir.merge import AxisMap, Map
-from fxmerge.ir.program import Program, target_name
+from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import Own
 from fxmerge.ir.space import AxisExpr, Piece, leaves, pieces
 from passes.sites import Operand, Sites
@@ -117,10 +117,8 @@ class Maps:
         return Own(tuple(values), tuple(masks))
 
     def is_statistic(self, name: str) -> bool:
-        """Whether a buffer holds statistics of a merged space (batch norm), so that the parents' are averaged."""
-        node = next(n for n in self.template.graph.nodes if n.op == "get_attr" and n.target == name)
-        merged = any(self.sites.is_merged(axis) for axis in self.sites.spaces.tensors.get(name, ()))
-        return merged and any("batch_norm" in target_name(user.target) for user in node.users)
+        """Whether a buffer changes with its spaces (running statistics), so that the parents' are averaged."""
+        return name in self.sites.spaces.transformed and name not in self.template.parameters
 
     def _tensors(self, k: int) -> Mapping[str, Tensor]:
         return self.others[k].program.tensors

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from fxmerge.coupling import RuleSet, Signature, signature
+from fxmerge.coupling import RuleSet, Signature, labels_of, signature
 from fxmerge.ir.program import Program, target_name
 from fxmerge.ir.space import AxisExpr, leaves
 from passes.spaces import Spaces, SpacesOf
@@ -161,34 +161,39 @@ class _Finder:
         own = [n for n in arguments if self.values[n] == "parameter"]
         if not own:
             return None
-        sign = signature(self.rules, node)
         others = [n for n in arguments if self.values[n] in ("data", "constant")]
-        if sign is None or not isinstance(node.meta["val"], Tensor):
-            return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
-        if target_name(node.target) in ADDS:
-            if not others:
-                return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
+        if target_name(node.target) in ADDS and others and isinstance(node.meta["val"], Tensor):
             axes = {n: {j: AxisUse("write", n, j) for j in range(n.meta["val"].ndim)} for n in own}
             return Site(node, tuple(self._operand(n, node, axes[n]) for n in own), "additive")
-        roles = {n: self._roles(sign, node, i, arguments) for i, n in enumerate(arguments) if n in own}
-        linear = all(i in sign.linear for i, n in enumerate(arguments) if n in own)
+        sign = signature(self.rules, node)
+        if sign is None or not isinstance(node.meta["val"], Tensor):
+            return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
+        given = [i for i, term in enumerate(sign.operands) if term is not None]
+        assert len(given) == len(arguments), f"{node}: {sign}"
+        terms = [sign.operands[i] or () for i in given]
+        roles = {n: self._roles(sign, node, terms, i, arguments) for i, n in enumerate(arguments) if n in own}
+        linear = all(given[i] in sign.linear for i, n in enumerate(arguments) if n in own)
         if not linear or len(set(arguments)) < len(arguments) or not any(roles.values()) or None in roles.values():
             return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
         return Site(node, tuple(self._operand(n, node, roles[n] or {}) for n in own), "linear")
 
-    def _roles(self, sign: Signature, node: fx.Node, i: int, arguments: list[fx.Node]) -> dict[int, AxisUse] | None:
+    def _roles(
+        self, sign: Signature, node: fx.Node, terms: list[tuple[str, ...]], i: int, arguments: list[fx.Node]
+    ) -> dict[int, AxisUse] | None:
         """What each axis of operand `i` writes or reads; None if a product axis makes that unclear."""
-        data = [(n, sign.operands[k]) for k, n in enumerate(arguments) if self.values[n] != "parameter"]
+        data = [(n, terms[k]) for k, n in enumerate(arguments) if self.values[n] != "parameter"]
         result = sign.results[0]
         roles: dict[int, AxisUse] = {}
-        for axis, label in enumerate(sign.operands[i] or ()):
-            shared = [(n, labels.index(label)) for n, labels in data if labels and label in labels]
+        for axis, label in enumerate(terms[i]):
+            if label == "1":
+                continue
+            shared = [(n, labels.index(label)) for n, labels in data if label in labels]
             if label in result:
                 if not shared:
                     roles[axis] = AxisUse("write", node, result.index(label))
             elif shared:
                 roles[axis] = AxisUse("read", *shared[0])
-            elif any(f in _factors(other) for f in _factors(label) for _, ls in data for other in ls or ()):
+            elif set(labels_of(label)) & {part for _, term in data for other in term for part in labels_of(other)}:
                 return None
         return roles
 
@@ -275,7 +280,7 @@ def _trace(
 def _turned(root: fx.Node, chain: list[fx.Node]) -> list[tuple[int, ...]]:
     """Where each axis went behind permutations alone, read off the strides (so sizes 1 are told apart too)."""
     shape = root.meta["val"].shape
-    value = torch.empty_strided(shape, range(1, len(shape) + 1), device="meta")
+    value = torch.empty_strided(shape, tuple(range(1, len(shape) + 1)), device="meta")
     for node in chain:
         if target_name(node.target) in TURNS_ONLY:
             value = node.target(value, *node.args[1:], **node.kwargs)  # type: ignore[operator]
@@ -312,10 +317,6 @@ def _joined(found: set[AxisUse | None]) -> AxisUse | None:
     uses = [u for u in found if u is not None]
     same = len(uses) == len(found) and len({(u.role, u.on) for u in uses}) == 1
     return AxisUse(uses[0].role, uses[0].on, None) if same and uses else None
-
-
-def _factors(label: str) -> list[str]:
-    return label.strip("()").split()
 
 
 def _has_tensor(value: Any) -> bool:

@@ -1,0 +1,326 @@
+"""The driver: load, normalize, insert-merge, train, hoist, fold-merge, cleanup, verify, write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxmerge import augment as augmentation
+from fxmerge import measure
+from fxmerge.config import MergeConfig, unknown
+from fxmerge.errors import DataError, ExtensionError, OptionError, VerificationError
+from fxmerge.io import sources
+from fxmerge.io.data import load_samples
+from fxmerge.io.files import nearest
+from fxmerge.io.samples import check_samples
+from fxmerge.ir.program import Program
+from fxmerge.ir.supernet import SuperNet
+from fxmerge.ir.verify import compare, require
+from fxmerge.measure import Samples
+from fxmerge.merged import Merged
+from fxmerge.methods import METHODS, Job, Method, Outcome
+from fxmerge.methods.base import Options
+from fxmerge.methods.student import pool_of
+from fxmerge.progress import Stages
+from fxmerge.save import save_merged
+from fxmerge.train import Settings, silent
+from fxmerge.version import __version__
+
+Parent = Program | str | Path
+
+STEPS = 600
+POOL = 12_800
+WIDE = 256
+"""From this merged width on, maps are diagonal plus low rank unless asked otherwise: full ones cost too much."""
+RANK = 12
+
+
+def passes() -> ModuleType:
+    """The package that knows operators. Raises `ExtensionError` if another package of that name hides it."""
+    import passes as found
+
+    if not hasattr(found, "BUILTIN"):
+        raise ExtensionError(
+            f"another package named passes hides fxmerge's own: {getattr(found, '__file__', 'a namespace package')}",
+            "rename it, or run from another folder",
+        )
+    return found
+
+
+def merge(
+    parents: Sequence[Parent],
+    *,
+    data: Any = None,
+    config: MergeConfig | None = None,
+    stages: Stages | None = None,
+    **options: Any,
+) -> Merged:
+    """Merge two or more parents into one model of one model's size.
+
+    `parents`: programs, or SOURCEs. `data`: unlabeled samples by task (a tensor for a single input, a dict of tensors
+    by input name, or a path), or one of these for all tasks; without it, the samples inside the parents are used.
+    `options` are fields of `MergeConfig` and override it. With `out`, the model is written there, whole or not at all.
+    Raises `FxmergeError`s; `VerificationError` if a check fails, and then nothing is written.
+    """
+    config = (config or MergeConfig()).with_options(**options)
+    return _Merge(config, stages or Stages()).run(list(parents), config.data if data is None else data)
+
+
+def find_method(name: str) -> Method:
+    known = {method.name: method for method in METHODS}
+    if name not in known:
+        raise unknown("method", name, known, "`fxmerge methods` lists them")
+    return known[name]
+
+
+@dataclass
+class _Merge:
+    """One run of the driver, and what it gathers for the result."""
+
+    config: MergeConfig
+    stages: Stages
+    notes: list[str] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, parents: list[Parent], data: Any) -> Merged:
+        method = find_method(self.config.method)
+        with self.stages("capture"):
+            programs = self._load(parents)
+            samples = self._samples(programs, data, method)
+        with self.stages("analyse"):
+            supernet = self._supernet(programs)
+        if self.config.dry_run:
+            return self._merged(supernet.program, supernet, parents, {})
+        held, kept = measure.split(samples)
+        with self.stages("train") as tell:
+            torch.manual_seed(self.config.seed)
+            job = self._job(supernet, kept, tell)
+            outcome = method(job)
+            self.notes += job.notes
+        with self.stages("fold"):
+            folded = self._fold(outcome.program, supernet)
+        with self.stages("verify"):
+            checks = self._verify(outcome, folded, samples)
+            figures = self._figures(outcome, supernet, folded, held, samples) | {"checks": checks}
+        merged = self._merged(folded, supernet, parents, figures)
+        if self.config.out:
+            with self.stages("export"):
+                checks["onnx_max_abs"] = save_merged(
+                    merged, self.config.out, opset=self.config.opset, overwrite=self.config.overwrite,
+                    samples=samples[0] if samples else None, tolerance=self.config.atol,
+                )  # fmt: skip
+        merged.result["seconds"] = {name: round(seconds, 3) for name, seconds in self.stages.seconds.items()}
+        merged.result["peak_rss_mib"] = measure.peak_memory()
+        return merged
+
+    # -- parents and samples -------------------------------------------------------------------------
+
+    def _load(self, parents: list[Parent]) -> list[Program]:
+        if len(parents) < 2:
+            raise OptionError(f"{len(parents)} model given", "give two or more models to merge")
+        programs = [p if isinstance(p, Program) else sources.load(p) for p in parents]
+        tasks = [program.task for program in programs]
+        twice = next((t for t in tasks if tasks.count(t) > 1), None)
+        if twice is not None:
+            raise OptionError(
+                f"two parents have the task name {twice}", "capture one of them with --task NAME, or rename its file"
+            )
+        if not 0 <= self.config.like < len(programs):
+            raise OptionError(
+                f"--like {self.config.like} of {len(programs)} parents", f"choose one from 0 to {len(programs) - 1}"
+            )
+        for program in programs:
+            for name in sorted(program.parameters):
+                if not bool(program.tensors[name].isfinite().all()):
+                    raise DataError(f"{program.task}: {name} has NaN or infinite values", "merge a model that trained")
+        return programs
+
+    def _samples(self, programs: list[Program], data: Any, method: Method) -> list[Samples] | None:
+        """Samples of every task by input name; None if there are none and the method needs none."""
+        given = by_task(data, programs)
+        found = []
+        for program in programs:
+            samples = self._of_task(program, given.get(program.task, given.get("")))
+            if not samples:
+                if method.needs_data:
+                    free = ", ".join(m.name for m in METHODS if not m.needs_data)
+                    raise DataError(
+                        f"no samples for {program.task}: none given with --data and none in the bundle",
+                        f"give --data {program.task}=PATH, or choose a --method that needs none ({free})",
+                    )
+                return None
+            check_samples(samples, program, f"the samples of {program.task}")
+            found.append(samples)
+        return found
+
+    def _of_task(self, program: Program, value: Any) -> Samples:
+        if value is None:
+            return dict(program.samples)
+        if isinstance(value, Tensor):
+            return {program.inputs[0].name: value}
+        if isinstance(value, Mapping):
+            return dict(value)
+        loaded = load_samples(value, program)
+        self.notes += loaded.notes
+        return dict(loaded.inputs)
+
+    # -- the SuperNet and the job ----------------------------------------------------------------------
+
+    def _supernet(self, programs: list[Program]) -> SuperNet:
+        knowledge = passes()
+        normal = [knowledge.cleanup(knowledge.normalize(program)) for program in programs]
+        supernet: SuperNet = knowledge.insert_merge(normal, knowledge.BUILTIN.rules, self.config.like)
+        return supernet
+
+    def _job(self, supernet: SuperNet, samples: list[Samples] | None, tell: Any) -> Job:
+        config, knowledge = self.config, passes()
+
+        def hoist(program: Program) -> Program:
+            hoisted: Program = knowledge.hoist(program, "auto", rows=config.batch_size)
+            return hoisted
+
+        def fold_trunk(program: Program) -> Program:
+            hoisted = knowledge.hoist(program, tails=False)
+            folded: Program = knowledge.fold_merge(hoisted, supernet.tasks, supernet.template, tails=False)
+            return folded
+
+        return Job(
+            supernet=supernet,
+            pool=None if samples is None else self._pool(supernet, samples),
+            settings=Settings(
+                steps=STEPS if config.steps is None else config.steps,
+                batch_size=config.batch_size,
+                lr=3e-3 if config.lr is None else config.lr,
+                weight_decay=1e-3 if config.weight_decay is None else config.weight_decay,
+                seed=config.seed,
+                device=measure.device_of(config.device),
+                dtype=getattr(torch, config.dtype),
+            ),
+            options=Options(init=config.init, rank=self._rank(supernet), inner=config.inner),
+            hoist=hoist,
+            fold_trunk=fold_trunk,
+            progress=tell or silent,
+            state=Path(config.resume) / "training.pt" if config.resume else None,
+        )
+
+    def _rank(self, supernet: SuperNet) -> int | None:
+        if self.config.full or self.config.rank is not None:
+            return self.config.rank
+        widest = max((block.size for _, block in supernet.maps()), default=0)
+        return None if widest <= WIDE else RANK
+
+    def _pool(self, supernet: SuperNet, samples: list[Samples]) -> Any:
+        config, program = self.config, supernet.program
+        kind = augmentation.kind_of(program.inputs, samples[0]) if config.augment == "auto" else config.augment
+        count = augmentation.room(samples[0], config.pool or POOL)
+        inputs = augmentation.augment(samples, kind, count, config.seed)
+        pool = pool_of(program, inputs)
+        fewest = min(measure.rows_of(task) for task in samples)
+        steps = () if kind == "none" else augmentation.recipe(kind, fewest)
+        self.training["augmentation"] = {"kind": kind, "steps": list(steps), "pool": pool.rows}
+        return pool
+
+    # -- fold and verify -----------------------------------------------------------------------------
+
+    def _fold(self, program: Program, supernet: SuperNet) -> Program:
+        knowledge = passes()
+        outputs = [f"{p.task}.{port.name}" for p in supernet.parents for port in p.outputs]
+        hoisted = knowledge.hoist(program.only(outputs))
+        folded = knowledge.fold_merge(hoisted, supernet.tasks, supernet.template)
+        clean: Program = knowledge.cleanup(folded)
+        return clean
+
+    def _verify(self, outcome: Outcome, folded: Program, samples: list[Samples] | None) -> dict[str, Any]:
+        """Gradients reached every map, and the folded model is the SuperNet. Raises `VerificationError`."""
+        if outcome.unreached:
+            more = " …" if len(outcome.unreached) > 3 else ""
+            raise VerificationError(
+                f"no gradient reached {', '.join(outcome.unreached[:3])}{more}",
+                "start from --init average, or train for more steps; if it stays, please report it",
+            )
+        worst = 0.0
+        for inputs in measure.probes(folded, samples):
+            found = compare(outcome.program, folded, inputs, [port.name for port in folded.outputs])
+            require("the folded model is not the SuperNet", found, self.config.atol)
+            worst = max(worst, found.absolute)
+        return {"fold_max_abs": worst, "onnx_max_abs": None, "all_gradients": True if outcome.log else None}
+
+    # -- figures -------------------------------------------------------------------------------------
+
+    def _figures(
+        self, outcome: Outcome, supernet: SuperNet, folded: Program, held: Any, samples: Any
+    ) -> dict[str, Any]:
+        tasks = []
+        for k, parent in enumerate(supernet.parents):
+            own: Samples | None = (held or samples)[k] if samples else None
+            tasks.append(
+                {
+                    "task": parent.task,
+                    "samples": measure.rows_of(samples[k]) if samples else 0,
+                    "held_back": measure.rows_of(held[k]) if held else 0,
+                    "agreement": measure.agreement(folded, parent, own) if own else None,
+                    "feature_r2": measure.feature_score(outcome.program, supernet, k, own) if own else None,
+                }
+            )
+        log = outcome.log
+        if log is not None:
+            self.training |= {
+                "steps": log.steps,
+                "loss_first": log.loss_first,
+                "loss_last": log.loss_last,
+                "samples_per_second": log.samples_per_second,
+            }
+        else:
+            self.training = {}
+        return {"init": outcome.init, "tasks": tasks, "trainable": outcome.trainable}
+
+    def _merged(self, program: Program, supernet: SuperNet, given: list[Parent], figures: dict[str, Any]) -> Merged:
+        spaces = passes().spaces(supernet.parents[supernet.template])
+        parents = [
+            {
+                "task": program.task,
+                "source": None if isinstance(source, Program) else str(source),
+                "sha256": measure.digest(source, program),
+                "parameters": program.count(),
+            }
+            for source, program in zip(given, supernet.parents, strict=True)
+        ]
+        counts = {"parameters": program.count(), "spaces": len(spaces.spaces), "opaque_axes": len(spaces.opaque)}
+        result = {
+            "fxmerge": __version__,
+            "method": self.config.method,
+            "init": figures.get("init", self.config.init),
+            "seed": self.config.seed,
+            "out": self.config.out,
+            "parents": parents,
+            "merged": counts | {"trainable": figures.get("trainable", 0)},
+            "tasks": figures.get("tasks", []),
+            "checks": figures.get("checks", {}),
+            "training": self.training,
+            "notes": list(dict.fromkeys([*self.notes, *program.notes])),
+            "seconds": {},
+            "peak_rss_mib": 0,
+        }
+        labels = {parent.task: parent.labels for parent in supernet.parents}
+        return Merged(replace(program, task="+".join(supernet.tasks)), result, supernet.tasks, labels)
+
+
+def by_task(data: Any, programs: Sequence[Program]) -> dict[str, Any]:
+    """`data` as given to `merge`, by task; the key "" stands for every task."""
+    if data is None or (isinstance(data, Mapping) and not data):
+        return {}
+    if not isinstance(data, Mapping):
+        return {"": data}
+    tasks = [program.task for program in programs]
+    if set(data) <= {*tasks, ""}:
+        return dict(data)
+    if set(data) <= {port.name for port in programs[0].inputs}:
+        return {"": data}
+    wrong = next(name for name in data if name not in tasks)
+    raise DataError(f"there is no task named {wrong}{nearest(wrong, tasks)}", f"the tasks are {', '.join(tasks)}")

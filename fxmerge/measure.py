@@ -1,0 +1,116 @@
+"""Figures about a merge: held-back samples, agreement with the parents, digests, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fxmerge.io.files import sha256
+from fxmerge.ir.program import Program
+from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.student import pool_of, teachers
+from fxmerge.teach import Targets
+from fxmerge.train import Settings, score
+
+Samples = dict[str, Tensor]
+
+HELD = 256
+"""Samples of a task held back at most, to measure agreement on."""
+ENOUGH = 64
+"""With fewer samples of a task none is held back: training needs them more."""
+CHUNK = 256
+"""Rows run at a time."""
+
+
+def rows_of(samples: Mapping[str, Tensor]) -> int:
+    return max((value.shape[0] for value in samples.values() if value.ndim), default=0)
+
+
+def split(samples: Sequence[Samples] | None) -> tuple[list[Samples] | None, list[Samples] | None]:
+    """(held back, kept) of every task's samples: an eighth of them, of all tasks or of none."""
+    if samples is None:
+        return None, None
+    if min(rows_of(s) for s in samples) < ENOUGH:
+        return None, list(samples)
+    held, kept = [], []
+    for task in samples:
+        count = min(HELD, rows_of(task) // 8)
+        held.append({name: value[:count] for name, value in task.items()})
+        kept.append({name: value[count:] for name, value in task.items()})
+    return held, kept
+
+
+def chunks(samples: Samples, size: int = CHUNK) -> list[Samples]:
+    return [{n: v[i : i + size] for n, v in samples.items()} for i in range(0, rows_of(samples), size)]
+
+
+@torch.no_grad()
+def agreement(merged: Program, parent: Program, samples: Samples) -> float | None:
+    """Share of samples (of positions, for token outputs) where merged and parent choose the same class."""
+    name = parent.outputs[0].name
+    if len(parent.outputs[0].shape) < 2:
+        return None
+    same = total = 0
+    for part in chunks(samples):
+        ours = merged.run(part)[f"{parent.task}.{name}"].argmax(-1)
+        theirs = parent.run(part)[name].argmax(-1)
+        same += int((ours == theirs).sum())
+        total += theirs.numel()
+    return same / max(total, 1)
+
+
+def feature_score(program: Program, supernet: SuperNet, k: int, samples: Samples) -> float | None:
+    """R² of parent k's final features as `program` gives them, on these samples: 1 is perfect."""
+    known = {port.name for port in program.outputs}
+    features = [f for f in supernet.feature_ports() if f.parent == k and f.port in known]
+    if not features:
+        return None
+    student = program.only(f.port for f in features)
+    by_port = {f.port: f for f in features}
+    targets = Targets(teachers(supernet, [by_port[port.name] for port in student.outputs]))
+    scores = score(student.module, pool_of(student, samples), targets, Settings(batch_size=CHUNK))
+    return sum(scores) / len(scores)
+
+
+def probes(program: Program, samples: Sequence[Samples] | None) -> list[Samples]:
+    """Inputs to compare two programs on: some samples of every task, or random ones where there are none."""
+    if samples:
+        return [{name: value[:32] for name, value in task.items()} for task in samples]
+    generator = torch.Generator().manual_seed(0)
+    made: Samples = {}
+    for port in program.inputs:
+        shape = [program.hints[n] if isinstance(n, str) else n for n in port.shape]
+        if port.dtype.is_floating_point:
+            made[port.name] = torch.randn(shape, generator=generator).to(port.dtype)
+        else:
+            made[port.name] = torch.ones(shape, dtype=port.dtype)
+    return [made]
+
+
+def digest(given: object, program: Program) -> str:
+    """SHA-256 of the file a parent came from, or of its weights."""
+    if isinstance(given, str | Path) and Path(given).is_file():
+        return sha256(given)
+    found = hashlib.sha256()
+    for name in sorted(program.tensors):
+        tensor = program.tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return found.hexdigest()
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
+
+
+def device_of(name: str) -> str:
+    """ "auto" is the first GPU if there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

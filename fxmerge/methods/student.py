@@ -1,0 +1,77 @@
+"""Train a program that shows features against the parents that have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fxmerge.errors import OptionError
+from fxmerge.ir.program import Port, Program
+from fxmerge.ir.supernet import Feature, SuperNet
+from fxmerge.methods.base import Job
+from fxmerge.io.files import nearest
+from fxmerge.teach import Pool, Targets, Teachers
+from fxmerge.train import Log, fit
+
+
+def start_weights(job: Job) -> tuple[float, ...]:
+    """The weights of the parents that the chosen start asks for."""
+    from fxmerge.methods.inits import INITS
+
+    found = {init.name: init for init in INITS}
+    init = found.get("average" if job.options.init == "auto" else job.options.init)
+    if init is None:
+        names = ", ".join(["auto", *found])
+        raise OptionError(f"unknown init {job.options.init!r}{nearest(job.options.init, found)}", f"known are: {names}")
+    return init(job.supernet)
+
+
+def train(student: Program, supernet: SuperNet, job: Job) -> Log:
+    """Train what is trainable in `student` until its outputs (ports of features) are the parents' features."""
+    assert job.pool is not None
+    for name, parameter in student.module.named_parameters():
+        if not name.startswith("maps."):
+            parameter.requires_grad_(True)
+    return fit(student.module, None, job.pool, targets_of(student, supernet, job), job.settings, job.progress, job.state)
+
+
+def targets_of(student: Program, supernet: SuperNet, job: Job) -> Targets:
+    """The parents' features in the order of the student's outputs, weighted, padding masked."""
+    by_port = {feature.port: feature for feature in supernet.features}
+    features = [by_port[port.name] for port in student.outputs]
+    weights = tuple(1.0 if f.final else job.options.inner for f in features)
+    return Targets(teachers(supernet, features), weights, tuple(padding(student, port, job.pool) for port in student.outputs))
+
+
+def teachers(supernet: SuperNet, features: Sequence[Feature]) -> nn.Module:
+    """A module that runs all parents and returns the given features in their order."""
+    programs = [supernet.teacher(k, features) for k in range(len(supernet.parents))]
+    order = [port.name for program in programs for port in program.outputs]
+    return _Ordered(Teachers([p.module for p in programs]), [order.index(f.port) for f in features])
+
+
+class _Ordered(nn.Module):
+    def __init__(self, inner: nn.Module, order: Sequence[int]) -> None:
+        super().__init__()
+        self.inner, self.order = inner, tuple(order)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        values = self.inner(*inputs)
+        return tuple(values[i] for i in self.order)
+
+
+def padding(program: Program, feature: Port, pool: Pool | None) -> int | None:
+    """Position of the input that says which of the feature's places count: integers 0 and 1 along its first two axes."""
+    if pool is None or len(feature.shape) < 3:
+        return None
+    for position, (port, values) in enumerate(zip(program.inputs, pool.inputs, strict=True)):
+        if port.shape == feature.shape[:2] and not port.dtype.is_floating_point:
+            if bool(((values == 0) | (values == 1)).all()) and bool((values == 0).any()):
+                return position
+    return None
+
+
+def pool_of(program: Program, inputs: dict[str, Tensor]) -> Pool:
+    """Inputs by name as a pool in the order of the program's ports, in the ports' dtypes."""
+    return Pool(tuple(inputs[port.name].to(port.dtype).contiguous() for port in program.inputs))
