@@ -130,31 +130,35 @@ def _smooth(x: Tensor) -> bool:
 
 
 def _chosen(samples: Samples, kind: str) -> dict[str, str]:
-    """The kind of every input, where `kind` has the last word on inputs that could be several."""
-    unknown = [part for part in kind.split("+") if part not in KINDS]
+    """The kind of every input: the chosen ones where they fit, elsewhere what the values say."""
+    allowed = kind.split("+")
+    unknown = [part for part in allowed if part not in KINDS]
     if unknown:
         raise OptionError(f"unknown kind of input {unknown[0]!r}", f"known kinds: none, {', '.join(KINDS)}")
-    allowed = set(kind.split("+"))
-    kinds = _kinds(samples, {})
-    for name, found in kinds.items():
-        if found in allowed:
-            continue
-        fitting = [part for part in KINDS if part in allowed and _fits(samples[name], part)]
-        if not fitting:
-            shape = list(samples[name].shape)
-            raise OptionError(f"input {name!r} of shape {shape} is not of kind {kind!r}", f"it looks like {found!r}")
-        kinds[name] = fitting[0]
-    return kinds
+    found = _kinds(samples, {})
+    chosen: dict[str, str] = {}
+    for name, own in found.items():
+        fitting = [part for part in allowed if part != own and _fits(samples[name], part)]
+        chosen[name] = own if own in allowed or not fitting else _square_or(fitting[0], samples[name])
+    if not any(value in allowed or (value == "flat-image" and "image" in allowed) for value in chosen.values()):
+        name, own = next(iter(found.items()))
+        raise OptionError(
+            f"no input is of kind {kind!r}: {name!r} of shape {list(samples[name].shape)} looks like {own!r}",
+            "leave the kind to auto, or use none",
+        )
+    return chosen
+
+
+def _square_or(kind: str, value: Tensor) -> str:
+    return "flat-image" if kind == "image" and value.dim() == 2 else kind
 
 
 def _fits(value: Tensor, kind: str) -> bool:
-    if kind == "image":
-        return value.is_floating_point() and value.dim() in (3, 4)
-    if kind == "flat-image":
-        return value.is_floating_point() and value.dim() == 2 and math.isqrt(value.shape[1]) ** 2 == value.shape[1]
-    if kind == "vector":
-        return value.is_floating_point() and value.dim() > 1
-    return kind == "rows"
+    """Whether an input can be treated as this kind, whatever it looks like."""
+    if kind in ("image", "flat-image") and value.is_floating_point():
+        flat = value.dim() == 2 and math.isqrt(value.shape[1]) ** 2 == value.shape[1]
+        return flat or (kind == "image" and value.dim() in (3, 4))
+    return kind == "rows" or (kind == "vector" and value.is_floating_point() and value.dim() > 1)
 
 
 # -- images and vectors ----------------------------------------------------------------------------------

@@ -271,7 +271,7 @@ def _rows(step: int, rows: int, batch: int, seed: int) -> Tensor:
     begin, end = step * batch, (step + 1) * batch
     while begin < end:
         turn, offset = divmod(begin, rows)
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed((seed << 20) + turn))
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed((seed * 1_000_003 + turn) % (1 << 63)))
         taken.append(order[offset : offset + end - begin])
         begin += len(taken[-1])
     return torch.cat(taken)

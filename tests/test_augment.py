@@ -116,13 +116,23 @@ def test_a_pool_stays_within_memory() -> None:
 def test_refusals() -> None:
     with pytest.raises(OptionError, match="unknown kind of input 'sound'"):
         augment({"x": torch.randn(3, 4)}, "sound", 9, 0)
-    with pytest.raises(OptionError, match=r"'x' of shape \[3, 5\] is not of kind 'image'"):
+    with pytest.raises(OptionError, match=r"no input is of kind 'image': 'x' of shape \[3, 5\] looks like 'vector'"):
         augment({"x": torch.randn(3, 5)}, "image", 9, 0)
     with pytest.raises(DataError, match="a task has no samples"):
         augment([{"x": torch.randn(3, 4)}, {"x": torch.randn(0, 4)}], "vector", 9, 0)
 
 
-def test_rank_chosen_by_the_user_wins() -> None:
+def test_a_kind_chosen_by_the_user_wins() -> None:
     value = torch.randn(6, 64)
     assert kind(value) == "vector"
-    assert augment({"x": value}, "flat-image", 20, 0)["x"].shape == (20, 64)
+    for chosen in ("flat-image", "image"):
+        made = augment({"x": value}, chosen, 20, 0)["x"]
+        assert made.shape == (20, 64)
+        assert not torch.equal(made, augment({"x": value}, "vector", 20, 0)["x"])
+
+
+def test_a_chosen_kind_leaves_inputs_that_cannot_be_of_it() -> None:
+    samples = {"ids": torch.randint(5, 99, (6, 7)), "pixels": torch.randn(6, 1, 28, 28)}
+    made = augment(samples, "vector", 40, 0)
+    assert made["ids"].dtype == torch.long
+    assert made["pixels"].shape == (40, 1, 28, 28)
