@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,6 +141,25 @@ class MergeConfig(BaseModel):
                 raise OptionError(f"--{flag} {path} is {seen[where]} too", "choose another name")
             seen[where] = f"--{flag}"
             check_output(path, overwrite=self.overwrite or self.dry_run)
+
+
+@contextmanager
+def state_folder(config: MergeConfig) -> Iterator[MergeConfig]:
+    """The config with a folder where an interrupted merge keeps its state: `--resume`, else one beside `--out`.
+
+    A folder left by an earlier run is used only if `--resume` names it; an empty one is removed afterwards.
+    """
+    folder = Path(config.resume or f"{config.out or 'merge'}.state")
+    if config.resume and not (folder.is_dir() and any(folder.iterdir())):
+        raise OptionError(f"--resume {folder}: no state of an interrupted merge there", "start without --resume")
+    if not config.resume:
+        for old in folder.glob("*.pt"):
+            old.unlink()
+    try:
+        yield config.with_options(resume=str(folder))
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def check_suffix(out: str) -> None:

@@ -1,0 +1,353 @@
+"""The command line: verbs, parsing, printing, exit codes; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from fxmerge import exits
+from fxmerge.config import MergeConfig, parse_data, state_folder
+from fxmerge.errors import OptionError
+from fxmerge.flags import with_config_flags
+from fxmerge.io.files import atomic_write, check_output
+from fxmerge.progress import Bars
+
+app = typer.Typer(
+    name="fxmerge", rich_markup_mode="rich", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+SOURCE = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A bundle, a .pt2, a state dict with --arch, or a Hugging Face folder.")
+]
+ARCH = Annotated[
+    str | None,
+    typer.Option(metavar="FACTORY", help="module:callable, timm:NAME, torchvision:NAME or config.json."),
+]
+INPUTS = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Sample inputs (.npz, .npy, .safetensors), for a SOURCE without any.")
+]
+PICKLE = Annotated[bool, typer.Option(help="Run the code inside a pickled module. Only for files you trust.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+EXTENSION = Annotated[
+    list[str] | None, typer.Option(metavar="FILE:NAME", help="Load rules, passes and methods from a Python file.")
+]
+OVERWRITE = Annotated[bool, typer.Option(help="Replace outputs that exist.")]
+VERBOSE = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show the traceback of an error.")]
+QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code."""
+    return exits.run(app, sys.argv[1:] if args is None else args)
+
+
+def _verb(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function a verb of the command line."""
+
+    @wraps(function)
+    def stoppable(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt as interrupt:
+            raise exits.Stopped(interrupt) from interrupt
+
+    app.command(name=function.__name__.strip("_"))(stoppable)
+    return function
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Merge trained PyTorch models into one model of one model's size, as ONNX.
+
+    [bold]The whole way:[/]
+
+      fxmerge capture digits/ --inputs x.npz --out digits.pt
+      fxmerge merge digits.pt letters.pt --data digits=x.npz --data letters=y.npz --out merged.onnx
+      fxmerge eval merged.onnx --data digits=test.npz --parent digits.pt
+
+    [bold]See it work:[/]
+
+      fxmerge demo
+    """
+    if version:
+        from fxmerge.version import __version__
+
+        print(f"fxmerge {__version__}")
+
+
+@_verb
+def capture(
+    source: SOURCE,
+    out: Annotated[str, typer.Option(metavar="FILE", help="The bundle to write.")],
+    arch: ARCH = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="State dict, when SOURCE is a config.json.")
+    ] = None,
+    inputs: INPUTS = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the task; else the file's stem.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="FILE", help="Class names: one a line, or a JSON list.")] = None,
+    allow_pickle: PICKLE = False,
+    overwrite: OVERWRITE = False,
+    verbose: VERBOSE = False,
+    quiet: QUIET = False,
+) -> None:
+    """Trace a model into a bundle: graph, weights, sample inputs, task and labels in one file.
+
+    A bundle needs no model code to be read, and reading it runs nothing.
+
+    [bold]Examples:[/]
+
+      fxmerge capture bert-sst2/ --inputs tokens.npz --task sentiment --out sentiment.pt
+      fxmerge capture weights.safetensors --arch mypackage.models:vit_small --inputs x.npy --out digits.pt
+      fxmerge capture resnet.pth --arch torchvision:resnet18 --inputs images.npz --labels names.txt --out pets.pt
+    """
+    check_output(out, overwrite=overwrite)
+    names = _labels(labels) if labels else None
+    from fxmerge.io.bundle import save_bundle
+    from fxmerge.io.sources import load
+    from fxmerge.report import program_summary
+
+    with _bars(quiet)("capture"):
+        program = load(source, arch=arch, weights=weights, inputs=inputs, task=task, allow_pickle=allow_pickle)
+        program = program.evolve(task=task or program.task, labels=names or program.labels)
+        save_bundle(program, out, overwrite=overwrite)
+    _stderr(quiet).print(program_summary(program, out))
+
+
+@_verb
+def inspect(
+    source: SOURCE,
+    arch: ARCH = None,
+    inputs: INPUTS = None,
+    as_json: JSON = False,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page that draws spaces and layers.")] = None,
+    extension: EXTENSION = None,
+    allow_pickle: PICKLE = False,
+    overwrite: OVERWRITE = False,
+    verbose: VERBOSE = False,
+    quiet: QUIET = False,
+) -> None:
+    """Show the spaces of a model: what may be permuted or rotated freely, who writes and reads it, what is opaque.
+
+    [bold]Examples:[/]
+
+      fxmerge inspect digits.pt
+      fxmerge inspect digits.pt --html digits.html
+      fxmerge inspect llama/ --json | jq .coverage
+    """
+    if html:
+        check_output(html, overwrite=overwrite)
+    from fxmerge import compiler, report
+
+    options = _source_options(arch, inputs, allow_pickle, extension)
+    with _bars(quiet)("analyse"):
+        found = compiler.inspect(source, **options)
+    if html:
+        from fxmerge.inspect_html import page
+
+        with atomic_write(html, overwrite=overwrite) as part:
+            part.write_text(page(found), encoding="utf-8")
+        _stderr(quiet).print(f"written: {html}", highlight=False)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    elif not quiet and not html:
+        Console().print(report.spaces(found, verbose=verbose))
+
+
+@_verb
+def check(
+    source: SOURCE,
+    arch: ARCH = None,
+    inputs: INPUTS = None,
+    as_json: JSON = False,
+    seed: Annotated[int, typer.Option(min=0, help="Which random elements are drawn.")] = 0,
+    extension: EXTENSION = None,
+    allow_pickle: PICKLE = False,
+    verbose: VERBOSE = False,
+    quiet: QUIET = False,
+) -> int:
+    """Transform every space of a model by a random element of its group: the outputs must not move.
+
+    Exits with 3 if they do, and names the first operator whose output moved otherwise than predicted.
+
+    [bold]Examples:[/]
+
+      fxmerge check digits.pt
+      fxmerge check weights.pt --arch mypackage.models:net --inputs x.npz --json
+    """
+    from fxmerge import compiler, report
+
+    options = _source_options(arch, inputs, allow_pickle, extension)
+    with _bars(quiet)("check"):
+        found = compiler.check(source, seed=seed, **options)
+    if as_json:
+        print(json.dumps(report.as_dict(found), indent=1))
+    elif not quiet or not found.ok:
+        Console().print(report.check(found))
+    return exits.DONE if found.ok else exits.VERIFICATION
+
+
+@_verb
+@with_config_flags
+def merge(
+    config: MergeConfig,
+    save_config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the options as YAML first.", rich_help_panel="Files")
+    ] = None,
+    verbose: VERBOSE = False,
+    quiet: QUIET = False,
+) -> None:
+    """Merge two or more trained models into one model of one model's size.
+
+    Samples need no labels. Without --data, those inside the bundles are used.
+    The result is checked before it is written: a wrong model is never left behind.
+
+    [bold]Examples:[/]
+
+      fxmerge merge digits.pt clothes.pt --out merged.onnx
+      fxmerge merge a.pt b.pt c.pt --data a=a.npz --data b=b.npz --data c=images/ --steps 2000 --out abc.onnx
+      fxmerge merge a.pt b.pt --method average --out average.onnx --result average.json
+      fxmerge merge --config merge.yaml --seed 3 --out merged3.onnx --overwrite
+    """
+    config.check_parents()
+    config.check_outputs()
+    if save_config:
+        config.save(save_config)
+    from fxmerge import compiler, report
+
+    with state_folder(config) as config:
+        merged = compiler.merge(config.parents, config=config, stages=_bars(quiet))
+    for note in merged.result["notes"]:
+        _stderr(quiet).print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+    if config.result:
+        _write(config.result, json.dumps(merged.result, indent=1), config.overwrite)
+    if config.report:
+        _write(config.report, report.html(merged.result, config), config.overwrite)
+    if not quiet:
+        Console().print(report.merge(merged.result))
+
+
+@_verb
+def _eval(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A merged .onnx.")],
+    data: Annotated[list[str], typer.Option(metavar="[TASK=]PATH", help="Samples of a task, labels included.")],
+    parent: Annotated[list[str] | None, typer.Option(metavar="SOURCE", help="A parent to compare with.")] = None,
+    as_json: JSON = False,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where ONNX Runtime runs.")] = "cpu",
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N samples of a task.")] = None,
+    allow_pickle: PICKLE = False,
+    verbose: VERBOSE = False,
+    quiet: QUIET = False,
+) -> None:
+    """Measure a merged model in ONNX Runtime: accuracy where labels are given, agreement with its parents.
+
+    [bold]Examples:[/]
+
+      fxmerge eval merged.onnx --data digits=test.npz
+      fxmerge eval merged.onnx --data digits=d.npz --data clothes=c.npz --parent digits.pt --parent clothes.pt --json
+    """
+    from fxmerge import evaluate, report
+
+    found = evaluate.evaluate(
+        model, parse_data(data), parents=parent or (), device=device, limit=limit, allow_pickle=allow_pickle,
+        stages=_bars(quiet),
+    )  # fmt: skip
+    for note in found["notes"]:
+        _stderr(quiet).print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    elif not quiet:
+        Console().print(report.evaluation(found))
+
+
+@_verb
+def methods(extension: EXTENSION = None, verbose: VERBOSE = False, quiet: QUIET = False) -> None:
+    """List the merging methods, a line each.
+
+    [bold]Example:[/]
+
+      fxmerge methods --extension mymethods.py:EXTENSION
+    """
+    _list("methods", extension)
+
+
+@_verb
+def passes(extension: EXTENSION = None, verbose: VERBOSE = False, quiet: QUIET = False) -> None:
+    """List the passes of the pipeline in their order, a line each.
+
+    [bold]Example:[/]
+
+      fxmerge passes
+    """
+    _list("passes", extension)
+
+
+@_verb
+def rules(extension: EXTENSION = None, verbose: VERBOSE = False, quiet: QUIET = False) -> None:
+    """List the coupling rules: which operators are known, a line each.
+
+    [bold]Example:[/]
+
+      fxmerge rules | grep conv
+    """
+    _list("rules", extension)
+
+
+@_verb
+def demo(verbose: VERBOSE = False, quiet: QUIET = False) -> None:
+    """Do the main job on real data that ships with a dependency, in under four minutes.
+
+    [bold]Example:[/]
+
+      fxmerge demo
+    """
+    from fxmerge.demo import run
+
+    run()
+
+
+def _list(kind: str, extension: Sequence[str] | None) -> None:
+    from fxmerge import compiler, report
+
+    Console().print(report.catalogue(compiler.catalogue(kind, extensions=tuple(extension or ()))))
+
+
+def _source_options(
+    arch: str | None, inputs: str | None, allow_pickle: bool, extension: Sequence[str] | None
+) -> dict[str, Any]:
+    return {"arch": arch, "inputs": inputs, "allow_pickle": allow_pickle, "extensions": tuple(extension or ())}
+
+
+def _labels(path: str) -> tuple[str, ...]:
+    """Class names from a file: a JSON list, or one a line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise OptionError(f"--labels {path} cannot be read: {error}", "give one class name a line") from None
+    found = tuple(str(name).strip() for name in names if str(name).strip())
+    if not found:
+        raise OptionError(f"--labels {path} holds no name", "give one class name a line")
+    return found
+
+
+def _write(path: str, text: str, overwrite: bool) -> None:
+    with atomic_write(path, overwrite=overwrite) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _stderr(quiet: bool) -> Console:
+    return Console(stderr=True, quiet=quiet)
+
+
+def _bars(quiet: bool) -> Bars:
+    return Bars(_stderr(quiet))

@@ -1,0 +1,262 @@
+"""Measure a merged ONNX model on labeled or unlabeled samples, alone or against its parents."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from fxmerge.config import unknown
+from fxmerge.errors import DataError, SourceError
+from fxmerge.io.data import load_samples
+from fxmerge.io.files import sha256
+from fxmerge.io.sources import load
+from fxmerge.ir.program import Port, Program
+from fxmerge.progress import Stages
+from fxmerge.runtime import OnnxModel
+from fxmerge.token_rows import mask_of
+
+CHUNK = 256
+"""Rows run at a time; a quarter of that for outputs at every token."""
+
+Samples = Mapping[str, Tensor]
+
+
+def evaluate(
+    model: str | Path,
+    data: Mapping[str, str],
+    *,
+    parents: Sequence[str | Path | Program] = (),
+    device: str = "cpu",
+    limit: int | None = None,
+    allow_pickle: bool = False,
+    stages: Stages | None = None,
+) -> dict[str, Any]:
+    """Figures per task of the merged model at `model`, run by ONNX Runtime: what `eval --json` prints.
+
+    `data`: a path of samples by task; the key "" serves every task. With labels there is an accuracy; with the task's
+    parent there is an agreement, the share of samples in which both choose the same class. A decoder, whose output
+    at a token depends on no later one, has a perplexity in place of an accuracy.
+    """
+    stages = stages or Stages()
+    with stages("load"):
+        merged = _Model(model, device)
+        loaded = [p if isinstance(p, Program) else load(p, allow_pickle=allow_pickle) for p in parents]
+        teachers = {program.task: program for program in loaded}
+    for name in {**data, **teachers}:
+        if name and name not in merged.tasks:
+            raise unknown("task", name, merged.tasks)
+    notes = [note for given, program in zip(parents, loaded, strict=True) if (note := merged.stranger(given, program))]
+    rows = []
+    for task in merged.tasks:
+        path = data.get(task, data.get(""))
+        if path is None:
+            continue
+        with stages(f"eval {task}") as tell:
+            parent = teachers.get(task)
+            samples = load_samples(path, parent or merged.shell(task), limit=limit)
+            notes += samples.notes
+            labels = _by_name(samples.labels, merged.output(task), (parent or merged.shell(task)).labels)
+            score = _Score(causal=merged.is_causal(task, samples.inputs))
+            for first, part in _chunks(samples.inputs, merged.rows_at_once(task)):
+                own = None if labels is None else labels[first : first + _rows(part)]
+                score.add(part, merged.run(task, part), _run(parent, part), own)
+                tell(first + _rows(part), samples.rows, "")
+            rows.append({"task": task, "samples": samples.rows, **score.figures()})
+    return {"model": str(model), "device": device, "tasks": rows, "notes": list(dict.fromkeys(notes))}
+
+
+class _Model:
+    """A merged ONNX file, task by task."""
+
+    def __init__(self, path: str | Path, device: str) -> None:
+        self.onnx = OnnxModel(path, device=device)
+        names = [port.name for port in self.onnx.outputs]
+        known = self.onnx.metadata.get("fxmerge.tasks")
+        self.tasks = tuple(json.loads(known)) if known else tuple(dict.fromkeys(n.split(".")[0] for n in names))
+        if not known and not all("." in name for name in names):
+            raise SourceError(f"{path} is no merged model: its outputs are not called TASK.OUTPUT", "merge it again")
+        self.labels: dict[str, Any] = json.loads(self.onnx.metadata.get("fxmerge.labels", "{}"))
+        self.hashes: dict[str, str] = json.loads(self.onnx.metadata.get("fxmerge.parents", "{}"))
+
+    def output(self, task: str) -> Port:
+        """The first output of a task: the one in which a class is chosen."""
+        return next(port for port in self.onnx.outputs if port.name.startswith(f"{task}."))
+
+    def inputs(self, task: str) -> list[Port]:
+        """The inputs of a task, by the parent's own names."""
+        others = tuple(f"{name}." for name in self.tasks if name != task)
+        own = [port for port in self.onnx.inputs if not port.name.startswith(others)]
+        return [Port(port.name.removeprefix(f"{task}."), port.shape, port.dtype) for port in own]
+
+    def shell(self, task: str) -> Program:
+        """A program with the inputs of a task and nothing in it: what reading samples needs to know."""
+        graph, ports = fx.Graph(), self.inputs(task)
+        graph.output(tuple(graph.placeholder(f"input{number}") for number, _ in enumerate(ports)))
+        labels = self.labels.get(task)
+        return Program(
+            graph=graph, tensors={}, inputs=tuple(ports), outputs=tuple(ports), parameters=frozenset(), task=task,
+            labels=tuple(labels) if labels else None,
+        )  # fmt: skip
+
+    def run(self, task: str, samples: Samples) -> Tensor:
+        """The first output of a task; inputs that only other tasks read are filled with ones."""
+        sizes: dict[str, int] = {}
+        for port in self.inputs(task):
+            sizes |= {s: n for s, n in zip(port.shape, samples[port.name].shape, strict=True) if isinstance(s, str)}
+        fed = {}
+        for port in self.onnx.inputs:
+            own = samples.get(port.name.removeprefix(f"{task}."))
+            shape = [sizes.get(s, 1) if isinstance(s, str) else s for s in port.shape]
+            fed[port.name] = torch.ones(shape, dtype=port.dtype) if own is None else own
+        return self.onnx.run(fed)[self.output(task).name]
+
+    def rows_at_once(self, task: str) -> int:
+        return CHUNK if len(self.output(task).shape) <= 2 else CHUNK // 4
+
+    def is_causal(self, task: str, samples: Samples) -> bool:
+        """True if a class is chosen for every token of one token input, and depends on no later token."""
+        part = {name: value[:2] for name, value in samples.items()}
+        ids = _ids(part)
+        output = self.output(task)
+        if ids is None or len(output.shape) != 3 or part[ids].shape[1] < 2:
+            return False
+        before = self.run(task, part)
+        if before.shape[:2] != part[ids].shape or int(samples[ids].max()) >= before.shape[2]:
+            return False
+        changed = part[ids].clone()
+        changed[:, -1] = torch.where(changed[:, -1] == 0, 1, 0)
+        after = self.run(task, {**part, ids: changed})
+        return bool(torch.allclose(before[:, :-1], after[:, :-1], atol=1e-4))
+
+    def stranger(self, given: object, program: Program) -> str:
+        """A note if a parent is not the file that was merged."""
+        known = self.hashes.get(program.task)
+        if known is None or isinstance(given, Program) or not Path(str(given)).is_file() or sha256(str(given)) == known:
+            return ""
+        return f"{given} is not the file that was merged as {program.task}"
+
+
+@dataclass
+class _Score:
+    """Counts over the samples of one task."""
+
+    causal: bool
+    chosen: int = 0
+    agreed: int | None = None
+    labeled: int = 0
+    right: int = 0
+    parent_right: int | None = None
+    tokens: int = 0
+    loss: float = 0.0
+    parent_loss: float | None = None
+
+    def add(self, samples: Samples, ours: Tensor, theirs: Tensor | None, labels: Tensor | None) -> None:
+        real = _real(samples, ours)
+        choice = ours.argmax(-1)[real]
+        self.chosen += choice.numel()
+        if theirs is not None:
+            self.agreed = (self.agreed or 0) + int((choice == theirs.argmax(-1)[real]).sum())
+        if self.causal:
+            nats, count = _next_token(samples, ours)
+            self.tokens, self.loss = self.tokens + count, self.loss + nats
+            if theirs is not None:
+                self.parent_loss = (self.parent_loss or 0.0) + _next_token(samples, theirs)[0]
+        elif labels is not None and ours.ndim == 2:
+            self._check(labels, ours)
+            self.labeled += len(labels)
+            self.right += int((ours.argmax(-1) == labels).sum())
+            if theirs is not None:
+                self.parent_right = (self.parent_right or 0) + int((theirs.argmax(-1) == labels).sum())
+
+    @staticmethod
+    def _check(labels: Tensor, ours: Tensor) -> None:
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < ours.shape[-1]:
+            raise DataError(
+                f"labels from {int(labels.min())} to {int(labels.max())} for {ours.shape[-1]} classes",
+                "give class indices from 0, or the names in the order of the bundle's labels",
+            )
+
+    def figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.agreed is not None:
+            found["agreement"] = self.agreed / max(self.chosen, 1)
+        if self.labeled:
+            if self.parent_right is not None:
+                found["parent_accuracy"] = self.parent_right / self.labeled
+            found["merged_accuracy"] = self.right / self.labeled
+        if self.tokens:
+            if self.parent_loss is not None:
+                found["parent_perplexity"] = math.exp(self.parent_loss / self.tokens)
+            found["merged_perplexity"] = math.exp(self.loss / self.tokens)
+        return found
+
+
+def _by_name(labels: Tensor | None, output: Port, names: Sequence[str] | None) -> Tensor | None:
+    """Class indices; numbers too large for one are looked up among the names: 5 is class 0 of "5" to "9"."""
+    classes = output.shape[-1]
+    if (
+        labels is None
+        or names is None
+        or not isinstance(classes, int)
+        or not len(labels)
+        or int(labels.max()) < classes
+    ):
+        return labels
+    known = {name: number for number, name in enumerate(names)}
+    found = [known.get(str(value)) for value in labels.tolist()]
+    return labels if None in found else torch.tensor(found)
+
+
+def _run(program: Program | None, samples: Samples) -> Tensor | None:
+    if program is None:
+        return None
+    with torch.no_grad():
+        return program.run(samples)[program.outputs[0].name]
+
+
+def _rows(samples: Samples) -> int:
+    return max((value.shape[0] for value in samples.values() if value.ndim), default=0)
+
+
+def _chunks(samples: Samples, size: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    rows = _rows(samples)
+    for first in range(0, rows, size):
+        yield first, {n: v[first : first + size] if v.ndim and len(v) == rows else v for n, v in samples.items()}
+
+
+def _tokens(samples: Samples) -> dict[str, Tensor]:
+    return {name: value for name, value in samples.items() if value.ndim == 2 and not value.is_floating_point()}
+
+
+def _ids(samples: Samples) -> str | None:
+    """The input that holds token ids: the most varied of the integer ones."""
+    tokens = _tokens(samples)
+    return max(tokens, key=lambda name: len(torch.unique(tokens[name])), default=None)
+
+
+def _real(samples: Samples, output: Tensor) -> Tensor:
+    """Which entries of an output (its last axis aside) are no padding."""
+    shape = output.shape[:-1]
+    tokens = _tokens(samples)
+    mask = mask_of(tokens) if len(tokens) > 1 else None
+    if mask is None or tokens[mask].shape != shape:
+        return torch.ones(shape, dtype=torch.bool)
+    return tokens[mask] != 0
+
+
+def _next_token(samples: Samples, output: Tensor) -> tuple[float, int]:
+    """Nats and number of tokens predicted from those before them."""
+    name = _ids(samples)
+    assert name is not None
+    real = _real(samples, output)
+    wanted = real[:, 1:] & real[:, :-1]
+    loss = F.cross_entropy(output[:, :-1][wanted].double(), samples[name][:, 1:][wanted].long(), reduction="sum")
+    return float(loss), int(wanted.sum())

@@ -1,0 +1,230 @@
+"""What is printed at the end of a command, and the HTML report of a merge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import jinja2
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fxmerge.config import MergeConfig
+from fxmerge.ir.program import Program
+from fxmerge.progress import duration
+
+CHECKS = (
+    ("all_gradients", "a gradient reached every M and U"),
+    ("fold_max_abs", "folded model = SuperNet"),
+    ("onnx_max_abs", "ONNX Runtime = folded model"),
+)
+"""The verifications of a merge: key of the result, what it says."""
+
+
+def merge(result: Mapping[str, Any]) -> RenderableType:
+    """The table a merge ends with: tasks, sizes, the three verifications, where the output is."""
+    parts: list[RenderableType] = [_tasks(result), _sizes(result)]
+    if result["checks"]:
+        parts.append(_checks(result["checks"]))
+    training = result["training"]
+    if training:
+        augmented = training.get("augmentation", {}).get("kind")
+        parts.append(
+            Text(
+                f"trained {training['steps']} steps from {result['init']}"
+                + (f" on {augmented} samples, augmented" if augmented not in (None, "none") else "")
+                + f" · loss {_number(training['loss_first'])} → {_number(training['loss_last'])}"
+                + f" · {training['samples_per_second']:,.0f} samples/s",
+                style="dim",
+            )
+        )
+    total = sum(result["seconds"].values())
+    where = f"written: {result['out']}" if result["out"] and result["checks"] else "nothing was written (--dry-run)"
+    parts.append(Text(f"{where}   ({duration(total)}, {result['peak_rss_mib']:,} MiB)", style="bold"))
+    return Group(*parts)
+
+
+def _tasks(result: Mapping[str, Any]) -> Table:
+    table = Table(title=f"merged by {result['method']}", title_justify="left")
+    table.add_column("task")
+    for name in ("samples", "agreement with parent", "feature R²", "parent's parameters"):
+        table.add_column(name, justify="right")
+    parents = {parent["task"]: parent for parent in result["parents"]}
+    figures = {task["task"]: task for task in result["tasks"]}
+    for name, parent in parents.items():
+        row = figures.get(name, {})
+        table.add_row(
+            Text(name), f"{row['samples']:,}" if row.get("samples") else "–", percent(row.get("agreement")),
+            _number(row.get("feature_r2")), f"{parent['parameters']:,}",
+        )  # fmt: skip
+    return table
+
+
+def _sizes(result: Mapping[str, Any]) -> Text:
+    ours, theirs = result["merged"]["parameters"], sum(p["parameters"] for p in result["parents"])
+    merged = result["merged"]
+    text = f"{ours:,} parameters for {theirs:,} in {len(result['parents'])} parents ({ours / max(theirs, 1):.0%})"
+    opaque = f", {merged['opaque_axes']} opaque axes" if merged["opaque_axes"] else ""
+    return Text(f"{text} · {merged['spaces']} spaces{opaque}")
+
+
+def _checks(checks: Mapping[str, Any]) -> Text:
+    lines = Text()
+    for key, what in CHECKS:
+        value = checks.get(key)
+        if value is None:
+            mark, style, shown = "–", "dim", "does not apply"
+        elif value is True or value is False:
+            mark, style, shown = ("✓", "green", "") if value else ("✗", "red", "")
+        else:
+            mark, style, shown = "✓", "green", f"within {value:.1e}"
+        lines.append(f"{mark} ", style=style).append(f"{what}  ").append(shown + "\n", style="dim")
+    lines.rstrip()
+    return lines
+
+
+def evaluation(found: Mapping[str, Any]) -> RenderableType:
+    """The table of `fxmerge eval`, with the columns that some task has."""
+    columns = {
+        "agreement": ("agreement with parent", percent), "parent_accuracy": ("parent's accuracy", percent),
+        "merged_accuracy": ("merged accuracy", percent), "parent_perplexity": ("parent's perplexity", _number),
+        "merged_perplexity": ("merged perplexity", _number),
+    }  # fmt: skip
+    used = [key for key in columns if any(key in row for row in found["tasks"])]
+    table = Table("task")
+    for name in ("samples", *(columns[key][0] for key in used)):
+        table.add_column(name, justify="right")
+    for row in found["tasks"]:
+        table.add_row(Text(row["task"]), f"{row['samples']:,}", *(columns[key][1](row.get(key)) for key in used))
+    if used:
+        return table
+    return Group(table, Text("give --parent for an agreement, or samples with labels for an accuracy", style="dim"))
+
+
+def catalogue(entries: Iterable[Sequence[str]]) -> Table:
+    """(name, owner, description) lines."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, owner, text in entries:
+        builtin = owner in ("", "fxmerge", "built-in")
+        table.add_row(Text(name, style="bold"), Text(text), Text("" if builtin else f"from {owner}", style="dim"))
+    return table
+
+
+def spaces(found: Mapping[str, Any], verbose: bool = False) -> RenderableType:
+    """A line per space: size, role, tolerance, readers, writers; then what is opaque, and why."""
+    table = Table("space")
+    for name, where in (("size", "right"), ("role", "left"), ("tolerates", "left"), ("within", "left"),
+                        ("writers", "right"), ("readers", "right"), ("parameters", "right")):  # fmt: skip
+        table.add_column(name, justify=where)  # type: ignore[arg-type]
+    touched = _parameters_of(found)
+    for name, space in found["spaces"].items():
+        table.add_row(
+            name, str(space["size"]), space["role"], space["tolerates"], space.get("within") or "",
+            _count(space.get("writers")), _count(space.get("readers")), str(len(touched.get(name, ()))),
+        )  # fmt: skip
+    parts: list[RenderableType] = [table]
+    summary = f"{found['coverage']:.1%} of parameters without an opaque axis · {found['free_axes']:.1%} of axes free"
+    parts.append(Text(summary))
+    for entry in found["opaque"]:
+        what = f"opaque: axis {entry['axis']} of {entry['parameter']}: {entry['operator']}"
+        reason = entry.get("why") or entry.get("reason") or "no rule says how its axes are coupled"
+        parts.append(Text(f"{what} at {entry.get('at') or 'an unknown line'}: {reason}", style="yellow"))
+    if verbose:
+        operators = Table("operator", title="operators", title_justify="left")
+        operators.add_column("calls", justify="right")
+        for name, count in sorted(found.get("operators", {}).items()):
+            operators.add_row(Text(name), str(count))
+        parts.append(operators)
+    return Group(*parts)
+
+
+def check(found: Any) -> RenderableType:
+    """What `fxmerge check` found, in a few lines."""
+    values = as_dict(found)
+    if values["ok"]:
+        spaces = values.get("spaces")
+        count = spaces if isinstance(spaces, int) else len(spaces or ())
+        return Text(f"✓ {count} spaces transformed at random; outputs moved by {values['error']:.1e}", style="green")
+    text = Text(f"✗ the outputs moved by {values['error']:.1e} when spaces were transformed\n", style="bold red")
+    text.append(f"first operator that moved otherwise than predicted: {values.get('first_bad') or 'unknown'}")
+    return text
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """A report value as plain JSON."""
+    if hasattr(value, "to_dict"):
+        return dict(value.to_dict())
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return dict(value)
+
+
+def program_summary(program: Program, path: str) -> RenderableType:
+    """What a bundle holds."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for kind, ports in (("input", program.inputs), ("output", program.outputs)):
+        for port in ports:
+            shape = ", ".join(str(size) for size in port.shape)
+            table.add_row(kind, Text(port.name), f"{str(port.dtype).removeprefix('torch.')} ({shape})")
+    rows = max((t.shape[0] for t in program.samples.values() if t.ndim), default=0)
+    classes = f", {len(program.labels)} labels" if program.labels else ""
+    notes = [Text(f"note: {note}", style="dim") for note in program.notes]
+    about = f"written: {path}   (task {program.task}, {program.count():,} parameters, {rows} samples{classes})"
+    return Group(table, *notes, Text(about, style="bold"))
+
+
+def html(result: Mapping[str, Any], config: MergeConfig) -> str:
+    """The figures of a merge as one page that needs nothing else."""
+    losses = result["training"].get("losses") or ()
+    options = {name.replace("_", "-"): value for name, value in config.model_dump(exclude_defaults=True).items()}
+    checks = [(what, result["checks"].get(key)) for key, what in CHECKS] if result["checks"] else []
+    figures = {task["task"]: task for task in result["tasks"]}
+    return templates().get_template("report.html.j2").render(
+        result=result, checks=checks, options=options, figures=figures, curve=_curve(losses), losses=losses,
+        total=sum(parent["parameters"] for parent in result["parents"]),
+    )  # fmt: skip
+
+
+def templates() -> jinja2.Environment:
+    """The templates that come with the package; everything put into a page is escaped."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("fxmerge"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters |= {"percent": percent, "number": _number, "duration": duration}
+    return made
+
+
+def _curve(losses: Sequence[float], width: int = 640, height: int = 160) -> str:
+    """Points of an SVG polyline: the loss on a logarithmic axis over the steps."""
+    points = [(i, math.log(loss)) for i, loss in enumerate(losses) if loss > 0 and math.isfinite(loss)]
+    if len(points) < 2:
+        return ""
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    right, span = max(points[-1][0], 1), (high - low) or 1.0
+    return " ".join(f"{width * x / right:.1f},{height * (high - y) / span:.1f}" for x, y in points)
+
+
+def _parameters_of(found: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of the parameters that have an axis in each space."""
+    touched: dict[str, list[str]] = {}
+    for name, parameter in found["parameters"].items():
+        for space in set(" ".join(parameter["axes"]).replace("(", " ").replace("[", " ").replace(")", " ")
+                         .replace("]", " ").split()):  # fmt: skip
+            touched.setdefault(space, []).append(name)
+    return touched
+
+
+def _count(value: Any) -> str:
+    return "" if value is None else str(value if isinstance(value, int) else len(value))
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
