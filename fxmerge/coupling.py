@@ -10,8 +10,8 @@
 
 A signature has one term per tensor operand, in the order of the operator's schema. A term has one token per axis: a
 label (`d`), a product of labels major to minor (`(h d)`), `...` for any leading axes (they broadcast), `1` for an axis
-of size one, `_` for an axis of its own that tolerates nothing. `d!` says that the label tolerates nothing. An axis of
-size one beside a label of another size broadcasts. The law (see `fxmerge.ir.law`) says how the result depends on the
+of size one, `_` for an axis of its own that tolerates nothing. `d!` says that the label tolerates nothing, `g=2` how long
+it is where the shapes leave that open. An axis of size one beside a label of another size broadcasts. The law (see `fxmerge.ir.law`) says how the result depends on the
 operands; without one, every label tolerates permutations and no more.
 """
 
@@ -164,6 +164,9 @@ def _tokens(term: str) -> list[str]:
     return re.findall(r"\([^)]*\)|\.\.\.|[^\s()]+", term)
 
 
+_MARKED = re.compile(r"(\w+)(?:=(\d+))?(!)?")
+
+
 class _Expand:
     """Fits a signature's text to the shapes of a call."""
 
@@ -220,9 +223,17 @@ class _Expand:
                 found.append(f"_{self.own}")
                 self.pinned.add(f"_{self.own}")
             else:
-                self.pinned.update(label.rstrip("!") for label in labels_of(token) if label.endswith("!"))
-                found.append(token.replace("!", ""))
+                found.append(re.sub(_MARKED, self._mark, token))
         return tuple(found)
+
+    def _mark(self, marked: re.Match[str]) -> str:
+        """Note what is marked on a label: `!` that it tolerates nothing, `=3` its size."""
+        label, size, pinned = marked.groups()
+        if pinned:
+            self.pinned.add(label)
+        if size:
+            self.sizes[label] = int(size)
+        return label
 
     def _solve(self, terms: list[tuple[tuple[str, ...], tuple[int, ...]]]) -> None:
         """Sizes of labels: those of plain axes first, then those of products of which all but one factor are known."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from fxmerge.inference import Inference, Lawful
 from fxmerge.ir.axes import Axis, Class, factors, segments
@@ -120,24 +120,14 @@ class System:
         return self._substitute({variable: ONE})
 
 
-@dataclass(frozen=True)
-class Diagonals:
-    """The diagonal maps of one space: `rows[occurrence]` expresses its exponent in the free ones."""
-
-    rows: Mapping[Axis, Row]
-
-    @property
-    def rank(self) -> int:
-        """Number of independent maps that change any of the occurrences."""
-        return len(_reduced(self.rows.values(), signs=False))
-
-
 class Tolerances:
     """What every leaf class of an inference tolerates."""
 
     def __init__(self, inference: Inference) -> None:
         self.inference = inference
         self.number: dict[Axis, int] = {}
+        self._scale: dict[Axis, Row] = {}
+        self._sign: dict[Axis, Row] = {}
         self.scale, self.sign = System(signs=False), System(signs=True)
         self.caps: dict[Class, Cap] = {}
         self.reasons: dict[Class, str] = {}
@@ -195,8 +185,32 @@ class Tolerances:
 
     # -- answers -----------------------------------------------------------------------------------
 
-    def tolerance(self, cls: Class, carried: Sequence[Axis], matrices: Sequence[Axis]) -> str:
-        """The group of one leaf class, given its occurrences in parameters and in parameters of two or more axes."""
+    @cached_property
+    def carried(self) -> Mapping[Class, tuple[Axis, ...]]:
+        """Occurrences of each leaf class in the tensors that are transformed."""
+        found: dict[Class, list[Axis]] = {}
+        for axes in self._tensors():
+            for axis in axes:
+                for leaf in occurrences(axis):
+                    found.setdefault(leaf.cls, []).append(leaf)
+        return {cls: tuple(leaves) for cls, leaves in found.items()}
+
+    def _tensors(self) -> Iterator[tuple[Axis, ...]]:
+        inference = self.inference
+        return (axes for name, axes in inference.tensors.items() if name in inference.transformed)
+
+    @cached_property
+    def groups(self) -> Mapping[Class, str]:
+        """The group of every leaf class that a parameter carries."""
+        wide: dict[Class, list[Axis]] = {}
+        for axes in self._tensors():
+            if sum(axis.size > 1 for axis in axes) > 1:
+                for axis in axes:
+                    for leaf in occurrences(axis):
+                        wide.setdefault(leaf.cls, []).append(leaf)
+        return {cls: self._group(cls, leaves, wide.get(cls, [])) for cls, leaves in self.carried.items()}
+
+    def _group(self, cls: Class, carried: Sequence[Axis], matrices: Sequence[Axis]) -> str:
         if cls in self.reasons:
             return "identity"
         cap = self.caps.get(cls, Cap.INVERTIBLE)
@@ -210,33 +224,46 @@ class Tolerances:
 
     def _unit(self, carried: Sequence[Axis]) -> bool:
         """Whether every exponent can be +1 or -1: no equation has more than two terms, so one per component will do."""
-        rows = [self.scale.express(self._index(leaf)) for leaf in carried]
+        rows = [self.scale_of(leaf) for leaf in carried]
         return all(len(row) == 1 and abs(next(iter(row.values()))) == 1 for row in rows)
 
     def _flips(self, carried: Sequence[Axis]) -> bool:
         """Whether all of these occurrences can change sign at once."""
-        rows = [self.sign.express(self._index(leaf)) for leaf in carried]
-        one = -1  # the constant in each equation "exponent = 1"
-        return one not in {v for row in _reduced(({**row, one: ONE} for row in rows), signs=True) for v in row[:1]}
+        rows = ({**self.sign_of(leaf), _CONSTANT: ONE} for leaf in carried)
+        return _CONSTANT not in _pivots(rows, signs=True)
 
-    def scales(self, carried: Sequence[Axis]) -> Diagonals:
-        return Diagonals({leaf: self.scale.express(self._index(leaf)) for leaf in carried})
+    def scale_of(self, leaf: Axis) -> Row:
+        """The exponent of an occurrence under positive scales, as a combination of free ones."""
+        if leaf not in self._scale:
+            self._scale[leaf] = self.scale.express(self._index(leaf))
+        return self._scale[leaf]
 
-    def signs(self, carried: Sequence[Axis]) -> Diagonals:
-        return Diagonals({leaf: self.sign.express(self._index(leaf)) for leaf in carried})
+    def sign_of(self, leaf: Axis) -> Row:
+        """The exponent of an occurrence under signs (0 or 1), as a combination of free ones."""
+        if leaf not in self._sign:
+            self._sign[leaf] = self.sign.express(self._index(leaf))
+        return self._sign[leaf]
+
+    def rank(self, cls: Class, signs: bool) -> int:
+        """Number of independent diagonal maps of a class that change any parameter."""
+        of = self.sign_of if signs else self.scale_of
+        return len(_pivots((of(leaf) for leaf in self.carried.get(cls, ())), signs))
 
 
-def _reduced(rows: Iterable[Row], signs: bool) -> list[list[int]]:
-    """Row echelon form; only the variables of each row, its pivot first. The variable -1 is eliminated last."""
+_CONSTANT = -1
+"""Stands for the one in an equation "exponent = 1". Eliminated last: it is the smallest variable."""
+
+
+def _pivots(rows: Iterable[Row], signs: bool) -> set[int]:
+    """The pivots of a row echelon form; in each row the largest variable is the pivot."""
     basis: dict[int, Row] = {}
     for row in rows:
         row = dict(row)
-        while row:
-            pivot = max(row)
-            if pivot not in basis:
-                basis[pivot] = row
-                break
-            factor = row[pivot] / basis[pivot][pivot]
-            terms = {v: row.get(v, Fraction(0)) - factor * basis[pivot].get(v, Fraction(0)) for v in {**row, **basis[pivot]}}
+        while row and (pivot := max(row)) in basis:
+            other = basis[pivot]
+            factor = row[pivot] / other[pivot]
+            terms = {v: row.get(v, Fraction(0)) - factor * other.get(v, Fraction(0)) for v in {**row, **other}}
             row = {v: ONE for v, c in terms.items() if c % 2} if signs else {v: c for v, c in terms.items() if c}
-    return [[pivot, *(v for v in row if v != pivot)] for pivot, row in basis.items()]
+        if row:
+            basis[max(row)] = row
+    return set(basis)

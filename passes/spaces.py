@@ -15,6 +15,8 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Cat, Leaf, Opaque, Prod, Space, Spaces
 from fxmerge.ir.views import Held, Promise
 from fxmerge.tolerance import Tolerances, occurrences
+from passes.heads import within
+from passes.roles import roles_of
 from passes.rules import BUILTIN
 
 
@@ -105,32 +107,22 @@ class _Freeze:
     # -- spaces ------------------------------------------------------------------------------------
 
     def _spaces(self) -> dict[str, Space]:
-        inference = self.inference
-        parameters: dict[Class, list[Axis]] = {}
-        matrices: dict[Class, list[Axis]] = {}
-        for name in inference.transformed & inference.tensors.keys():
-            axes = inference.tensors[name]
-            wide = sum(axis.size > 1 for axis in axes) > 1
-            for axis in axes:
-                for leaf in occurrences(axis):
-                    parameters.setdefault(leaf.cls, []).append(leaf)
-                    if wide:
-                        matrices.setdefault(leaf.cls, []).append(leaf)
+        tolerances = self.tolerances
+        inside = within(tolerances)
+        roles = roles_of(self.program, tolerances)
         found: dict[str, Space] = {}
         for cls, name in self.ids.items():
-            if cls is _UNIT:
-                found[name] = Space(name, 1, "other", "identity", reason="an axis of size one")
-                continue
-            mine = parameters.get(cls, [])
-            tolerance = self.tolerances.tolerance(cls, mine, matrices.get(cls, []))
+            group = tolerances.groups.get(cls, "identity")
+            owner = inside.get(cls)
             found[name] = Space(
                 id=name,
                 size=cls.size,
-                role="other",
-                tolerance=tolerance,
-                scales=self.tolerances.scales(mine).rank if tolerance != "identity" else 0,
-                signs=self.tolerances.signs(mine).rank if tolerance != "identity" else 0,
-                reason=self.tolerances.reasons.get(cls, ""),
+                role=roles.get(cls, "other"),
+                tolerance=group,
+                within=self.ids[owner] if owner is not None else None,
+                scales=tolerances.rank(cls, signs=False),
+                signs=tolerances.rank(cls, signs=True),
+                reason=tolerances.reasons.get(cls, "") if cls is not _UNIT else "an axis of size one",
             )
         return found
 

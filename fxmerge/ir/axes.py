@@ -260,8 +260,6 @@ class Coupler:
 
     def take(self, axis: Axis, start: int, stop: int) -> Axis:
         """The part of an axis from `start` to `stop`."""
-        if start == stop:
-            return leaf(0)
         if stop < axis.size:
             axis = self.cut(axis, stop)[0]
         return self.cut(axis, start)[1] if start > 0 else axis

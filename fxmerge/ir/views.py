@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TypeAlias
 
-from fxmerge.ir.axes import ONE, Axis, Coupler, product
+from fxmerge.ir.axes import ONE, Axis, Coupler, leaf, product
 
 
 class View:
@@ -35,6 +35,12 @@ class View:
                 major, rest = coupler.split(rest, prod(self.sizes[i + 1 :]))
                 found.append(major)
             self._parts = (*found, rest)
+        return self._parts
+
+    @property
+    def parts(self) -> tuple[Axis, ...]:
+        """The factors of a view that was redeemed."""
+        assert self._parts is not None
         return self._parts
 
     @property
@@ -69,6 +75,9 @@ def narrow(axes: Sequence[Held], dim: int, start: int, stop: int, coupler: Coupl
     result = list(axes)
     if start == 0 and stop == axis.size:
         return result
+    if start == stop:
+        result[dim] = leaf(0)
+        return result
     if not isinstance(axis, Promise) or axis.view.redeemed:
         result[dim] = coupler.take(redeem(axis, coupler), start, stop)
         return result
@@ -87,6 +96,8 @@ def _renew(axes: list[Held], old: View, new: View) -> list[Held]:
 
 def reshape(axes: Sequence[Held], sizes: Sequence[int], coupler: Coupler) -> list[Held]:
     """The axes of a value viewed at other sizes. A view that undoes another restores the undivided axis."""
+    if 0 in sizes:
+        return [leaf(size) for size in sizes]
     held = _restore(axes, coupler)
     result: list[Held] = []
     wanted = list(sizes)

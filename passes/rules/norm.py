@@ -43,11 +43,10 @@ def instance_norm(call: Call) -> tuple[str, str]:
 
 @couples("aten.group_norm.default", "aten.native_group_norm.default")
 def group_norm(call: Call) -> tuple[str, str]:
-    name = "num_groups" if call["num_groups"] else "group"
-    channels = "c" if call[name] == 1 else "(g c)"
-    return f"n {channels} ..., {channels}, {channels} -> n {channels} ..." + ", _ _" * (len(call.results) - 1), (
-        "rigid(input) * weight + bias"
-    )
+    groups = call["num_groups"] or call["group"]
+    channels = f"(g={groups} c)" if groups > 1 else "c"
+    more = ", _ _" * (len(call.results) - 1)
+    return f"n {channels} ..., {channels}, {channels} -> n {channels} ...{more}", "rigid(input) * weight + bias"
 
 
 local_response_norm = couples("aten.local_response_norm.default", "n c! ... -> n c! ...")

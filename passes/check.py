@@ -1,0 +1,182 @@
+"""Check that a program does not change when every space is transformed by a random element of its group.
+
+Everything runs in float64, truly: casts inside the model are lifted in the copy that is checked, and running statistics
+are replaced by random ones (untrained statistics, zeros and ones, hide mistakes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.coupling import RuleSet, operator_name
+from fxmerge.groups import Deviation, Element, Kind
+from fxmerge.inference import Inference
+from fxmerge.ir.program import Program
+from passes.heads import within
+from passes.rules import BUILTIN
+from passes.spaces import SpacesOf, TolerancesOf
+
+TOLERANCE = 1e-9
+"""Largest relative error of an output in float64."""
+
+ROUNDS: tuple[tuple[Kind, ...], ...] = (("permutation",), ("permutation", "scale", "sign", "dense"))
+"""What is drawn in each round: a permutation of every space, then everything its group holds."""
+
+WIDER = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """How far the outputs moved."""
+
+    ok: bool
+    error: float
+    """Largest error of an output, relative to its largest entry."""
+    outputs: Mapping[str, float]
+    spaces: int
+    """Number of spaces that were transformed."""
+    moved: float
+    """Share of the parameters that were transformed."""
+    first_bad: str | None = None
+    """The first operator whose result moved otherwise than its axes predict, and its source line."""
+
+
+def check(
+    program: Program, rules: RuleSet = BUILTIN, seed: int = 0, inputs: Mapping[str, Tensor] | None = None
+) -> CheckReport:
+    """Transform every space at random and compare the outputs, in float64."""
+    tolerances = program.get(TolerancesOf(rules))
+    found = program.get(SpacesOf(rules))
+    run = _Run(program, tolerances.inference, seed, inputs)
+    before = run.outputs(run.tensors)
+    errors = dict.fromkeys(before, 0.0)
+    first_bad, moved = None, 0.0
+    for number, kinds in enumerate(ROUNDS):
+        element = Element(tolerances, within(tolerances), seed + number, kinds)
+        changed = run.transformed(element)
+        after = run.outputs(changed)
+        for name, value in after.items():
+            errors[name] = max(errors[name], Deviation.between(value, before[name]).error)
+        if max(errors.values()) > TOLERANCE:
+            first_bad = run.first_bad(changed, element)
+            break
+        moved = max(moved, _moved(run.tensors, changed, program))
+    worst = max(errors.values(), default=0.0)
+    carried = {cls for cls, group in tolerances.groups.items() if group not in ("identity", "rotary")}
+    assert found.spaces is not None
+    return CheckReport(worst <= TOLERANCE, worst, errors, len(carried), moved, first_bad)
+
+
+def _moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor], program: Program) -> float:
+    total = sum(before[name].numel() for name in program.parameters)
+    same = [name for name in program.parameters if not torch.equal(before[name], after[name])]
+    return sum(before[name].numel() for name in same) / max(total, 1)
+
+
+class _Run:
+    """A program's float64 copy, its tensors and inputs."""
+
+    def __init__(self, program: Program, inference: Inference, seed: int, inputs: Mapping[str, Tensor] | None) -> None:
+        self.program, self.inference = program, inference
+        generator = torch.Generator().manual_seed(seed)
+        self.tensors = {name: _widen(tensor.detach()) for name, tensor in program.tensors.items()}
+        for name in sorted(inference.transformed - program.parameters):
+            self.tensors[name] = torch.rand(self.tensors[name].shape, generator=generator, dtype=torch.float64) + 0.5
+        self.inputs = {name: _widen(value) for name, value in (inputs or sample_inputs(program, generator)).items()}
+
+    def transformed(self, element: Element) -> dict[str, Tensor]:
+        """The tensors with every space transformed."""
+        changed = dict(self.tensors)
+        for name in self.inference.transformed & self.inference.tensors.keys():
+            changed[name] = element.act(self.tensors[name], self.inference.tensors[name])  # type: ignore[assignment]
+        return changed
+
+    def outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        last: dict[fx.Node, Any] = {}
+        wanted = set(self.program.result)
+        for node, value in self.values(tensors, keep=False):
+            if node in wanted:
+                last[node] = value
+        return {port.name: last[node] for port, node in zip(self.program.outputs, self.program.result, strict=True)}
+
+    def values(self, tensors: Mapping[str, Tensor], keep: bool) -> Iterator[tuple[fx.Node, Any]]:
+        """Every node with its value, in order; values nobody needs any more are dropped unless `keep`."""
+        values: dict[fx.Node, Any] = {}
+        left = {node: len(node.users) for node in self.program.graph.nodes}
+        with _doubles(), torch.no_grad():
+            for node in self.program.graph.nodes:
+                if node.op == "output" or (node.op == "call_function" and node.meta.get("val") is None):
+                    continue
+                values[node] = self._value(node, values, tensors)
+                yield node, values[node]
+                for argument in node.all_input_nodes:
+                    left[argument] -= 1
+                    if not left[argument] and not keep:
+                        del values[argument]
+
+    def _value(self, node: fx.Node, values: Mapping[fx.Node, Any], tensors: Mapping[str, Tensor]) -> Any:
+        if node.op == "placeholder":
+            port = self.program.inputs[self.program.placeholders.index(node)]
+            return self.inputs[port.name]
+        if node.op == "get_attr":
+            return tensors[str(node.target)]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: WIDER.get(a, a) if isinstance(a, torch.dtype) else a)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def first_bad(self, changed: Mapping[str, Tensor], element: Element) -> str | None:
+        """The first operator whose result is not what its axes predict."""
+        pairs = zip(self.values(self.tensors, keep=False), self.values(changed, keep=False), strict=True)
+        for (node, before), (_, after) in pairs:
+            for number, (x, y, axes) in enumerate(_sides(before, after, self.inference.values.get(node))):
+                expected = element.act(x, axes)
+                if expected is not None and Deviation.between(y, expected).error > TOLERANCE:
+                    more = f", result {number}" if number else ""
+                    what = str(node.target) if node.op == "get_attr" else operator_name(node)
+                    return f"{what} ({node.name}{more}) at {node.meta.get('source') or 'an unknown line'}"
+        return None
+
+
+def _sides(before: Any, after: Any, axes: Any) -> Iterator[tuple[Tensor, Tensor, Any]]:
+    if axes is None:
+        return
+    if isinstance(before, Tensor):
+        yield before, after, axes
+    elif isinstance(before, tuple | list):
+        yield from ((x, y, a) for x, y, a in zip(before, after, axes, strict=True) if isinstance(x, Tensor))
+
+
+def sample_inputs(program: Program, generator: torch.Generator) -> dict[str, Tensor]:
+    """Up to three rows of the program's samples; random inputs where it has none (integers are zeros and ones)."""
+    found = {}
+    for port in program.inputs:
+        shape = [program.hints[size] if isinstance(size, str) else size for size in port.shape]
+        if port.name in program.samples:
+            sample = program.samples[port.name]
+            found[port.name] = sample[:3] if port.shape and isinstance(port.shape[0], str) else sample
+        elif port.dtype.is_floating_point:
+            found[port.name] = torch.randn(shape, generator=generator)
+        else:
+            found[port.name] = torch.randint(0, 2, shape, generator=generator).to(port.dtype)
+    return found
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.to(WIDER.get(tensor.dtype, tensor.dtype))
+
+
+@contextmanager
+def _doubles() -> Iterator[None]:
+    """float64 where an operator takes the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
