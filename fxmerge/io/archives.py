@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from fxmerge.errors import SourceError, UnsafeFileError
 from fxmerge.io.files import LARGEST_JSON, listed, printable
@@ -17,17 +18,20 @@ MOST_MEMBERS = 200_000
 class Archive:
     """An open zip file. Every problem with it is a `SourceError` that names the file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, file: Path | IO[bytes], name: str = "") -> None:
+        self.path = name or str(file)
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(file)
+            stream = self._zip.fp
+            assert stream is not None
+            self._length = stream.seek(0, 2)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise self._damaged(error) from error
         entries = self._zip.infolist()
         self._entries = {entry.filename: entry for entry in entries}
         if len(entries) != len(self._entries) or len(entries) > MOST_MEMBERS:
             self._zip.close()
-            raise SourceError(f"{path} is damaged: it lists a member twice", "write the file again")
+            raise SourceError(f"{self.path} is damaged: it lists a member twice", "write the file again")
 
     def __enter__(self) -> Archive:
         return self
@@ -59,7 +63,7 @@ class Archive:
         if entry is None:
             raise SourceError(f"{self.path} is damaged: it lacks {printable(name)}", "write the file again")
         stored = entry.compress_type == zipfile.ZIP_STORED
-        if (stored and entry.file_size != entry.compress_size) or entry.compress_size > self.path.stat().st_size:
+        if (stored and entry.file_size != entry.compress_size) or entry.compress_size > self._length:
             raise SourceError(
                 f"{self.path} is damaged: {printable(name)} has an impossible size", "write the file again"
             )

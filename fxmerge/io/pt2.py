@@ -1,0 +1,259 @@
+"""torch.export archives (.pt2), read as data only and traced again."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.fx.traceback import preserve_node_meta
+
+from fxmerge.errors import FxmergeError, SourceError, UnsafeFileError
+from fxmerge.io import graphs
+from fxmerge.io.archives import Archive
+from fxmerge.io.files import parse_json, printable
+from fxmerge.io.pt2_graph import DTYPES, STRIDED, Reader, damaged, leaf_names, symbol
+from fxmerge.ir.capture import ROWS, capture
+from fxmerge.ir.program import Program
+
+SCHEMA = 8
+MOST_NUMBERS = 1 << 30
+"""Largest sample input made for tracing, in numbers."""
+
+
+def load_pt2(path: str | Path) -> Program:
+    """The program of a torch.export archive, its sample inputs included.
+
+    Raises `UnsafeFileError` if it holds pickled objects, compiled code or operators with side effects, `SourceError`
+    if it is damaged or of another version.
+    """
+    path = Path(path)
+    try:
+        with Archive(path) as archive:
+            return _load(archive, _root(archive))
+    except FxmergeError as error:
+        raise type(error)(error.what if str(path) in error.what else f"{path}: {error.what}", error.todo) from error
+    except Exception as error:  # any operator may meet arguments that no export wrote
+        reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
+        raise SourceError(f"{path} is damaged: {reason}", "export the model again with torch.export.save") from error
+
+
+def is_pt2(names: Any) -> bool:
+    """Whether a zip with these members is a torch.export archive."""
+    return any(name.endswith("/archive_format") for name in names) or "serialized_exported_program.json" in names
+
+
+def _root(archive: Archive) -> str:
+    """The folder all members lie in, after refusing those that hold code."""
+    marks = [name for name in archive.names if name.endswith("/archive_format")]
+    if len(marks) != 1 or archive.read(marks[0]) != b"pt2":
+        raise SourceError("it was written by torch 2.7 or older", "load it there and save it again with a newer torch")
+    root = marks[0].removesuffix("archive_format")
+    models = [name for name in archive.names if name.startswith(root + "models/")]
+    if models != [root + "models/model.json"]:
+        raise SourceError(
+            f"it holds {len(models)} models, not one named 'model'", "save one model with torch.export.save"
+        )
+    for name in archive.names:
+        local = name.removeprefix(root)
+        if local.startswith("data/aotinductor/") or local.endswith((".so", ".pkl", ".py")):
+            raise UnsafeFileError(f"it holds code: {printable(local)}", "save the exported program alone")
+    return root
+
+
+def _load(archive: Archive, root: str) -> Program:
+    serialized = parse_json(archive.read(root + "models/model.json"), "models/model.json")
+    if serialized["schema_version"]["major"] != SCHEMA:
+        raise SourceError(
+            f"it has schema version {printable(str(serialized['schema_version']['major']))}, fxmerge reads version {SCHEMA}",
+            "export the model again with a current torch",
+        )
+    state = {**_state(archive, root + "data/weights/", "model_weights_config.json")}
+    state |= _state(archive, root + "data/constants/", "model_constants_config.json")
+    module = serialized["graph_module"]
+    reader, values = Reader(), {}
+    root_module = nn.Module()
+    inputs: dict[str, tuple[int | str | None, ...]] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for spec, argument in zip(module["signature"]["input_specs"], module["graph"]["inputs"], strict=True):
+        [(kind, item)] = spec.items()
+        if kind == "constant_input" or (kind == "user_input" and not {"as_tensor", "as_sym_int"} & argument.keys()):
+            continue  # a constant the export burnt in
+        if kind == "user_input" and "as_tensor" in argument:
+            name = argument["as_tensor"]["name"]
+            meta = module["graph"]["tensor_values"][name]
+            inputs[name] = tuple(symbol(size) for size in meta["sizes"])
+            dtypes[name] = DTYPES[meta["dtype"]]
+            values[name] = reader.graph.placeholder(_identifier(name))
+        elif kind in ("parameter", "buffer", "tensor_constant"):
+            target = graphs.tensor_name(item["tensor_constant_name" if kind == "tensor_constant" else f"{kind}_name"])
+            if target not in state:
+                raise damaged(f"the weight {target} is missing")
+            _place(root_module, target, state[target], trained=kind == "parameter")
+            values[argument["as_tensor"]["name"]] = reader.graph.get_attr(target)
+        else:
+            raise SourceError(
+                f"it takes an input that is no tensor ({printable(kind)})", "export the model with tensors only"
+            )
+    results = reader.body(module["graph"], values)
+    kept = [r for r, spec in zip(results, module["signature"]["output_specs"], strict=True) if "user_output" in spec]
+    named = _output_names(module, len(kept))
+    pairs = [(n, r) for n, r in zip(named, kept, strict=True) if isinstance(r, fx.Node)]
+    reader.graph.output(tuple(r for _, r in pairs))
+    reader.graph.lint()
+    replay = _Replay(fx.GraphModule(root_module, reader.graph), tuple(inputs), tuple(n for n, _ in pairs))
+    samples = _samples(archive, root, inputs, dtypes)
+    return _trace(replay, inputs, dtypes, serialized["range_constraints"]).evolve(samples=samples)
+
+
+class _Replay(nn.Module):
+    """Runs the graph with each call carrying the source line it came from. Holds its tensors under their own names."""
+
+    def __init__(self, module: fx.GraphModule, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        for name, child in module.named_children():
+            self.add_module(name, child)
+        for name, parameter in module.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in module.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        self._calls, self._inputs, self._outputs = module.graph, inputs, outputs
+
+    def forward(self, **values: Tensor) -> dict[str, Tensor]:
+        with preserve_node_meta():
+            results = fx.Interpreter(self, graph=self._calls).run(*(values[name] for name in self._inputs))
+        return dict(zip(self._outputs, results, strict=True))
+
+
+def _trace(
+    replay: _Replay, inputs: Mapping[str, tuple[Any, ...]], dtypes: Mapping[str, torch.dtype], ranges: Mapping[str, Any]
+) -> Program:
+    """Capture the replayed graph with the dynamic sizes the archive names."""
+    sizes: dict[str, int] = {}
+    dims: dict[str, Any] = {}
+    made, shapes = {}, {}
+    for name, shape in inputs.items():
+        dynamic: dict[int, Any] = {}
+        concrete = []
+        for axis, size in enumerate(shape):
+            if isinstance(size, int):
+                concrete.append(size)
+                continue
+            key = size or f"{name}{axis}"
+            low, high = _bounds(ranges.get(key, {}))
+            if key not in dims:
+                dims[key] = Dim(f"size{len(dims)}", min=low, max=high) if size else Dim.AUTO
+                rows = axis == 0 and low <= ROWS and (high is None or high >= ROWS)
+                sizes[key] = (
+                    ROWS if rows else max(low, 2) + 2 * len(dims) if high is None else min(high, max(low, 2) + 1)
+                )
+            dynamic[axis] = dims[key]
+            concrete.append(sizes[key])
+        if math.prod(concrete) > MOST_NUMBERS or any(s < 0 for s in concrete):
+            raise damaged(f"the input {printable(name)} has an impossible shape")
+        made[name] = torch.zeros(concrete, dtype=dtypes[name])
+        shapes[name] = dynamic
+    return capture(replay, made, dynamic_shapes=shapes)
+
+
+def _bounds(entry: Any) -> tuple[int, int | None]:
+    low, high = entry.get("min_val"), entry.get("max_val")
+    return (low if type(low) is int and low >= 0 else 0), (high if type(high) is int and high < 1 << 40 else None)
+
+
+def _state(archive: Archive, folder: str, config: str) -> dict[str, Tensor]:
+    """Tensors by name; those that share a stored block share its memory."""
+    if folder + config not in archive.names:
+        raise SourceError(
+            "its weights are pickled, in the format of torch 2.8 or older", "save it again with a newer torch"
+        )
+    blocks: dict[str, Tensor] = {}
+    tensors = {}
+    for name, entry in parse_json(archive.read(folder + config), config)["config"].items():
+        member, meta = entry["path_name"], entry["tensor_meta"]
+        if entry["use_pickle"] or meta is None:
+            raise UnsafeFileError(
+                f"{printable(name)!r} is a pickled object", "export the model without objects and tensor subclasses"
+            )
+        if meta["dtype"] not in DTYPES or meta["layout"] != STRIDED:
+            raise SourceError(
+                f"{printable(name)!r} has a type fxmerge does not read", "convert it to an ordinary tensor"
+            )
+        dtype = DTYPES[meta["dtype"]]
+        if member not in blocks:
+            data = bytearray(archive.read(folder + member))
+            blocks[member] = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        size, stride = (tuple(s["as_int"] for s in meta[key]) for key in ("sizes", "strides"))
+        block = blocks[member]
+        if math.prod(size) * dtype.itemsize > block.numel():
+            raise damaged(f"{printable(name)!r} is larger than what is stored for it")
+        tensors[name] = torch.as_strided(block.view(dtype), size, stride, meta["storage_offset"]["as_int"])
+    return tensors
+
+
+def _samples(
+    archive: Archive, root: str, inputs: Mapping[str, tuple[Any, ...]], dtypes: Mapping[str, torch.dtype]
+) -> dict[str, Tensor]:
+    """The example inputs of the export, read without executing anything; none if they do not fit the inputs."""
+    member = root + "data/sample_inputs/model.pt"
+    data = archive.read(member) if member in archive.names else b""
+    if not data:
+        return {}
+    with Archive(io.BytesIO(data), "its sample inputs") as inner:
+        for name in inner.names:
+            inner.size(name)
+    try:
+        value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeFileError(
+            "its sample inputs are pickled objects that would execute code", "do not use this file"
+        ) from error
+    given = [t for t in _tensors(value) if isinstance(t, Tensor)]
+    fits = len(given) == len(inputs) and all(
+        t.ndim == len(shape) and t.dtype == dtypes[name] for t, (name, shape) in zip(given, inputs.items(), strict=True)
+    )
+    return {name: t.detach() for name, t in zip(inputs, given, strict=True)} if fits else {}
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    else:
+        yield value
+
+
+def _output_names(module: Any, count: int) -> list[str]:
+    signature = module["module_call_graph"][0].get("signature") if module["module_call_graph"] else None
+    names = leaf_names(signature["out_spec"]) if signature else None
+    if names and len(names) == count:
+        return names
+    return ["logits" if i == 0 else f"output{i}" for i in range(count)]
+
+
+def _place(root: nn.Module, name: str, tensor: Tensor, *, trained: bool) -> None:
+    *path, leaf = name.split(".")
+    for part in path:
+        child = root._modules.get(part)
+        if child is None:
+            child = nn.Module()
+            root.add_module(part, child)
+        root = child
+    if trained and tensor.is_floating_point():
+        root.register_parameter(leaf, nn.Parameter(tensor))
+    else:
+        root.register_buffer(leaf, tensor)
+
+
+def _identifier(name: str) -> str:
+    if not name.isidentifier():
+        raise damaged(f"{printable(name)!r} is not the name of an input")
+    return name
