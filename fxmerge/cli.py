@@ -71,7 +71,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     [bold]The whole way:[/]
 
       fxmerge capture digits/ --inputs x.npz --out digits.pt
-      fxmerge merge digits.pt letters.pt --data digits=x.npz --data letters=y.npz --out merged.onnx
+      fxmerge merge digits.pt letters.pt --out merged.onnx
       fxmerge eval merged.onnx --data digits=test.npz --parent digits.pt
 
     [bold]See it work:[/]
@@ -106,9 +106,9 @@ def capture(
 
     [bold]Examples:[/]
 
-      fxmerge capture bert-sst2/ --inputs tokens.npz --task sentiment --out sentiment.pt
-      fxmerge capture weights.safetensors --arch mypackage.models:vit_small --inputs x.npy --out digits.pt
-      fxmerge capture resnet.pth --arch torchvision:resnet18 --inputs images.npz --labels names.txt --out pets.pt
+      fxmerge capture bert-sst2/ --inputs tokens.npz --task mood --out mood.pt
+      fxmerge capture vit.safetensors --arch my.models:vit --inputs x.npy --out digits.pt
+      fxmerge capture r18.pth --arch torchvision:resnet18 --inputs x.npz --out pets.pt
     """
     check_output(out, overwrite=overwrite)
     names = _labels(labels) if labels else None
@@ -182,7 +182,7 @@ def check(
     [bold]Examples:[/]
 
       fxmerge check digits.pt
-      fxmerge check weights.pt --arch mypackage.models:net --inputs x.npz --json
+      fxmerge check weights.pt --arch my.models:net --inputs x.npz --json
     """
     from fxmerge import compiler, report
 
@@ -214,9 +214,9 @@ def merge(
     [bold]Examples:[/]
 
       fxmerge merge digits.pt clothes.pt --out merged.onnx
-      fxmerge merge a.pt b.pt c.pt --data a=a.npz --data b=b.npz --data c=images/ --steps 2000 --out abc.onnx
-      fxmerge merge a.pt b.pt --method average --out average.onnx --result average.json
-      fxmerge merge --config merge.yaml --seed 3 --out merged3.onnx --overwrite
+      fxmerge merge a.pt b.pt --data a=a.npz --data b=images/ --out ab.onnx
+      fxmerge merge a.pt b.pt --method average --out ab.onnx --result ab.json
+      fxmerge merge --config merge.yaml --seed 3 --out ab3.onnx --overwrite
     """
     config.check_parents()
     config.check_outputs()
@@ -224,10 +224,9 @@ def merge(
         config.save(save_config)
     from fxmerge import compiler, report
 
-    with state_folder(config) as config:
+    with state_folder(config, lambda note: _note([note], quiet)) as config:
         merged = compiler.merge(config.parents, config=config, stages=_bars(quiet))
-    for note in merged.result["notes"]:
-        _stderr(quiet).print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+    _note(merged.result["notes"], quiet)
     if config.result:
         _write(config.result, json.dumps(merged.result, indent=1), config.overwrite)
     if config.report:
@@ -253,7 +252,7 @@ def _eval(
     [bold]Examples:[/]
 
       fxmerge eval merged.onnx --data digits=test.npz
-      fxmerge eval merged.onnx --data digits=d.npz --data clothes=c.npz --parent digits.pt --parent clothes.pt --json
+      fxmerge eval merged.onnx --data digits=test.npz --parent digits.pt --json
     """
     from fxmerge import evaluate, report
 
@@ -261,8 +260,7 @@ def _eval(
         model, parse_data(data), parents=parent or (), device=device, limit=limit, allow_pickle=allow_pickle,
         stages=_bars(quiet),
     )  # fmt: skip
-    for note in found["notes"]:
-        _stderr(quiet).print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+    _note(found["notes"], quiet)
     if as_json:
         print(json.dumps(found, indent=1))
     elif not quiet:
@@ -343,6 +341,11 @@ def _labels(path: str) -> tuple[str, ...]:
 def _write(path: str, text: str, overwrite: bool) -> None:
     with atomic_write(path, overwrite=overwrite) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def _note(notes: Sequence[str], quiet: bool) -> None:
+    for note in notes:
+        _stderr(quiet).print(Text(f"note: {note}", style="dim"), soft_wrap=True)
 
 
 def _stderr(quiet: bool) -> Console:

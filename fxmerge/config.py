@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -144,17 +144,20 @@ class MergeConfig(BaseModel):
 
 
 @contextmanager
-def state_folder(config: MergeConfig) -> Iterator[MergeConfig]:
+def state_folder(config: MergeConfig, say: Callable[[str], None]) -> Iterator[MergeConfig]:
     """The config with a folder where an interrupted merge keeps its state: `--resume`, else one beside `--out`.
 
-    A folder left by an earlier run is used only if `--resume` names it; an empty one is removed afterwards.
+    A state left by an earlier run is used only if `--resume` names it, and dropped otherwise; an empty folder is
+    removed afterwards.
     """
     folder = Path(config.resume or f"{config.out or 'merge'}.state")
-    if config.resume and not (folder.is_dir() and any(folder.iterdir())):
+    old = sorted(folder.glob("*.pt"))
+    if config.resume and not old:
         raise OptionError(f"--resume {folder}: no state of an interrupted merge there", "start without --resume")
-    if not config.resume:
-        for old in folder.glob("*.pt"):
-            old.unlink()
+    if old and not config.resume:
+        say(f"starting over: the state of an interrupted merge in {folder} is dropped (--resume {folder} continues it)")
+        for file in old:
+            file.unlink()
     try:
         yield config.with_options(resume=str(folder))
     finally:

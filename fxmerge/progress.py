@@ -81,7 +81,7 @@ class Bars(Stages):
 
 
 class _Rate(ProgressColumn):
-    """ "120/600 · 31.2/s · 15 s left"."""
+    """How far, how fast, how long: 120/600 · 31.2/s · 15 s left."""
 
     def render(self, task: Task) -> Text:
         if not task.total:
@@ -95,9 +95,9 @@ class _Rate(ProgressColumn):
 
 
 def duration(seconds: float) -> str:
-    """A time span as people say it: "0.4 s", "38 s", "4 min 10 s", "1 h 05 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
+    """A time span as people say it: "0.42 s", "3.1 s", "38 s", "4 min 10 s", "1 h 05 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
