@@ -18,7 +18,7 @@ UNKNOWN, FIRST_WORD = 1, 4
 """Token ids: of an unknown word, and the first that is no special token."""
 
 VOCABULARY = 4096
-SHAPE: dict[str, Any] = {"width": 64, "heads": 4, "hidden": 128, "depth": 2, "positions": LENGTH, "drop": 0.2}
+SHAPE: dict[str, Any] = {"width": 64, "heads": 4, "hidden": 128, "depth": 4, "positions": LENGTH, "drop": 0.2}
 SETTINGS: dict[str, Any] = {"epochs": 10, "lr": 1e-3, "batch": 32}
 
 

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ class Block(nn.Module):
         return result
 
 
+@cache
 def digits(seed: int = 0) -> tuple[Tensor, Tensor]:
     """scikit-learn's 1,797 handwritten digits in random order: images (N, 1, 8, 8) in 0..1 and labels (N,)."""
     from sklearn.datasets import load_digits
@@ -191,14 +192,14 @@ def build(half: Half) -> ViT:
     return ViT(image=8, patch=2, depth=3, classes=len(half.classes), **half.shape)
 
 
-def fit(model: nn.Module, half: Half, epochs: int = EPOCHS) -> None:
+def fit(model: nn.Module, half: Half) -> None:
     """Train the classifier of one half of the digits; about ten seconds."""
     x, y, _, _ = split_of(half)
 
     def moved(inputs: Sequence[Tensor], generator: torch.Generator) -> Sequence[Tensor]:
         return [shifted(inputs[0], 1, generator)]
 
-    train(model, [x], y, epochs=epochs, lr=3e-3, seed=half.seed, batch=32, augment=moved)
+    train(model, [x], y, epochs=EPOCHS, lr=3e-3, seed=half.seed, batch=32, augment=moved)
 
 
 def part_of(half: Half) -> Part:
