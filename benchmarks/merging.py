@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxmerge
 from benchmarks.table import Row
 
-RATES = (1e-3, 3e-3, 6e-3, 1.2e-2)
+RATES = (3e-4, 1e-3, 3e-3, 6e-3, 1.2e-2)
 """Peak learning rates both trained methods choose from, for every setting."""
 
 TRAINED = ("distill", "foldable")
