@@ -1,0 +1,194 @@
+"""Passes and their order: the whole pipeline as one value, with a text form, run one watched pass at a time.
+
+    Pipeline((Normalize(), ApplyRewrites(), InsertMerge(rank=12), Hoist(), FoldMerge(), Cleanup()))
+    normalize,apply-rewrites,insert-merge{rank=12},hoist,fold-merge,cleanup
+
+A pipeline has four stages, in this order: `parent` passes run on every parent, one `join` makes the SuperNet of them,
+`supernet` passes run before the merged model is trained, `merged` passes after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_origin, get_type_hints
+
+from fxmerge.errors import ExtensionError, FxmergeError, OptionError
+from fxmerge.io.files import nearest
+from fxmerge.ir.program import Program
+from fxmerge.options import parse_options, shown
+
+if TYPE_CHECKING:
+    from fxmerge.extension import Extension
+
+Stage = Literal["parent", "join", "supernet", "merged"]
+STAGES: tuple[Stage, ...] = ("parent", "join", "supernet", "merged")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A step from program to program. Subclasses are frozen dataclasses; their fields are the pass's options.
+
+    The name is the class's name with dashes: `class InsertMerge(Pass)` is "insert-merge".
+    """
+
+    name: ClassVar[str] = ""
+    stage: ClassVar[Stage] = "parent"
+    after: ClassVar[str] = ""
+    """The pass behind which an extension's pass runs; "" for the end of its stage."""
+    exact: ClassVar[bool] = True
+    """Whether the program computes the same function before and after, up to rounding."""
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in cls.__dict__:
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+    def run(self, program: Program, known: Extension) -> Program:
+        """The next program. `known` holds the rules and rewrites in use."""
+        raise NotImplementedError(f"pass {self.name} has no run method")
+
+    def __str__(self) -> str:
+        """The pass as text, with the options that are not the default: `insert-merge{rank=12}`."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        options = ",".join(f"{k}={shown(v)}" for k, v in given.items() if v != defaults[k])
+        return self.name + (f"{{{options}}}" if options else "")
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the docstring."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+def check_class(cls: type[Pass], owner: str) -> None:
+    """Raise `ExtensionError` unless a pass is a frozen dataclass all of whose options have defaults."""
+
+    def refuse(what: str, todo: str) -> None:
+        raise ExtensionError(f"pass {cls.name} of {owner} {what}", todo)
+
+    annotated = {name for name, hint in get_type_hints(cls).items() if get_origin(hint) is not ClassVar}
+    options = dataclasses.fields(cls)
+    frozen = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    if not frozen or annotated != {f.name for f in options}:
+        refuse("is not a frozen dataclass", f"write @dataclass(frozen=True) above class {cls.__name__}")
+    for each in options:
+        if each.default is dataclasses.MISSING:
+            refuse(f"has an option without a default: {each.name}", "give it a default")
+    if cls.stage not in STAGES:
+        refuse(f"is of stage {cls.stage!r}", f"the stages are {', '.join(STAGES)}")
+
+
+Watcher = Callable[[Pass, Program, Program, float], None]
+"""What is told after every pass: the pass, the program before and after, and the seconds it took."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order, grouped by stage."""
+
+    passes: tuple[Pass, ...] = ()
+
+    def __post_init__(self) -> None:
+        for before, here in zip(self.passes, self.passes[1:], strict=False):
+            if STAGES.index(here.stage) < STAGES.index(before.stage):
+                raise OptionError(
+                    f"{here.name} ({here.stage}) cannot run after {before.name} ({before.stage})",
+                    f"the stages are, in order: {', '.join(STAGES)}",
+                )
+
+    def __iter__(self) -> Iterator[Pass]:
+        return iter(self.passes)
+
+    def __str__(self) -> str:
+        return ",".join(str(each) for each in self.passes)
+
+    @classmethod
+    def parse(cls, text: str, known: Iterable[type[Pass]]) -> Pipeline:
+        """The pipeline of a text such as `insert-merge{rank=12},hoist`. Raises `OptionError` naming what is wrong."""
+        table = {each.name: each for each in known}
+        made = []
+        for name, options in _split(text):
+            if name not in table:
+                raise OptionError(
+                    f"unknown pass {name!r}{nearest(name, table)}", f"known are: {', '.join(sorted(table))}"
+                )
+            made.append(table[name](**parse_options(name, options, _option_types(table[name]))))
+        return cls(tuple(made))
+
+    def having(self, *more: Pass) -> Pipeline:
+        """This pipeline with more passes, each where its class says: behind `after`, or at the end of its stage."""
+        passes = list(self.passes)
+        for each in more:
+            if each.after:
+                places = [i for i, old in enumerate(passes) if old.name == each.after]
+                if not places:
+                    names = [old.name for old in passes]
+                    raise ExtensionError(
+                        f"pass {each.name} is to run after {each.after!r}, which is not in the pipeline"
+                        f"{nearest(each.after, names)}",
+                        f"the passes are {', '.join(names)}",
+                    )
+                place = places[-1] + 1
+            else:
+                rank = STAGES.index(each.stage)
+                place = sum(STAGES.index(old.stage) <= rank for old in passes)
+            passes.insert(place, each)
+        return Pipeline(tuple(passes))
+
+    def stage(self, stage: Stage) -> tuple[Pass, ...]:
+        """The passes of one stage."""
+        return tuple(each for each in self.passes if each.stage == stage)
+
+    def run(self, stage: Stage, program: Program, known: Extension, watch: Watcher | None = None) -> Program:
+        """Run the passes of one stage on a program. New nodes remember their pass in `meta["by"]`."""
+        for each in self.stage(stage):
+            program = run_pass(each, program, known, watch)
+        return program
+
+
+def run_pass(each: Pass, program: Program, known: Extension, watch: Watcher | None = None) -> Program:
+    """Run one pass; an error in one from an extension is an `ExtensionError` that names its owner."""
+    for node in program.graph.nodes:
+        node.meta.setdefault("by", "capture")
+    start = time.perf_counter()
+    try:
+        after = each.run(program, known)
+    except FxmergeError:
+        raise
+    except Exception as error:
+        known.blame("pass", each.name, error)
+        raise
+    if not isinstance(after, Program):
+        raise ExtensionError(
+            f"pass {each.name} of {known.owner('pass', each.name)} returned {type(after).__name__}, not a Program",
+            "return program.evolve(…), or the program itself where there is nothing to do",
+        )
+    seconds = time.perf_counter() - start
+    for node in after.graph.nodes:
+        node.meta.setdefault("by", each.name)
+    if watch is not None:
+        watch(each, program, after, seconds)
+    return after
+
+
+def _option_types(cls: type[Pass]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+_STEP = re.compile(r"\s*([\w-]+)\s*(?:\{((?:[^{}\"]|\"(?:[^\"\\]|\\.)*\")*)\})?\s*(,|$)")
+
+
+def _split(text: str) -> Iterator[tuple[str, str]]:
+    place = 0
+    while place < len(text.rstrip()):
+        found = _STEP.match(text, place)
+        if found is None or (found[3] == "," and found.end() >= len(text.rstrip())):
+            raise OptionError(
+                f"cannot read the pipeline from here: {text[place:]!r}", "write it as name{option=value,…},name,…"
+            )
+        yield found[1], found[2] or ""
+        place = found.end()
