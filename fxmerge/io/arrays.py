@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 import safetensors
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -41,6 +42,15 @@ def read_arrays(path: Path) -> dict[str, Array]:
         raise DataError(
             f"{path} cannot be read: {reason}", "write the file again: it is damaged or of another format"
         ) from error
+
+
+def as_tensor(array: Array, where: str) -> Tensor:
+    """The array as a tensor. Raises `DataError` if it holds no numbers."""
+    if isinstance(array, Tensor):
+        return array
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{where} holds {array.dtype} values, not numbers", "give an array of numbers")
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
 
 
 def _read_zip(path: Path) -> dict[str, Array]:

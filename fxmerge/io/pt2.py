@@ -71,7 +71,7 @@ def _load(archive: Archive, root: str) -> Program:
     serialized = parse_json(archive.read(root + "models/model.json"), "models/model.json")
     if serialized["schema_version"]["major"] != SCHEMA:
         raise SourceError(
-            f"it has schema version {printable(str(serialized['schema_version']['major']))}, fxmerge reads version {SCHEMA}",
+            f"its schema has another version than the {SCHEMA} fxmerge reads",
             "export the model again with a current torch",
         )
     state = {**_state(archive, root + "data/weights/", "model_weights_config.json")}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxmerge.errors import DataError
-from fxmerge.io.arrays import Array
+from fxmerge.io.arrays import Array, as_tensor
 from fxmerge.io.files import listed, nearest, printable
 from fxmerge.ir.program import Port, Program
 
@@ -123,12 +123,7 @@ def _check_names(given: Mapping[str, Any], ports: Mapping[str, Port], where: str
 def _convert(array: Array, port: Port, program: Program, where: str) -> tuple[Tensor, str]:
     """The array in the port's type, if no value changes; images in bytes become 0..1 for a float input, with a note."""
     kind = str(array.dtype).removeprefix("torch.")
-    if isinstance(array, np.ndarray):
-        if array.dtype.kind not in "fiub":
-            raise DataError(
-                f"{where}: {port.name or 'the array'} holds {kind} values, not numbers", f"give {shown(port)}"
-            )
-        array = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+    array = as_tensor(array, f"{where}: {port.name}")
     if array.dtype == port.dtype:
         return array, ""
     if port.dtype.is_floating_point and array.dtype.is_floating_point:

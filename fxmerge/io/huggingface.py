@@ -1,0 +1,212 @@
+"""Models in Hugging Face layout: config.json and weights, from files on this machine alone.
+
+Only model classes of the installed transformers library are built; code that a repository brings, adapters, and
+kernels named by a config are never loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxmerge.errors import SourceError
+from fxmerge.io.files import listed, nearest, printable, read_json
+from fxmerge.io.state_dict import read_weights
+
+CONFIG = "config.json"
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """The state dict of a folder, its shards joined. Raises `SourceError` if it holds none."""
+    for name in (SINGLE[0], SHARDED[0], SINGLE[1], SHARDED[1]):
+        if (folder / name).is_file():
+            return _read_shards(folder / name) if name in SHARDED else _state(folder / name)
+    others = sorted(folder.glob("*.safetensors"))
+    if len(others) == 1:
+        return _state(others[0])
+    raise SourceError(
+        f"{folder} has a {CONFIG} but no weights (looked for {listed((*SINGLE, *SHARDED))})",
+        "put model.safetensors there, or add --weights FILE",
+    )
+
+
+def build(config_file: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model a config.json describes with `state` put in, in float32, and notes. Raises `SourceError`."""
+    transformers = library()
+    config = _config(config_file, len(state))
+    model_class = _model_class(config, config_file)
+    with _quiet(transformers):
+        try:
+            model, found = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(state),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                attn_implementation=None,
+                dtype=torch.float32,
+            )
+        except Exception as error:  # a config can be wrong in as many ways as there are model classes
+            reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
+            raise SourceError(
+                f"{config_file}: {model_class.__name__} cannot be built: {reason}", "repair the config"
+            ) from error
+    if wrong := sorted(str(k) for k in found["mismatched_keys"]):
+        raise SourceError(
+            f"{config_file}: sizes differ from the weights: {printable(listed(wrong, 3))}",
+            "use their own config",
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise SourceError(
+            f"the weights lack {len(missing)} tensors of {model_class.__name__}: {listed(missing, 3)}",
+            "name the class they were saved from in 'architectures' of the config, or use complete weights",
+        )
+    model.config.use_cache = False
+    notes = []
+    if found["unexpected_keys"]:
+        notes.append(
+            f"weights not used by {model_class.__name__}: {printable(listed(sorted(found['unexpected_keys']), 3))}"
+        )
+    if any(t.dtype in (torch.float16, torch.bfloat16) for t in state.values()):
+        notes.append("weights in half precision were read as float32")
+    return model.eval(), tuple(notes)
+
+
+def dummy_inputs(model: Any) -> dict[str, Tensor] | None:
+    """Random tokens, or images of the size the config states, to trace the model with; None if neither is known."""
+    draw = torch.Generator().manual_seed(0)
+    config, takes = model.config, _takes(model)
+    vision = getattr(config, "vision_config", None) or config
+    main = model.main_input_name
+    inputs: dict[str, Tensor] = {}
+    if main == "pixel_values":
+        size = getattr(vision, "image_size", None) or 224
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        inputs[main] = torch.randn(2, getattr(vision, "num_channels", 3), height, width, generator=draw)
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    if vocabulary and "input_ids" in takes and (main == "input_ids" or vision is not config):
+        length = min(16, getattr(config.get_text_config(), "max_position_embeddings", None) or 16)
+        inputs["input_ids"] = torch.randint(0, vocabulary, (2, length), generator=draw)
+        if "attention_mask" in takes and not _generates(model):
+            inputs["attention_mask"] = torch.ones(2, length, dtype=torch.long)
+        if config.is_encoder_decoder and "decoder_input_ids" in takes:
+            inputs["decoder_input_ids"] = torch.randint(0, vocabulary, (2, length), generator=draw)
+    return inputs or None
+
+
+def labels_of(config_file: Path, classes: int | str) -> tuple[str, ...] | None:
+    """Class names a config gives, if there are as many as the model has outputs and they are real names."""
+    names = read_json(config_file).get("id2label")
+    if not isinstance(names, dict) or len(names) != classes or not all(str(i) in names for i in range(len(names))):
+        return None
+    texts = [printable(str(names[str(i)])) for i in range(len(names))]
+    return None if all(text == f"LABEL_{i}" for i, text in enumerate(texts)) else tuple(texts)
+
+
+def library() -> Any:
+    """The transformers module. Raises `SourceError` if it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise SourceError("transformers is not installed", 'install it: pip install "fxmerge[hub]"') from error
+    return transformers
+
+
+def _config(file: Path, tensors: int) -> Any:
+    """The configuration object; settings that would load code or kernels from elsewhere are refused or dropped."""
+    values = read_json(file)
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if not isinstance(kind, str):
+        raise SourceError(f"{file} names no 'model_type'", "give the config.json of a Hugging Face model")
+    if "quantization_config" in values:
+        raise SourceError(f"{file} describes quantized weights", "give the weights in float16, bfloat16 or float32")
+    known = library().CONFIG_MAPPING
+    if kind not in known:
+        own = " and brings code of its own, which is not run" if "auto_map" in values else nearest(kind, known.keys())
+        raise SourceError(
+            f"{file}: transformers has no model type {printable(kind)!r}{own}",
+            "capture the model where its code is: fxmerge.save(model, 'a.pt', inputs=(x,))",
+        )
+    for key, value in values.items():
+        if "layers" in key and type(value) is int and value > max(tensors, 1000):
+            raise SourceError(
+                f"{file}: {printable(key)} is {value}, but there are {tensors} tensors", "use the weights' own config"
+            )
+    plain = {k: v for k, v in values.items() if not k.endswith("_implementation") and k != "auto_map"}
+    try:
+        return known[kind].from_dict(plain | {"output_hidden_states": False, "output_attentions": False})
+    except Exception as error:  # each config class checks its values in its own way
+        raise SourceError(
+            f"{file} is not a valid {kind} config: {printable(str(error))}", "repair the config"
+        ) from error
+
+
+def _model_class(config: Any, file: Path) -> Any:
+    transformers = library()
+    names = config.architectures or []
+    found = getattr(transformers, str(names[0]), None) if names else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise SourceError(
+            f"{file}: 'architectures' names no model class of transformers ({printable(listed(names))})",
+            f'add the class the weights were saved from, as in "architectures": ["{_example(config)}"]',
+        )
+    return found
+
+
+def _example(config: Any) -> str:
+    return type(config).__name__.removesuffix("Config") + "ForSequenceClassification"
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """All tensors an index file lists; shards are files of the same folder, named without a path."""
+    weights = read_json(index).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise SourceError(f"{index} lists no weights", "copy the folder again")
+    state: dict[str, Tensor] = {}
+    for shard in sorted({str(name) for name in weights.values()}):
+        file = index.parent / shard
+        if Path(shard).name != shard or not file.is_file():
+            raise SourceError(f"{index.parent} lacks the shard {printable(shard)}", "copy the folder again")
+        state |= _state(file)
+    if missing := [name for name in weights if name not in state]:
+        raise SourceError(f"the shards lack {printable(listed(missing, 3))}", "copy the folder again")
+    return state
+
+
+def _state(file: Path) -> dict[str, Tensor]:
+    state = read_weights(file)
+    assert isinstance(state, dict)
+    return state
+
+
+def _takes(model: Any) -> frozenset[str]:
+    import inspect
+
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def _generates(model: Any) -> bool:
+    """Whether the model predicts each next token: such inputs need no mask, later tokens are hidden anyway."""
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars and reports of the library while it builds a model."""
+    logging = transformers.utils.logging
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
