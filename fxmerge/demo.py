@@ -48,7 +48,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         self.patch = nn.Conv2d(channels, width, patch, stride=patch)
-        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.position = nn.Parameter(torch.randn(1, (image // patch) ** 2 + 1, width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, heads, hidden, fused) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
