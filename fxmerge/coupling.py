@@ -277,6 +277,8 @@ class Rule:
     """Operands that are running statistics: they change with their space although nobody trained them."""
     fills: Literal["", "value", "blank"] = ""
     """The result depends on the shapes of the operands alone; "blank": and nobody reads what it holds."""
+    roles: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What the spaces of some labels are for, where the operator alone can tell."""
     owner: str = ""
 
     @property
@@ -324,7 +326,9 @@ class RuleSet:
         return table.get(name) or table.get(name.rpartition(".")[0])
 
 
-def couples(*ops_and_form: str, law: str = "", state: tuple[str, ...] = ()) -> Any:
+def couples(
+    *ops_and_form: str, law: str = "", state: tuple[str, ...] = (), roles: Mapping[str, str] | None = None
+) -> Any:
     """A rule by signature. `couples(op, signature[, law])` is the rule; `@couples(op, …)` makes one of a function of the call.
 
     The function returns a signature, or a signature and a law.
@@ -333,8 +337,8 @@ def couples(*ops_and_form: str, law: str = "", state: tuple[str, ...] = ()) -> A
     forms = [i for i, text in enumerate(ops_and_form) if "->" in text]
     if forms:
         ops, form = ops_and_form[: forms[0]], ops_and_form[forms[0] :]
-        return Rule(tuple(ops), form[0], law=form[1] if len(form) > 1 else law, state=state, owner=owner)
-    return lambda function: Rule(tuple(ops_and_form), function, law=law, state=state, owner=function.__module__)
+        return Rule(tuple(ops), form[0], law=form[1] if len(form) > 1 else law, state=state, roles=roles or {}, owner=owner)
+    return lambda function: Rule(tuple(ops_and_form), function, None, law, state, roles=roles or {}, owner=function.__module__)
 
 
 def moves(*ops: str) -> Callable[[Callable[[Move], Any]], Rule]:

@@ -49,12 +49,21 @@ class Inference:
         self.tensors: dict[str, tuple[Axis, ...]] = {}
         self.values: dict[fx.Node, Any] = {}
         self.trained: set[fx.Node] = set()
+        """Nodes made from parameters."""
+        self.fed: set[fx.Node] = set()
+        """Nodes made from inputs."""
         self.lawful: list[Lawful] = []
         self.equal: list[tuple[Axis, Axis]] = []
         self.stiff: list[Axis] = []
         self.pins: list[Pin] = []
+        live = _live(program)
         for node in program.graph.nodes:
-            self._visit(node)
+            if node in live:
+                self._visit(node)
+        for node in program.graph.nodes:
+            if node.op == "get_attr" and node.target in self.transformed:
+                self._tensor(str(node.target))  # unused: its axes are coupled with nothing
+        self.unused = frozenset(self.tensors) - {str(node.target) for node in live if node.op == "get_attr"}
 
     # -- what rules report -------------------------------------------------------------------------
 
@@ -87,6 +96,8 @@ class Inference:
                     self.pin(redeem(axis, self.coupler), "output")
             return
         value = node.meta.get("val")
+        if node.op == "placeholder" or any(argument in self.fed for argument in node.all_input_nodes):
+            self.fed.add(node)
         if node.op == "placeholder":
             self.values[node] = self._pinned(value.shape, "input")
         elif node.op == "get_attr":
@@ -289,6 +300,18 @@ def _states(program: Program, rules: RuleSet) -> frozenset[str]:
                 name = str(argument.target)
                 found[name] = found.get(name, True) and argument in states
     return frozenset(name for name, state in found.items() if state and name in program.tensors)
+
+
+def _live(program: Program) -> set[fx.Node]:
+    """The nodes on which an output depends, and the outputs themselves."""
+    last = next(iter(reversed(program.graph.nodes)))
+    found, todo = {last}, [last]
+    while todo:
+        for node in todo.pop().all_input_nodes:
+            if node not in found:
+                found.add(node)
+                todo.append(node)
+    return found
 
 
 def _equal_along(value: Tensor, dim: int) -> bool:

@@ -189,13 +189,14 @@ class Tolerances:
     def carried(self) -> Mapping[Class, tuple[Axis, ...]]:
         """Occurrences of each leaf class in the tensors that are transformed."""
         found: dict[Class, list[Axis]] = {}
-        for axes in self._tensors():
+        for axes in self.tensors():
             for axis in axes:
                 for leaf in occurrences(axis):
                     found.setdefault(leaf.cls, []).append(leaf)
         return {cls: tuple(leaves) for cls, leaves in found.items()}
 
-    def _tensors(self) -> Iterator[tuple[Axis, ...]]:
+    def tensors(self) -> Iterator[tuple[Axis, ...]]:
+        """The axes of every tensor that is transformed."""
         inference = self.inference
         return (axes for name, axes in inference.tensors.items() if name in inference.transformed)
 
@@ -203,7 +204,7 @@ class Tolerances:
     def groups(self) -> Mapping[Class, str]:
         """The group of every leaf class that a parameter carries."""
         wide: dict[Class, list[Axis]] = {}
-        for axes in self._tensors():
+        for axes in self.tensors():
             if sum(axis.size > 1 for axis in axes) > 1:
                 for axis in axes:
                     for leaf in occurrences(axis):

@@ -21,7 +21,7 @@ def within(tolerances: Tolerances) -> dict[Class, Class]:
     inference = tolerances.inference
     owners = _candidates(tolerances)
     for value in _values(inference):
-        for component in _components(value):
+        for component in components(value):
             for cls in component.keys() & owners.keys():
                 owners[cls] = [h for h in owners[cls] if component[h] == 1 and component[cls] == 1]
     for law in inference.lawful:
@@ -79,7 +79,8 @@ def _sequences(axis: Axis) -> list[tuple[Class, ...]]:
     return list(dict.fromkeys(found))
 
 
-def _components(axes: Sequence[Axis]) -> Iterator[Mapping[Class, int]]:
+def components(axes: Sequence[Axis]) -> Iterator[Mapping[Class, int]]:
+    """How often each leaf class stands in each part of a value that is a plain product."""
     return (Counter(sequence) for sequence in _ordered(axes))
 
 

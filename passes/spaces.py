@@ -16,7 +16,7 @@ from fxmerge.ir.space import AxisExpr, Cat, Leaf, Opaque, Prod, Space, Spaces
 from fxmerge.ir.views import Held, Promise
 from fxmerge.tolerance import Tolerances, occurrences
 from passes.heads import within
-from passes.roles import roles_of
+from passes.roles import evidence, roles_of, uses
 from passes.rules import BUILTIN
 
 
@@ -75,7 +75,8 @@ class _Freeze:
             if node.op == "get_attr":
                 tensors.setdefault(str(node.target), axes[node])
         made = self._spaces()
-        return Spaces(axes, tensors, made, tuple(self._opaque()), self.inference.transformed & tensors.keys())
+        transformed = self.inference.transformed & tensors.keys()
+        return Spaces(axes, tensors, made, tuple(self._opaque()), transformed, self.inference.unused)
 
     # -- axes --------------------------------------------------------------------------------------
 
@@ -109,17 +110,22 @@ class _Freeze:
     def _spaces(self) -> dict[str, Space]:
         tolerances = self.tolerances
         inside = within(tolerances)
-        roles = roles_of(self.program, tolerances)
+        found_uses = evidence(self.inference)
+        roles = roles_of(tolerances, found_uses)
         found: dict[str, Space] = {}
         for cls, name in self.ids.items():
             group = tolerances.groups.get(cls, "identity")
             owner = inside.get(cls)
+            readers, writers, others = uses(found_uses, cls)
             found[name] = Space(
                 id=name,
                 size=cls.size,
                 role=roles.get(cls, "other"),
                 tolerance=group,
                 within=self.ids[owner] if owner is not None else None,
+                readers=readers,
+                writers=writers,
+                others=others,
                 scales=tolerances.rank(cls, signs=False),
                 signs=tolerances.rank(cls, signs=True),
                 reason=tolerances.reasons.get(cls, "") if cls is not _UNIT else "an axis of size one",

@@ -162,7 +162,8 @@ class Spaces:
     opaque: tuple[Opaque, ...]
     transformed: frozenset[str] = frozenset()
     """The tensors that change with their spaces: the parameters, and running statistics."""
-    unused: frozenset[str] = field(default_factory=frozenset)
+    unused: frozenset[str] = frozenset()
+    """Those of them on which no output depends: everything may be done to them."""
 
     def __post_init__(self) -> None:
         for name in ("axes", "tensors", "spaces"):
