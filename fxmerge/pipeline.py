@@ -1,7 +1,7 @@
 """Passes and their order: the whole pipeline as one value, with a text form, run one watched pass at a time.
 
-    Pipeline((Normalize(), ApplyRewrites(), InsertMerge(rank=12), Hoist(), FoldMerge(), Cleanup()))
-    normalize,apply-rewrites,insert-merge{rank=12},hoist,fold-merge,cleanup
+    Pipeline((Normalize(), ApplyRewrites(), Cleanup(), InsertMerge(), Hoist(order="auto"), FoldMerge(), Cleanup()))
+    normalize,apply-rewrites,cleanup,insert-merge,hoist{order=auto},fold-merge,cleanup
 
 A pipeline has four stages, in this order: `parent` passes run on every parent, one `join` makes the SuperNet of them,
 `supernet` passes run before the merged model is trained, `merged` passes after.
@@ -36,11 +36,14 @@ class Pass:
     """
 
     name: ClassVar[str] = ""
-    stage: ClassVar[Stage] = "parent"
+    stage: ClassVar[Stage | Literal["any"]] = "parent"
+    """When it runs; "any" for the stage of the pass before it."""
     after: ClassVar[str] = ""
     """The pass behind which an extension's pass runs; "" for the end of its stage."""
     exact: ClassVar[bool] = True
     """Whether the program computes the same function before and after, up to rounding."""
+    driven: ClassVar[bool] = False
+    """The driver runs it itself, with options that only the driver knows."""
 
     def __init_subclass__(cls) -> None:
         if "name" not in cls.__dict__:
@@ -77,8 +80,8 @@ def check_class(cls: type[Pass], owner: str) -> None:
     for each in options:
         if each.default is dataclasses.MISSING:
             refuse(f"has an option without a default: {each.name}", "give it a default")
-    if cls.stage not in STAGES:
-        refuse(f"is of stage {cls.stage!r}", f"the stages are {', '.join(STAGES)}")
+    if cls.stage not in (*STAGES, "any"):
+        refuse(f"is of stage {cls.stage!r}", f"the stages are {', '.join(STAGES)}, any")
 
 
 Watcher = Callable[[Pass, Program, Program, float], None]
@@ -91,13 +94,20 @@ class Pipeline:
 
     passes: tuple[Pass, ...] = ()
 
+    stages: tuple[Stage, ...] = dataclasses.field(init=False, repr=False)
+    """The stage in which each pass runs."""
+
     def __post_init__(self) -> None:
-        for before, here in zip(self.passes, self.passes[1:], strict=False):
-            if STAGES.index(here.stage) < STAGES.index(before.stage):
+        stages: list[Stage] = []
+        for each in self.passes:
+            last = stages[-1] if stages else STAGES[0]
+            here: Stage = last if each.stage == "any" else each.stage
+            if STAGES.index(here) < STAGES.index(last):
                 raise OptionError(
-                    f"{here.name} ({here.stage}) cannot run after {before.name} ({before.stage})",
-                    f"the stages are, in order: {', '.join(STAGES)}",
+                    f"{each.name} ({here}) cannot run in stage {last}", f"the stages are, in order: {', '.join(STAGES)}"
                 )
+            stages.append(here)
+        object.__setattr__(self, "stages", tuple(stages))
 
     def __iter__(self) -> Iterator[Pass]:
         return iter(self.passes)
@@ -133,24 +143,28 @@ class Pipeline:
                     )
                 place = places[-1] + 1
             else:
-                rank = STAGES.index(each.stage)
-                place = sum(STAGES.index(old.stage) <= rank for old in passes)
+                last = len(STAGES) - 1 if each.stage == "any" else STAGES.index(each.stage)
+                place = sum(STAGES.index(stage) <= last for stage in Pipeline(tuple(passes)).stages)
             passes.insert(place, each)
         return Pipeline(tuple(passes))
 
     def stage(self, stage: Stage) -> tuple[Pass, ...]:
         """The passes of one stage."""
-        return tuple(each for each in self.passes if each.stage == stage)
+        return tuple(each for each, here in zip(self.passes, self.stages, strict=True) if here == stage)
 
     def run(self, stage: Stage, program: Program, known: Extension, watch: Watcher | None = None) -> Program:
-        """Run the passes of one stage on a program. New nodes remember their pass in `meta["by"]`."""
+        """Run the passes of one stage on a program, those of the driver aside."""
         for each in self.stage(stage):
-            program = run_pass(each, program, known, watch)
+            if not each.driven:
+                program = run_pass(each, program, known, watch)
         return program
 
 
 def run_pass(each: Pass, program: Program, known: Extension, watch: Watcher | None = None) -> Program:
-    """Run one pass; an error in one from an extension is an `ExtensionError` that names its owner."""
+    """Run one pass. New nodes remember it in `meta["by"]`.
+
+    An error in a pass of an extension becomes an `ExtensionError` that names its owner.
+    """
     for node in program.graph.nodes:
         node.meta.setdefault("by", "capture")
     start = time.perf_counter()

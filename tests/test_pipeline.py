@@ -104,7 +104,7 @@ def test_parsed_options_have_their_types() -> None:
         ("sized{rank}", "cannot read the options of sized from here: 'rank'"),
         ("sized{rank=1", "cannot read the pipeline from here: 'sized{rank=1'"),
         ("drop-dead,", "cannot read the pipeline from here: 'drop-dead,'"),
-        ("double,drop-dead", "drop-dead (parent) cannot run after double (merged)"),
+        ("double,drop-dead", "drop-dead (parent) cannot run in stage merged"),
     ],
 )
 def test_text_that_is_wrong(text: str, message: str) -> None:
@@ -140,6 +140,24 @@ def test_a_pass_goes_behind_the_one_it_names_or_to_the_end_of_its_stage() -> Non
 
     with pytest.raises(ExtensionError, match=r"pass lost is to run after 'doubel', .*did you mean 'double'"):
         base.having(Lost())
+
+
+def test_a_pass_of_any_stage_runs_where_it_stands() -> None:
+    @dataclass(frozen=True)
+    class Tidy(Pass):
+        stage: ClassVar[Literal["any"]] = "any"
+
+    twice = Pipeline((DropDead(), Tidy(), Sized(), Double(), Tidy()))
+    assert twice.stages == ("parent", "parent", "supernet", "merged", "merged")
+    assert str(Pipeline((DropDead(), Sized())).having(Tidy())) == "drop-dead,sized,tidy"
+
+
+def test_passes_of_the_driver_are_left_to_it() -> None:
+    class Driven(Double):
+        driven: ClassVar[bool] = True
+
+    before = program()
+    assert Pipeline((Driven(),)).run("merged", before, NOTHING) is before
 
 
 def test_only_the_passes_of_a_stage_run() -> None:

@@ -1,0 +1,106 @@
+"""The whole pipeline in one place, as passes; and all built-in knowledge as one extension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fxmerge.extension import BUILTIN_OWNER, Extension
+from fxmerge.ir.program import Program
+from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods import METHODS
+from fxmerge.pipeline import Pass, Pipeline, Stage
+from fxmerge.rewrite import Trace, apply
+from passes.cleanup import cleanup
+from passes.fold_merge import fold_merge
+from passes.hoist import Order, hoist
+from passes.insert_merge import insert_merge
+from passes.normalize import normalize
+from passes.rules import BUILTIN as RULES
+
+
+@dataclass(frozen=True)
+class Normalize(Pass):
+    """Write one thing one way: fewer spellings for every later pass."""
+
+    def run(self, program: Program, known: Extension) -> Program:
+        return normalize(program)
+
+
+@dataclass(frozen=True)
+class ApplyRewrites(Pass):
+    """Apply the rewrites of extensions until none fits."""
+
+    def run(self, program: Program, known: Extension) -> Program:
+        return apply(program, known.rewrites)
+
+
+@dataclass(frozen=True)
+class Cleanup(Pass):
+    """Say everything once: equal calls become one, unused nodes and tensors go."""
+
+    stage: ClassVar[Literal["any"]] = "any"
+
+    def run(self, program: Program, known: Extension) -> Program:
+        return cleanup(program)
+
+
+@dataclass(frozen=True)
+class InsertMerge(Pass):
+    """Join the parents into one SuperNet: M behind every writer, U before every reader."""
+
+    stage: ClassVar[Stage] = "join"
+    driven: ClassVar[bool] = True
+    template: int = 0
+
+    def join(self, parents: Sequence[Program], known: Extension) -> SuperNet:
+        """The SuperNet of normalized parents."""
+        return insert_merge(parents, known.rules, self.template)
+
+
+@dataclass(frozen=True)
+class Hoist(Pass):
+    """Carry merge and unmerge from activations to weights, where that costs less."""
+
+    stage: ClassVar[Stage] = "supernet"
+    driven: ClassVar[bool] = True
+    order: Order = "weights"
+    rows: int = 0
+    tails: bool = True
+
+    def run(self, program: Program, known: Extension) -> Program:
+        return hoist(program, self.order, rows=self.rows, tails=self.tails)
+
+
+@dataclass(frozen=True)
+class FoldMerge(Pass):
+    """Compute every fold: the SuperNet becomes an ordinary network."""
+
+    stage: ClassVar[Stage] = "merged"
+    driven: ClassVar[bool] = True
+    tasks: tuple[str, ...] = ()
+    template: int = 0
+    tails: bool = True
+
+    def run(self, program: Program, known: Extension) -> Program:
+        return fold_merge(program, self.tasks, self.template, tails=self.tails)
+
+
+PIPELINE = Pipeline((Normalize(), ApplyRewrites(), Cleanup(), InsertMerge(), Hoist(), FoldMerge(), Cleanup()))
+"""What happens to parents, in order; the method trains between hoist and fold-merge."""
+
+BUILTIN = Extension(
+    BUILTIN_OWNER,
+    rules=RULES,
+    passes=[Normalize, ApplyRewrites, Cleanup, InsertMerge, Hoist, FoldMerge],
+    methods=METHODS,
+)
+"""Everything that comes with fxmerge."""
+
+
+def trace_rewrites(program: Program, known: Extension) -> Trace:
+    """How often each rewrite of extensions fires on a parent, and for each its best refusal."""
+    trace = Trace()
+    apply(normalize(program), known.rewrites, trace)
+    return trace
