@@ -23,15 +23,15 @@ def fold_merge(program: Program, tasks: Sequence[str], template: int, *, tails: 
     Trunk weights carry the template's names, the weights of task t's head "t.NAME". `tails=False` keeps the unmerge
     nodes and folds only what all parents share.
     """
-    graph, _ = program.copy_graph()
+    graph, where = program.copy_graph()
     tensors = dict(program.tensors)
     parameters = set(program.parameters)
     namer = _Namer(tasks, template, tensors)
-    for node in list(graph.nodes):
-        if node.target is fold and (tails or len(node.args[3]) > 1):
+    for node in program.graph.nodes:
+        if node.target is fold and (tails or len(node.args[3]) > 1):  # type: ignore[arg-type]
             name = namer.of(node)
             tensors[name] = _value(node, program)
-        elif node.op == "get_attr" and str(node.target).startswith("parents.") and tails:
+        elif tails and node.op == "get_attr" and str(node.target).startswith("parents."):
             if all(user.target is fold for user in node.users):
                 continue
             name = namer.of(node)
@@ -39,10 +39,10 @@ def fold_merge(program: Program, tasks: Sequence[str], template: int, *, tails: 
         else:
             continue
         parameters.add(name)
-        with graph.inserting_before(node):
+        with graph.inserting_before(where[node]):
             folded = graph.get_attr(name)
         folded.meta = {"by": "fold-merge"}
-        node.replace_all_uses_with(folded, delete_user_cb=lambda user: user.target is not fold)
+        where[node].replace_all_uses_with(folded, delete_user_cb=lambda user: user.target is not fold)
     if tails:
         _lower_unmerge(graph, program, tensors, parameters)
     graph.eliminate_dead_code()

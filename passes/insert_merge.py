@@ -97,19 +97,27 @@ class _Builder:
 
     def _trunk_site(self, site: Site) -> fx.Node:
         """The merged form of a call in which parameters meet data."""
-        if site.kind == "linear" and all(self._simple(o) for o in site.operands):
+        folds = site.kind != "direct" and all(self._can_fold(o) for o in site.operands)
+        if site.kind == "linear" and folds and all(self._simple(o) for o in site.operands):
             return self._side_by_side(site)
         values = {}
         for operand in site.operands:
-            if site.kind == "direct" or not self.maps.has(operand):
+            if not folds or not self.maps.has(operand):
                 values[operand.node] = self._chain(operand, self._direct(operand.root))
             else:
-                values[operand.node] = self._chain(operand, self._folded(operand))
+                values[operand.node] = self._folded(operand)
         return self._make(site.node, lambda n: values[n] if n in values else self.where[n])
 
     def _simple(self, operand: Operand) -> bool:
         """Whether the maps of the operand can stand on activations: each on one axis."""
         return all(use is None or use.axis is not None for use in operand.uses)
+
+    def _can_fold(self, operand: Operand) -> bool:
+        """Whether the operand can become one tensor: at its root, or behind moves that no dynamic size changes."""
+        return self._at_root(operand) or not operand.dynamic
+
+    def _at_root(self, operand: Operand) -> bool:
+        return operand.whole(axis for axis, _ in self.maps.of_operand(operand))
 
     def _side_by_side(self, site: Site) -> fx.Node:
         """unmerge, the call of every parent, merge."""
@@ -131,7 +139,7 @@ class _Builder:
         how: dict[int, tuple[bool, tuple[tuple[int, str], ...]]] = {}
         arguments = operands(site.node)
         for operand in site.operands:
-            at_root = all(cover is None for cover in operand.covers)
+            at_root = self._at_root(operand)
             keep: tuple[str, ...] = ("write", "read") if len(parents) > 1 else ("read",)
             maps = [
                 (axis if at_root else operand.places[axis] or 0, name)
@@ -165,11 +173,13 @@ class _Builder:
 
     def _folded(self, operand: Operand) -> fx.Node:
         """The parents' tensors folded into one, for a parameter whose maps cannot stand on activations."""
-        root = self._root(operand)
-        own = [self._copy_of_parent(k, pairs[root]) for k, pairs in enumerate(self.pairs)]
-        maps = self.maps.of_operand(operand)
-        names, axes = [self._map(name) for _, name in maps], [axis for axis, _ in maps]
-        return self._cached(fold, (own, names, axes, list(range(len(own)))), root)
+        at_root, maps = self._at_root(operand), self.maps.of_operand(operand)
+        theirs = self._root(operand) if at_root else operand.node
+        own = [self._copy_of_parent(k, pairs[theirs]) for k, pairs in enumerate(self.pairs)]
+        names = [self._map(name) for _, name in maps]
+        axes = [axis if at_root else operand.places[axis] for axis, _ in maps]
+        value = self._cached(fold, (own, names, axes, list(range(len(own)))), theirs)
+        return self._chain(operand, value) if at_root else value
 
     def _direct(self, root: str) -> fx.Node:
         """A tensor of the SuperNet itself, started as the parents' average."""
@@ -353,7 +363,7 @@ class _Builder:
 
 
 def _behind(operand: Operand, node: fx.Node) -> Operand:
-    return Operand(node, operand.root, operand.uses, operand.covers, operand.places)
+    return Operand(node, operand.root, operand.uses, operand.covers, operand.places, operand.dynamic)
 
 
 def _is_tensor(node: fx.Node) -> bool:

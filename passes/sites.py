@@ -38,8 +38,11 @@ TURNS_ONLY = frozenset({"aten.permute.default", "aten.transpose.int", "aten.t.de
 TURNS = TURNS_ONLY | {"aten.clone.default", "aten.alias.default", "aten.detach.default", "aten._to_copy.default"}
 
 ADDS = frozenset(
-    f"aten.{name}" for name in ("add.Tensor", "sub.Tensor", "cat.default", "stack.default", "where.self")
-)
+    f"aten.{name}" for name in (
+        "add.Tensor", "sub.Tensor", "cat.default", "stack.default", "where.self", "where.ScalarOther",
+        "where.ScalarSelf", "masked_fill.Scalar",
+    )
+)  # fmt: skip
 """Operators in which a parameter joins a space that already exists."""
 
 
@@ -67,6 +70,12 @@ class Operand:
     """Per axis of the root: the positions that reach the operand, None for all."""
     places: tuple[int | None, ...]
     """Per axis of the root: the operand's axis it became, None if it became several."""
+    dynamic: bool = False
+    """Whether the moves depend on a dynamic size (rows picked for the positions of a sequence, say)."""
+
+    def whole(self, axes: Iterable[int]) -> bool:
+        """Whether all positions of the given root axes reach the operand, each once and in order."""
+        return all(self.covers[axis] is None for axis in axes)
 
 
 @dataclass(frozen=True)
@@ -166,14 +175,17 @@ class _Finder:
             axes = {n: {j: AxisUse("write", n, j) for j in range(n.meta["val"].ndim)} for n in own}
             return Site(node, tuple(self._operand(n, node, axes[n]) for n in own), "additive")
         sign = signature(self.rules, node)
-        if sign is None or not isinstance(node.meta["val"], Tensor):
+        if sign is None or not others or not isinstance(node.meta["val"], Tensor):
             return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
         given = [i for i, term in enumerate(sign.operands) if term is not None]
         assert len(given) == len(arguments), f"{node}: {sign}"
         terms = [sign.operands[i] or () for i in given]
         roles = {n: self._roles(sign, node, terms, i, arguments) for i, n in enumerate(arguments) if n in own}
         linear = all(given[i] in sign.linear for i, n in enumerate(arguments) if n in own)
-        if not linear or len(set(arguments)) < len(arguments) or not any(roles.values()) or None in roles.values():
+        # a contraction, or rows of a table: homogeneous in its parameters, which "linear" alone (a fill, say) is not
+        pure = any(u.role == "read" for found in roles.values() for u in (found or {}).values())
+        pure = pure or target_name(node.target) in PICKS
+        if not linear or not pure or len(set(arguments)) < len(arguments) or None in roles.values():
             return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
         return Site(node, tuple(self._operand(n, node, roles[n] or {}) for n in own), "linear")
 
@@ -208,7 +220,19 @@ class _Finder:
             found = {axes.get(j) for j in place}
             uses.append(_joined(found) if len(place) > 1 else found.pop() if found else None)
         single = tuple(place[0] if len(place) == 1 else None for place in places)
-        return Operand(node, str(root.target), tuple(uses), covers, single)
+        return Operand(node, str(root.target), tuple(uses), covers, single, self._is_dynamic(chain))
+
+    def _is_dynamic(self, chain: list[fx.Node]) -> bool:
+        todo = [n for node in chain for n in node.all_input_nodes if n not in chain]
+        seen: set[fx.Node] = set()
+        while todo:
+            node = todo.pop()
+            if node.op == "placeholder":
+                return True
+            if node not in seen:
+                seen.add(node)
+                todo.extend(node.all_input_nodes)
+        return False
 
     # -- which spaces, and whose ------------------------------------------------------------------------
 
