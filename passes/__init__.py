@@ -1,15 +1,11 @@
 """What is known of operators: coupling rules, analyses and rewritings. Uses the public names of fxmerge alone."""
 
-from types import SimpleNamespace
-
 from passes.cleanup import cleanup
 from passes.fold_merge import fold_merge
 from passes.hoist import hoist
 from passes.insert_merge import insert_merge
 from passes.normalize import normalize
-from passes.rules import BUILTIN as RULES
+from passes.pipeline import BUILTIN, PIPELINE
 from passes.spaces import spaces
 
-BUILTIN = SimpleNamespace(rules=RULES)
-
-__all__ = ["BUILTIN", "cleanup", "fold_merge", "hoist", "insert_merge", "normalize", "spaces"]
+__all__ = ["BUILTIN", "PIPELINE", "cleanup", "fold_merge", "hoist", "insert_merge", "normalize", "spaces"]
