@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from fxmerge.errors import FxmergeError, SourceError
 from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
-from fxmerge.io.files import atomic_write, parse_json, printable
+from fxmerge.io.files import atomic_write, check_output, parse_json, printable
 from fxmerge.io.operators import DTYPES
+from fxmerge.io.state_dict import check_weights
 from fxmerge.ir.capture import LARGEST, capture
 from fxmerge.ir.program import Port, Program
 
@@ -44,11 +45,29 @@ def save(
     task: str | None = None,
     labels: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
+    tokenizer: Any = None,
     overwrite: bool = True,
 ) -> None:
-    """Capture `model` on `inputs` and write it as a bundle, named after the file unless `task` says otherwise."""
+    """Capture `model` on `inputs` and write it as a bundle, named after the file unless `task` says otherwise.
+
+    `tokenizer` (a tokenizer.json, or a `tokenizers` or transformers object) lets the bundle read text samples.
+    Raises `CaptureError` if the model cannot be traced, `OutputError` if `path` cannot be written.
+    """
+    check_output(path, overwrite=overwrite)
     program = capture(model, inputs, task=task or Path(path).stem, labels=labels, dynamic_shapes=dynamic_shapes)
+    check_weights(program.tensors, program.parameters, program.task)
+    if tokenizer is not None:
+        program = program.evolve(assets={"tokenizer.json": tokenizer_bytes(tokenizer)})
     save_bundle(program, path, overwrite=overwrite)
+
+
+def tokenizer_bytes(tokenizer: Any) -> bytes:
+    """A tokenizer as the text of a tokenizer.json."""
+    if isinstance(tokenizer, str | Path):
+        return Path(tokenizer).read_bytes()
+    plain = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    text: str = plain.to_str()
+    return text.encode()
 
 
 def save_bundle(program: Program, path: str | Path, *, overwrite: bool = True) -> None:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import SourceError
-from fxmerge.io.files import listed, nearest, printable, read_json
+from fxmerge.io.bundle import KNOWN_ASSETS, tokenizer_bytes
+from fxmerge.io.files import LARGEST_JSON, listed, nearest, printable, read_json
 from fxmerge.io.state_dict import read_weights
 
 CONFIG = "config.json"
+OLDER_TOKENIZERS = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -99,6 +101,21 @@ def dummy_inputs(model: Any) -> dict[str, Tensor] | None:
         if config.is_encoder_decoder and "decoder_input_ids" in takes:
             inputs["decoder_input_ids"] = torch.randint(0, vocabulary, (2, length), generator=draw)
     return inputs or None
+
+
+def assets_of(folder: Path) -> dict[str, bytes]:
+    """The tokenizer and preprocessing files beside a model; older tokenizer files are put in the form of tokenizer.json."""
+    files = {name: folder / name for name in KNOWN_ASSETS}
+    assets = {n: f.read_bytes() for n, f in files.items() if f.is_file() and f.stat().st_size <= LARGEST_JSON}
+    if "tokenizer.json" not in assets and any((folder / name).is_file() for name in OLDER_TOKENIZERS):
+        try:
+            tokenizer = library().AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+            assets["tokenizer.json"] = tokenizer_bytes(tokenizer)
+        except Exception:  # then text samples are refused with a message, arrays still work
+            return assets
+    return assets
 
 
 def labels_of(config_file: Path, classes: int | str) -> tuple[str, ...] | None:

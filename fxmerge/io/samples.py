@@ -30,25 +30,38 @@ class Samples:
         return max((t.shape[0] for t in self.inputs.values() if t.ndim), default=0)
 
 
-def fit(arrays: Mapping[str, Array], program: Program, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Arrays as the program's inputs, and notes on what was converted or left out.
+@dataclass(frozen=True)
+class Raw:
+    """What a file holds before it is matched to a program: arrays by name, labels of any kind, notes."""
+
+    arrays: Mapping[str, Array]
+    labels: Any = None
+    notes: tuple[str, ...] = ()
+
+
+def fit(raw: Raw, program: Program, where: str, limit: int | None = None) -> Samples:
+    """The first `limit` rows of `raw` as `program` takes them, with notes on what was converted or left out.
 
     A single array fits a single input whatever its name. Raises `DataError`.
     """
     ports = {port.name: port for port in program.inputs}
+    arrays, notes = raw.arrays, list(raw.notes)
     if len(arrays) == len(ports) == 1:
         arrays = {next(iter(ports)): next(iter(arrays.values()))}
     _check_names(arrays, ports, where)
-    notes = []
-    left = [name for name in arrays if name not in ports]
-    if left:
+    if left := [name for name in arrays if name not in ports]:
         notes.append(f"{where}: not used: {listed(left)}")
-    inputs = {}
+    inputs, by_row = {}, row_ports(program)
     for name, port in ports.items():
         inputs[name], note = _convert(arrays[name], port, program, where)
         notes += [note] if note else []
     check_samples(inputs, program, where)
-    return inputs, tuple(notes)
+    labels = None
+    if raw.labels is not None:
+        labels, note = fit_labels(raw.labels, next((inputs[n].shape[0] for n in by_row), 0), program, where)
+        labels, notes = labels[:limit], notes + ([note] if note else [])
+    inputs = {name: t[:limit] if name in by_row else t for name, t in inputs.items()}
+    return Samples(inputs, labels, tuple(notes))
 
 
 def check_samples(inputs: Mapping[str, Tensor], program: Program, where: str = "the samples") -> None:
@@ -66,8 +79,8 @@ def check_samples(inputs: Mapping[str, Tensor], program: Program, where: str = "
     _try(inputs, program, where)
 
 
-def fit_labels(labels: Any, rows: int, program: Program, where: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Class indices, one per row. Text is looked up among the program's labels, else numbered in sorted order."""
+def fit_labels(labels: Any, rows: int, program: Program, where: str) -> tuple[Tensor, str]:
+    """Class indices, one per row, and a note. Text is looked up among the program's labels, else numbered as sorted."""
     values = labels.numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -77,12 +90,12 @@ def fit_labels(labels: Any, rows: int, program: Program, where: str) -> tuple[Te
             "give one class index (or name) per row",
         )
     if values.dtype.kind in "iub":
-        return torch.from_numpy(values.astype(np.int64)), ()
+        return torch.from_numpy(values.astype(np.int64)), ""
     if values.dtype.kind == "f" and np.isfinite(values).all() and (values == values.round()).all():
-        return torch.from_numpy(values.astype(np.int64)), ()
+        return torch.from_numpy(values.astype(np.int64)), ""
     names = [str(v) for v in values]
     if all(name.strip().lstrip("-").isdigit() for name in names):
-        return torch.tensor([int(name) for name in names]), ()
+        return torch.tensor([int(name) for name in names]), ""
     known = {name: i for i, name in enumerate(program.labels or ())}
     if known and (unknown := [name for name in names if name not in known]):
         raise DataError(
@@ -91,7 +104,7 @@ def fit_labels(labels: Any, rows: int, program: Program, where: str) -> tuple[Te
         )
     note = "" if known else f"{where}: labels numbered in sorted order: {printable(listed(sorted(set(names))))}"
     known = known or {name: i for i, name in enumerate(sorted(set(names)))}
-    return torch.tensor([known[name] for name in names]), (note,) if note else ()
+    return torch.tensor([known[name] for name in names]), note
 
 
 def wanted(program: Program) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ def load(
         samples = load_samples(inputs, program)
         program = program.evolve(samples=samples.inputs, notes=(*program.notes, *samples.notes))
     name = task or (program.task if program.task != "model" else path.stem if path.exists() else arch_name(str(source)))
-    return program.evolve(task=name, assets=program.assets or _assets(path))
+    return program.evolve(task=name, assets=program.assets or _beside(path))
 
 
 def arch_name(source: str) -> str:
@@ -131,7 +130,7 @@ def _huggingface(config: Path, state: Mapping[str, Tensor], inputs: str | Path |
     model, notes = huggingface.build(config, state)
     program = _trace(model, inputs, huggingface.dummy_inputs(model), str(config.parent))
     labels = huggingface.labels_of(config, program.outputs[0].shape[-1])
-    return program.evolve(labels=labels, notes=(*program.notes, *notes), assets=_assets(config.parent))
+    return program.evolve(labels=labels, notes=(*program.notes, *notes), assets=huggingface.assets_of(config.parent))
 
 
 def _factory(arch: str, state: Mapping[str, Tensor] | None, inputs: str | Path | None) -> Program:
@@ -182,8 +181,7 @@ def trace_inputs(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], tuple
     return given, tuple(notes)
 
 
-def _assets(path: Path) -> dict[str, bytes]:
-    """The tokenizer and preprocessing files beside a model."""
-    folder = path if path.is_dir() else path.parent
-    files: dict[str, Any] = {name: folder / name for name in KNOWN_ASSETS}
+def _beside(path: Path) -> dict[str, bytes]:
+    """A tokenizer.json and the like that lie in a model's folder."""
+    files = {name: path.parent / name for name in KNOWN_ASSETS}
     return {n: f.read_bytes() for n, f in files.items() if f.is_file() and f.stat().st_size <= LARGEST_JSON}
