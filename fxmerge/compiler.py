@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from fxmerge import augment as augmentation
 from fxmerge import measure
-from fxmerge.config import MergeConfig, unknown
-from fxmerge.errors import DataError, ExtensionError, OptionError, VerificationError
+from fxmerge.config import MergeConfig
+from fxmerge.errors import DataError, FxmergeError, OptionError, VerificationError
+from fxmerge.examine import check, examine, inspect
+from fxmerge.extension import Extension
 from fxmerge.io import sources
 from fxmerge.io.data import load_samples
 from fxmerge.io.files import nearest
@@ -22,15 +24,20 @@ from fxmerge.io.samples import check_samples
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import compare, require
+from fxmerge.knowledge import catalogue, known, passes
 from fxmerge.measure import Samples
 from fxmerge.merged import Merged
-from fxmerge.methods import METHODS, Job, Method, Outcome
+from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.base import Options
 from fxmerge.methods.student import pool_of
+from fxmerge.pipeline import Pipeline, run_pass
 from fxmerge.progress import Stages
 from fxmerge.save import save_merged
 from fxmerge.train import Settings, silent
 from fxmerge.version import __version__
+from fxmerge.watch import Watch
+
+__all__ = ["catalogue", "check", "examine", "inspect", "merge"]
 
 Parent = Program | str | Path
 
@@ -39,18 +46,6 @@ POOL = 12_800
 WIDE = 256
 """From this merged width on, maps are diagonal plus low rank unless asked otherwise: full ones cost too much."""
 RANK = 12
-
-
-def passes() -> ModuleType:
-    """The package that knows operators. Raises `ExtensionError` if another package of that name hides it."""
-    import passes as found
-
-    if not hasattr(found, "BUILTIN"):
-        raise ExtensionError(
-            f"another package named passes hides fxmerge's own: {getattr(found, '__file__', 'a namespace package')}",
-            "rename it, or run from another folder",
-        )
-    return found
 
 
 def merge(
@@ -69,14 +64,8 @@ def merge(
     Raises `FxmergeError`s; `VerificationError` if a check fails, and then nothing is written.
     """
     config = (config or MergeConfig()).with_options(**options)
-    return _Merge(config, stages or Stages()).run(list(parents), config.data if data is None else data)
-
-
-def find_method(name: str) -> Method:
-    known = {method.name: method for method in METHODS}
-    if name not in known:
-        raise unknown("method", name, known, "`fxmerge methods` lists them")
-    return known[name]
+    extension = known(config.extension)
+    return _Merge(config, stages or Stages(), extension).run(list(parents), config.data if data is None else data)
 
 
 @dataclass
@@ -85,11 +74,12 @@ class _Merge:
 
     config: MergeConfig
     stages: Stages
+    known: Extension
     notes: list[str] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
 
     def run(self, parents: list[Parent], data: Any) -> Merged:
-        method = find_method(self.config.method)
+        method: Method = self.known.find("method", self.config.method)
         with self.stages("capture"):
             programs = self._load(parents)
             samples = self._samples(programs, data, method)
@@ -101,8 +91,7 @@ class _Merge:
         with self.stages("train") as tell:
             torch.manual_seed(self.config.seed)
             job = self._job(supernet, kept, tell)
-            outcome = method(job)
-            self.notes += job.notes
+            outcome = self._outcome(method, job)
         with self.stages("fold"):
             folded = self._fold(outcome.program, supernet)
         with self.stages("verify"):
@@ -149,7 +138,7 @@ class _Merge:
             samples = self._of_task(program, given.get(program.task, given.get("")))
             if not samples:
                 if method.needs_data:
-                    free = ", ".join(m.name for m in METHODS if not m.needs_data)
+                    free = ", ".join(m.name for m in self.known.methods if not m.needs_data)
                     raise DataError(
                         f"no samples for {program.task}: none given with --data and none in the bundle",
                         f"give --data {program.task}=PATH, or choose a --method that needs none ({free})",
@@ -172,23 +161,38 @@ class _Merge:
 
     # -- the SuperNet and the job ----------------------------------------------------------------------
 
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The built-in passes, with those of extensions where they ask to be."""
+        builtin = set(passes().BUILTIN.passes)
+        pipeline: Pipeline = passes().PIPELINE
+        return pipeline.having(*(each() for each in self.known.passes if each not in builtin))
+
+    @cached_property
+    def watch(self) -> Watch:
+        return Watch.from_environment([each.name for each in self.known.passes])
+
+    def _pass(self, name: str, program: Program, **options: Any) -> Program:
+        """Run one of the driver's own passes."""
+        return run_pass(self.known.find("pass", name)(**options), program, self.known, self.watch)
+
     def _supernet(self, programs: list[Program]) -> SuperNet:
-        knowledge = passes()
-        normal = [knowledge.cleanup(knowledge.normalize(program)) for program in programs]
-        supernet: SuperNet = knowledge.insert_merge(normal, knowledge.BUILTIN.rules, self.config.like)
-        return supernet
+        normal = [self.pipeline.run("parent", program, self.known, self.watch) for program in programs]
+        join = self.known.find("pass", "insert-merge")(template=self.config.like)
+        supernet: SuperNet = join.join(normal, self.known)
+        return supernet.with_program(self.pipeline.run("supernet", supernet.program, self.known, self.watch))
 
     def _job(self, supernet: SuperNet, samples: list[Samples] | None, tell: Any) -> Job:
-        config, knowledge = self.config, passes()
+        config = self.config
 
         def hoist(program: Program) -> Program:
-            hoisted: Program = knowledge.hoist(program, "auto", rows=config.batch_size)
-            return hoisted
+            return self._pass("hoist", program, order="auto", rows=config.batch_size)
 
         def fold_trunk(program: Program) -> Program:
-            hoisted = knowledge.hoist(program, tails=False)
-            folded: Program = knowledge.fold_merge(hoisted, supernet.tasks, supernet.template, tails=False)
-            return folded
+            hoisted = self._pass("hoist", program, tails=False)
+            return self._pass(
+                "fold-merge", hoisted, tasks=supernet.tasks, template=supernet.template, tails=False
+            )
 
         return Job(
             supernet=supernet,
@@ -208,6 +212,18 @@ class _Merge:
             progress=tell or silent,
             state=Path(config.resume) / "training.pt" if config.resume else None,
         )
+
+    def _outcome(self, method: Method, job: Job) -> Outcome:
+        """What the method makes; an extension's method that fails is named with its owner."""
+        try:
+            outcome = method(job)
+        except FxmergeError:
+            raise
+        except Exception as error:
+            self.known.blame("method", method.name, error)
+            raise
+        self.notes += job.notes
+        return outcome
 
     def _rank(self, supernet: SuperNet) -> int | None:
         if self.config.full or self.config.rank is not None:
@@ -229,12 +245,10 @@ class _Merge:
     # -- fold and verify -----------------------------------------------------------------------------
 
     def _fold(self, program: Program, supernet: SuperNet) -> Program:
-        knowledge = passes()
         outputs = [f"{p.task}.{port.name}" for p in supernet.parents for port in p.outputs]
-        hoisted = knowledge.hoist(program.only(outputs))
-        folded = knowledge.fold_merge(hoisted, supernet.tasks, supernet.template)
-        clean: Program = knowledge.cleanup(folded)
-        return clean
+        hoisted = self._pass("hoist", program.only(outputs))
+        folded = self._pass("fold-merge", hoisted, tasks=supernet.tasks, template=supernet.template)
+        return self.pipeline.run("merged", folded, self.known, self.watch)
 
     def _verify(self, outcome: Outcome, folded: Program, samples: list[Samples] | None) -> dict[str, Any]:
         """Gradients reached every map, and the folded model is the SuperNet. Raises `VerificationError`."""

@@ -1,11 +1,25 @@
 """What is known of operators: coupling rules, analyses and rewritings. Uses the public names of fxmerge alone."""
 
+from passes.check import check
 from passes.cleanup import cleanup
+from passes.describe import describe
 from passes.fold_merge import fold_merge
 from passes.hoist import hoist
 from passes.insert_merge import insert_merge
 from passes.normalize import normalize
 from passes.pipeline import BUILTIN, PIPELINE
-from passes.spaces import spaces
+from passes.spaces import SpacesOf, spaces
 
-__all__ = ["BUILTIN", "PIPELINE", "cleanup", "fold_merge", "hoist", "insert_merge", "normalize", "spaces"]
+__all__ = [
+    "BUILTIN",
+    "PIPELINE",
+    "SpacesOf",
+    "check",
+    "cleanup",
+    "describe",
+    "fold_merge",
+    "hoist",
+    "insert_merge",
+    "normalize",
+    "spaces",
+]

@@ -70,6 +70,10 @@ class SuperNet:
     def tasks(self) -> tuple[str, ...]:
         return tuple(parent.task for parent in self.parents)
 
+    def with_program(self, program: Program) -> SuperNet:
+        """The same SuperNet as another program."""
+        return replace(self, program=program)
+
     def maps(self) -> Iterator[tuple[str, Map]]:
         """Every merge and unmerge map once, with the name of the axis map that holds it."""
         seen: set[int] = set()

@@ -1,0 +1,47 @@
+"""Look at one model, or at what is installed: what `inspect`, `check` and the lists of the command line show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxmerge.knowledge import known, passes
+from fxmerge.io.sources import load
+from fxmerge.ir.program import Program
+from fxmerge.ir.space import Spaces
+
+Source = Program | str | Path
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A model and its spaces."""
+
+    program: Program
+    spaces: Spaces
+    described: dict[str, Any]
+    """What `inspect --json` prints."""
+
+
+def examine(source: Source, *, extensions: Sequence[str] = (), **options: Any) -> Examined:
+    """Load a model and find its spaces. `options` are those of `fxmerge.load`."""
+    program = source if isinstance(source, Program) else load(source, **options)
+    rules = _rules(extensions)
+    return Examined(program, program.get(passes().SpacesOf(rules)), passes().describe(program, rules))
+
+
+def inspect(source: Source, **options: Any) -> dict[str, Any]:
+    """The spaces of a model as plain data: what `inspect --json` prints."""
+    return examine(source, **options).described
+
+
+def check(source: Source, *, seed: int = 0, extensions: Sequence[str] = (), **options: Any) -> Any:
+    """Transform every space of a model at random, in float64; the report says whether its outputs moved."""
+    program = source if isinstance(source, Program) else load(source, **options)
+    return passes().check(program, _rules(extensions), seed=seed)
+
+
+def _rules(extensions: Sequence[str]) -> Any:
+    return known(extensions).rules
