@@ -20,6 +20,8 @@ LENGTH = 64
 SHAPE: dict[str, Any] = {"width": 96, "heads": 4, "hidden": 288, "depth": 3, "positions": LENGTH}
 SETTINGS: dict[str, Any] = {"steps": 3000, "batch": 32, "lr": 3e-3}
 TEST_WINDOWS = 1000
+MERGING: dict[str, Any] = {"batch_size": 16, "pool": 3200}
+"""A window counts for 64 inputs of a classifier, so fewer make a batch."""
 
 
 def main() -> None:
@@ -42,11 +44,13 @@ def main() -> None:
         for seed in range(given.seeds):
             generator = torch.Generator().manual_seed(100 + seed)
             data = {p.task: {"input_ids": windows(train[p.task], count, generator)[:, :-1]} for p in parents}
-            rates = rates or choose_rates(parents, data, steps=given.steps)
-            found = merge_each(parents, data, rates, seed=seed, steps=given.steps)
+            rates = rates or choose_rates(parents, data, steps=given.steps, **MERGING)
+            found = merge_each(parents, data, rates, seed=seed, steps=given.steps, **MERGING)
             rows += [{"setting": "decoders", "inputs": count, **_as_perplexity(row)} for row in found]
     show("decoders: perplexity a byte", rows, ("inputs", "method"), [*train, "perplexity", "seconds"])
-    save(given.out, rows, what="decoders", steps=given.steps, chance=256, shape=SHAPE, training=SETTINGS)
+    save(
+        given.out, rows, what="decoders", steps=given.steps, chance=256, shape=SHAPE, training=SETTINGS, merging=MERGING
+    )
 
 
 def windows(text: Tensor, count: int, generator: torch.Generator) -> Tensor:
