@@ -34,6 +34,8 @@ def main() -> None:
         settings=[{**SETTINGS, **SHAPE, "seed": 30 + number} for number, _ in enumerate(tasks)],
         heads=lambda name: name.startswith("classifier"),
         sizes=(100, 1000),
+        batch_size=32,
+        pool=6400,
     )
 
 
