@@ -23,7 +23,6 @@ from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
 from fxmerge.io.files import atomic_write, check_output, parse_json, printable
 from fxmerge.io.operators import DTYPES
-from fxmerge.io.state_dict import check_weights
 from fxmerge.ir.capture import LARGEST, capture
 from fxmerge.ir.program import Port, Program
 
@@ -55,7 +54,6 @@ def save(
     """
     check_output(path, overwrite=overwrite)
     program = capture(model, inputs, task=task or Path(path).stem, labels=labels, dynamic_shapes=dynamic_shapes)
-    check_weights(program.tensors, program.parameters, program.task)
     if tokenizer is not None:
         program = program.evolve(assets={"tokenizer.json": tokenizer_bytes(tokenizer)})
     save_bundle(program, path, overwrite=overwrite)
@@ -136,19 +134,28 @@ def _program(description: Any, weights: Mapping[str, Tensor], samples: Mapping[s
     inputs = tuple(_read_port(p) for p in _list(description, "inputs"))
     program = Program(
         graph=graphs.decode(description),
-        tensors={graphs.tensor_name(name): tensor for name, tensor in weights.items()},
+        tensors={graphs.tensor_name(name): weights[name] for name in _in_order(weights, description)},
         inputs=inputs,
         outputs=tuple(_read_port(p) for p in _list(description, "outputs")),
         parameters=frozenset(_text(n) for n in _list(description, "parameters")),
         task=path.stem if task == UNNAMED else task,
         labels=None if labels is None else tuple(_text(name) for name in _list(description, "labels")),
-        samples=samples,
+        samples={name: samples[name] for name in sorted(samples)},
         aliases={graphs.tensor_name(a): graphs.tensor_name(n) for a, n in description["aliases"].items()},
         notes=tuple(_text(note) for note in _list(description, "notes")),
         ranges={_text(name): _range(bounds) for name, bounds in description["ranges"].items()},
     )
     _check(program)
+    program.module.graph.lint()  # also generates its code, where a bad name would show
     return program
+
+
+def _in_order(weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> list[str]:
+    """Names as the graph first mentions them: safetensors gives them in another order every time."""
+    nodes = description.get("nodes")
+    named = [str(n.get("target")) for n in nodes if isinstance(n, dict)] if isinstance(nodes, list) else []
+    place = {name: number for number, name in reversed(list(enumerate(named)))}
+    return sorted(weights, key=lambda name: (place.get(name, len(named)), name))
 
 
 def _check(program: Program) -> None:
