@@ -229,11 +229,14 @@ def _run(path: Path) -> ModuleType:
         raise ExtensionError(f"{path} is no Python file", "give --extension a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[unique] = module
+    sys.path.insert(0, str(path.parent))  # A file may import its neighbours, as a script may.
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[unique]
         _not_run(path, error)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
