@@ -104,7 +104,7 @@ def dummy_inputs(model: Any) -> dict[str, Tensor] | None:
 
 
 def assets_of(folder: Path) -> dict[str, bytes]:
-    """The tokenizer and preprocessing files beside a model; older tokenizer files are put in the form of tokenizer.json."""
+    """The tokenizer and preprocessing files beside a model; older tokenizers in the form of tokenizer.json."""
     files = {name: folder / name for name in KNOWN_ASSETS}
     assets = {n: f.read_bytes() for n, f in files.items() if f.is_file() and f.stat().st_size <= LARGEST_JSON}
     if "tokenizer.json" not in assets and any((folder / name).is_file() for name in OLDER_TOKENIZERS):

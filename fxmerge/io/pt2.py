@@ -18,8 +18,8 @@ from fxmerge.errors import FxmergeError, SourceError, UnsafeFileError
 from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
 from fxmerge.io.files import parse_json, printable
-from fxmerge.io.pt2_graph import DTYPES, STRIDED, Reader, damaged, leaf_names, symbol
-from fxmerge.ir.capture import ROWS, capture
+from fxmerge.io.pt2_graph import DTYPES, STRIDED, Reader, Size, damaged, leaf_names, read_size
+from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 
 SCHEMA = 8
@@ -79,7 +79,7 @@ def _load(archive: Archive, root: str) -> Program:
     module = serialized["graph_module"]
     reader, values = Reader(), {}
     root_module = nn.Module()
-    inputs: dict[str, tuple[int | str | None, ...]] = {}
+    inputs: dict[str, tuple[Size, ...]] = {}
     dtypes: dict[str, torch.dtype] = {}
     for spec, argument in zip(module["signature"]["input_specs"], module["graph"]["inputs"], strict=True):
         [(kind, item)] = spec.items()
@@ -88,7 +88,7 @@ def _load(archive: Archive, root: str) -> Program:
         if kind == "user_input" and "as_tensor" in argument:
             name = argument["as_tensor"]["name"]
             meta = module["graph"]["tensor_values"][name]
-            inputs[name] = tuple(symbol(size) for size in meta["sizes"])
+            inputs[name] = tuple(read_size(size) for size in meta["sizes"])
             dtypes[name] = DTYPES[meta["dtype"]]
             values[name] = reader.graph.placeholder(_identifier(name))
         elif kind in ("parameter", "buffer", "tensor_constant"):
@@ -132,33 +132,23 @@ class _Replay(nn.Module):
 
 
 def _trace(
-    replay: _Replay, inputs: Mapping[str, tuple[Any, ...]], dtypes: Mapping[str, torch.dtype], ranges: Mapping[str, Any]
+    replay: _Replay,
+    inputs: Mapping[str, tuple[Size, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    ranges: Mapping[str, Any],
 ) -> Program:
     """Capture the replayed graph with the dynamic sizes the archive names."""
-    sizes: dict[str, int] = {}
     dims: dict[str, Any] = {}
     made, shapes = {}, {}
-    for name, shape in inputs.items():
-        dynamic: dict[int, Any] = {}
-        concrete = []
-        for axis, size in enumerate(shape):
-            if isinstance(size, int):
-                concrete.append(size)
-                continue
-            key = size or f"{name}{axis}"
-            low, high = _bounds(ranges.get(key, {}))
-            if key not in dims:
-                dims[key] = Dim(f"size{len(dims)}", min=low, max=high) if size else Dim.AUTO
-                rows = axis == 0 and low <= ROWS and (high is None or high >= ROWS)
-                sizes[key] = (
-                    ROWS if rows else max(low, 2) + 2 * len(dims) if high is None else min(high, max(low, 2) + 1)
-                )
-            dynamic[axis] = dims[key]
-            concrete.append(sizes[key])
-        if math.prod(concrete) > MOST_NUMBERS or any(s < 0 for s in concrete):
+    for name, sizes in inputs.items():
+        for size in sizes:
+            if size.symbol and size.symbol not in dims:
+                low, high = _bounds(ranges.get(size.symbol, {}))
+                dims[size.symbol] = Dim(f"size{len(dims)}", min=low, max=high)
+        if math.prod(size.number for size in sizes) > MOST_NUMBERS:
             raise damaged(f"the input {printable(name)} has an impossible shape")
-        made[name] = torch.zeros(concrete, dtype=dtypes[name])
-        shapes[name] = dynamic
+        made[name] = torch.zeros([size.number for size in sizes], dtype=dtypes[name])
+        shapes[name] = {i: dims.get(s.symbol, Dim.AUTO) for i, s in enumerate(sizes) if s.symbol is not None}
     return capture(replay, made, dynamic_shapes=shapes)
 
 
@@ -198,7 +188,7 @@ def _state(archive: Archive, folder: str, config: str) -> dict[str, Tensor]:
 
 
 def _samples(
-    archive: Archive, root: str, inputs: Mapping[str, tuple[Any, ...]], dtypes: Mapping[str, torch.dtype]
+    archive: Archive, root: str, inputs: Mapping[str, tuple[Size, ...]], dtypes: Mapping[str, torch.dtype]
 ) -> dict[str, Tensor]:
     """The example inputs of the export, read without executing anything; none if they do not fit the inputs."""
     member = root + "data/sample_inputs/model.pt"

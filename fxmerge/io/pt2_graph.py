@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -172,13 +173,27 @@ class Reader:
         raise damaged("an argument refers to nothing")
 
 
-def symbol(size: Any) -> int | str | None:
-    """A serialized size: a number, the name of a plain symbol, or None for an expression (never evaluated)."""
-    if isinstance(size, dict) and type(size.get("as_int")) is int:
-        return int(size["as_int"])
-    expression = size.get("as_expr") if isinstance(size, dict) else None
-    match = SYMBOL.fullmatch(_text(expression, "expr_str"))
-    return match.group(1) if match else None
+@dataclass(frozen=True)
+class Size:
+    """A serialized size: a number, or the name of a symbol ("" for an expression, which is never evaluated)."""
+
+    number: int
+    """The size at which the model was exported, at least 2 where it varies."""
+    symbol: str | None = None
+
+
+def read_size(value: Any) -> Size:
+    """A size of a serialized tensor. Raises `SourceError` if it is none, or larger than any tensor."""
+    number, symbol = value.get("as_int"), None
+    if number is None:
+        expression = _mapping(value, "as_expr")
+        match = SYMBOL.fullmatch(_text(expression, "expr_str"))
+        symbol = match.group(1) if match else ""
+        number = (expression.get("hint") or {}).get("as_int", 0)
+        number = max(number, 2) if type(number) is int else 2
+    if type(number) is not int or not 0 <= number <= 1 << 30:
+        raise damaged("a tensor has an impossible shape")
+    return Size(number, symbol)
 
 
 def leaf_names(spec: Any) -> list[str] | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,3 +103,35 @@ def masked() -> Program:
     torch.manual_seed(2)
     inputs = {"input_ids": torch.randint(0, 40, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.long)}
     return capture(Masked(), inputs, task="reviews")
+
+
+class Payload:
+    """Pickles to a call that creates the file `marker`."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+class Trap:
+    """Payloads that create a file when executed, shown to work before anything is made of their silence."""
+
+    def __init__(self, folder: Path) -> None:
+        self.marker = folder / "executed"
+        self.object = Payload(self.marker)
+        self.text = f"__import__('pathlib').Path({str(self.marker)!r}).touch()"
+        for execute in (lambda: pickle.loads(pickle.dumps(self.object)), lambda: eval(self.text)):
+            execute()
+            assert self.sprung
+            self.marker.unlink()
+
+    @property
+    def sprung(self) -> bool:
+        return self.marker.exists()
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Trap:
+    return Trap(tmp_path)
