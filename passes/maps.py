@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ from torch import Tensor, fx, nn
 from fxmerge.errors import LineUpError
 from fxmerge.ir.merge import AxisMap, Map
 from fxmerge.ir.program import Program
-from fxmerge.ir.supernet import Own
 from fxmerge.ir.space import AxisExpr, Piece, leaves, pieces
+from fxmerge.ir.supernet import Own
 from passes.sites import Operand, Sites
 
 Key = tuple[Any, ...]
@@ -85,16 +87,18 @@ class Maps:
         if isinstance(what, fx.Node):
             own = [sites.spaces.axes[pairs[what]][axis] for sites, pairs in zip(self.others, self.pairs, strict=True)]
             return self.sites.spaces.axes[what][axis], own
-        return self.sites.spaces.tensors[what][axis], [s.spaces.tensors[self._name(k, what)][axis] for k, s in enumerate(self.others)]
+        own = [s.spaces.tensors[self._name(k, what)][axis] for k, s in enumerate(self.others)]
+        return self.sites.spaces.tensors[what][axis], own
 
     def _build(self, kind: Any, merged: AxisExpr, own: list[AxisExpr]) -> AxisMap:
-        axis_map = AxisMap(kind, merged.size, [axis.size for axis in own])
+        like = self._weight
+        axis_map = AxisMap(kind, merged.size, [axis.size for axis in own], None if like is None else like.device)
         for piece, theirs in _blocks(merged, own):
             sizes = [p.index.numel() for p in theirs]
             shared = kind == "unmerge" and not any(leaf.space in self.sites.mergeable for leaf in piece.factors)
             block = None
             if not shared:
-                block = Map(kind, piece.index.numel(), sizes, [support(piece, p) for p in theirs])
+                block = Map(kind, piece.index.numel(), sizes, [support(piece, p) for p in theirs], like)
             axis_map.add(block, piece.index.reshape(-1), [p.index.reshape(-1) for p in theirs])
         return axis_map
 
@@ -108,7 +112,8 @@ class Maps:
             other = self._name(k, name)
             value = self._tensors(k)[other].detach()
             if value.ndim != len(axes):
-                raise LineUpError(f"{name} has {len(axes)} axes and {other} has {value.ndim}", "merge models of one structure")
+                ranks = f"{name} has {len(axes)} axes and {other} has {value.ndim}"
+                raise LineUpError(ranks, "merge models of one structure")
             seen = torch.ones_like(value)
             for axis, (a, b) in enumerate(zip(axes, sites.spaces.tensors[other], strict=True)):
                 value, seen = _fit(value, axis, a, b), _fit(seen, axis, a, b)
@@ -124,13 +129,29 @@ class Maps:
         return self.others[k].program.tensors
 
     def _name(self, k: int, name: str) -> str:
-        node = next(n for n in self.template.graph.nodes if n.op == "get_attr" and n.target == name and n in self.pairs[k])
-        return str(self.pairs[k][node].target)
+        """Parent k's name of a tensor of the template."""
+        return self._names_of[k][name]
+
+    @cached_property
+    def _names_of(self) -> list[dict[str, str]]:
+        nodes = [n for n in self.template.graph.nodes if n.op == "get_attr"]
+        return [{str(n.target): str(pairs[n].target) for n in nodes if n in pairs} for pairs in self.pairs]
+
+    @cached_property
+    def _weight(self) -> Tensor | None:
+        """A parameter, to tell where the maps belong: all of a program's parameters are on one device."""
+        return next((self.template.tensors[name] for name in sorted(self.template.parameters)), None)
+
+
+@lru_cache(maxsize=1024)
+def _pieces(axis: AxisExpr) -> tuple[Piece, ...]:
+    """`pieces`, made once: all maps of one structure share their positions."""
+    return pieces(axis)
 
 
 def _blocks(merged: AxisExpr, own: Sequence[AxisExpr]) -> list[tuple[Piece, list[Piece]]]:
     """The pieces of an axis beside each parent's; one piece for all of it where the parents' do not correspond."""
-    ours, theirs = pieces(merged), [pieces(axis) for axis in own]
+    ours, theirs = _pieces(merged), [_pieces(axis) for axis in own]
     if any(len(p) != len(ours) for p in theirs):
         whole = Piece(torch.arange(merged.size), tuple(leaves(merged)))
         return [(whole, [Piece(torch.arange(a.size), tuple(leaves(a))) for a in own])]
@@ -142,13 +163,17 @@ def support(ours: Piece, theirs: Piece) -> tuple[Tensor, Tensor]:
 
     With factors of the same number (heads × width, say) head i meets head i and coordinate j meets coordinate j.
     """
-    a, b = ours.index.shape, theirs.index.shape
+    return _support(tuple(ours.index.shape), tuple(theirs.index.shape))
+
+
+@lru_cache(maxsize=1024)
+def _support(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     if len(a) != len(b):
-        n = torch.arange(min(ours.index.numel(), theirs.index.numel()))
+        n = torch.arange(min(prod(a), prod(b)))
         return n, n
     window = tuple(slice(0, min(x, y)) for x, y in zip(a, b, strict=True))
-    left = torch.arange(ours.index.numel()).reshape(a)[window]
-    right = torch.arange(theirs.index.numel()).reshape(b)[window]
+    left = torch.arange(prod(a)).reshape(a)[window]
+    right = torch.arange(prod(b)).reshape(b)[window]
     return left.reshape(-1), right.reshape(-1)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 Kind = Literal["merge", "unmerge"]
 Form = Literal["full", "fixed"] | int
-"""How a map holds its matrices: dense and trained, constant, or a trained diagonal plus low rank r (0: diagonal only)."""
+"""How a map holds its matrices: dense and trained, constant, or a trained diagonal plus low rank r (0: no more)."""
 
 
 def along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
@@ -32,17 +32,26 @@ class Map(nn.Module):
     """One matrix per parent between the merged space (size `size`) and the parents' spaces (`sizes`).
 
     `support[k]` = (merged positions, parent positions) of the rectangular identity between the two: which coordinate
-    of parent k stands where in the merged space before anything is aligned.
+    of parent k stands where in the merged space before anything is aligned. The matrices live on the device of `like`,
+    in float32 or in its dtype if that is wider.
     """
 
-    def __init__(self, kind: Kind, size: int, sizes: Sequence[int], support: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        size: int,
+        sizes: Sequence[int],
+        support: Sequence[tuple[Tensor, Tensor]],
+        like: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.kind: Kind = kind
         self.size, self.sizes = size, tuple(sizes)
         self.form: Form = "fixed"
+        self.dtype = torch.float32 if like is None else torch.promote_types(like.dtype, torch.float32)
         for k, (merged, own) in enumerate(support):
-            self.register_buffer(f"merged{k}", merged, persistent=False)
-            self.register_buffer(f"own{k}", own, persistent=False)
+            self.register_buffer(f"merged{k}", merged if like is None else merged.to(like.device), persistent=False)
+            self.register_buffer(f"own{k}", own if like is None else own.to(like.device), persistent=False)
         self.dense, self.diagonals = nn.ParameterList(), nn.ParameterList()
         self.lefts, self.rights = nn.ParameterList(), nn.ParameterList()
         self.average()
@@ -57,7 +66,7 @@ class Map(nn.Module):
     def eye(self, k: int) -> Tensor:
         """The rectangular identity of parent k, in this map's orientation (float64)."""
         merged, own = self.support(k)
-        eye = torch.zeros(self.shape(k), dtype=torch.float64)
+        eye = torch.zeros(self.shape(k), dtype=torch.float64, device=merged.device)
         rows, columns = (merged, own) if self.kind == "merge" else (own, merged)
         eye[rows, columns] = 1.0
         return eye
@@ -66,7 +75,7 @@ class Map(nn.Module):
         """Per parent: what it contributes to each coordinate of its support, so that all parents that have a merged
         coordinate sum to one there. `weights` default to equal ones."""
         weights = [1.0] * len(self.sizes) if weights is None else list(weights)
-        total = torch.zeros(self.size, dtype=torch.float64)
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.support(0)[0].device)
         for k, weight in enumerate(weights):
             total[self.support(k)[0]] += weight
         # a coordinate that only parents of weight zero have is theirs all the same
@@ -85,9 +94,9 @@ class Map(nn.Module):
         """Hold the (rectangular) weighted average as a constant diagonal: M_k = λ_k I, U_k = I."""
         self.form = 0
         self.diagonals = nn.ParameterList()
-        for k, share in enumerate(self.shares(weights)):
+        for share in self.shares(weights):
             value = share if self.kind == "merge" else torch.ones_like(share)
-            self.diagonals.append(nn.Parameter(value.to(torch.float32), requires_grad=False))
+            self.diagonals.append(nn.Parameter(value.to(self.dtype), requires_grad=False))
 
     def start(self, matrices: Sequence[Tensor], form: Form, generator: torch.Generator | None = None) -> None:
         """Hold `matrices` (one per parent) in `form`. A diagonal form keeps only the entries on the support.
@@ -96,21 +105,39 @@ class Map(nn.Module):
         and both receive gradients after one step.
         """
         self.form = form
+        if form == "full":
+            matrices = self._filled(matrices, generator)
         self.dense, self.diagonals = nn.ParameterList(), nn.ParameterList()
         self.lefts, self.rights = nn.ParameterList(), nn.ParameterList()
         if isinstance(form, str):
             for matrix in matrices:
-                self.dense.append(nn.Parameter(matrix.to(torch.float32).clone(), requires_grad=form == "full"))
+                self.dense.append(nn.Parameter(matrix.to(self.dtype).clone(), requires_grad=form == "full"))
             return
         for k, matrix in enumerate(matrices):
             merged, own = self.support(k)
             rows, columns = (merged, own) if self.kind == "merge" else (own, merged)
-            self.diagonals.append(nn.Parameter(matrix[rows, columns].to(torch.float32)))
+            self.diagonals.append(nn.Parameter(matrix[rows, columns].to(self.dtype)))
             if form:
                 (m, n), rank = self.shape(k), min(form, *self.shape(k))
-                self.lefts.append(nn.Parameter(torch.zeros(m, rank)))
+                self.lefts.append(nn.Parameter(torch.zeros(m, rank, dtype=self.dtype, device=matrix.device)))
                 noise = torch.randn(rank, n, generator=generator, dtype=torch.float32)
-                self.rights.append(nn.Parameter(noise / n**0.5))
+                self.rights.append(nn.Parameter((noise / n**0.5).to(matrix.device, self.dtype)))
+
+    def _filled(self, matrices: Sequence[Tensor], generator: torch.Generator | None) -> list[Tensor]:
+        """The matrices with small random rows of M for merged coordinates that no parent has.
+
+        Zero rows of M before zero columns of U would never receive a gradient.
+        """
+        bare = torch.ones(self.size, dtype=torch.bool)
+        for k in range(len(self.sizes)):
+            bare[self.support(k)[0]] = False
+        if self.kind == "unmerge" or not bool(bare.any()):
+            return list(matrices)
+        filled = []
+        for matrix in matrices:
+            noise = torch.randn(matrix.shape, generator=generator, dtype=torch.float64) / matrix.shape[1] ** 0.5
+            filled.append(torch.where(bare[:, None], noise.to(matrix.dtype), matrix))
+        return filled
 
     def matrix(self, k: int) -> Tensor:
         """The matrix of parent k, dense."""
@@ -124,6 +151,8 @@ class Map(nn.Module):
 
     def apply_along(self, tensor: Tensor, k: int, axis: int, *, transposed: bool = False) -> Tensor:
         """`tensor` with parent k's matrix (or its transpose) on one axis; a low rank is never made dense."""
+        held = self.dense if isinstance(self.form, str) else self.diagonals
+        tensor = tensor.to(torch.promote_types(tensor.dtype, held[k].dtype))
         if isinstance(self.form, str):
             matrix = self.dense[k]
             return along(tensor, matrix.T if transposed else matrix, axis)
@@ -132,7 +161,7 @@ class Map(nn.Module):
         size = self.shape(k)[1 if transposed else 0]
         moved = tensor.movedim(axis, -1)
         taken = moved.index_select(-1, columns) * self.diagonals[k]
-        result = moved.new_zeros(*moved.shape[:-1], size).index_copy(-1, rows, taken)
+        result = taken.new_zeros(*moved.shape[:-1], size).index_copy(-1, rows, taken)
         if self.form:
             first, second = self.rights[k], self.lefts[k]
             if transposed:
@@ -148,11 +177,14 @@ class AxisMap(nn.Module):
     """The maps of one axis: blocks that partition it, each with positions in the merged axis and in every parent's.
 
     A plain axis has one block; a fused query-key-value axis has three. A block whose map is None is shared by all
-    parents as it is (raw input features, say) and passes unchanged.
+    parents as it is (raw input features, say) and passes unchanged. Positions live on `device`.
     """
 
-    def __init__(self, kind: Kind, size: int, sizes: Sequence[int]) -> None:
+    def __init__(
+        self, kind: Kind, size: int, sizes: Sequence[int], device: torch.device | str | None = None
+    ) -> None:
         super().__init__()
+        self.device = device
         self.kind: Kind = kind
         self.size, self.sizes = size, tuple(sizes)
         self.blocks = nn.ModuleList()
@@ -162,14 +194,14 @@ class AxisMap(nn.Module):
         """Append a block at `merged` positions of the merged axis and `own[k]` positions of parent k's."""
         number = len(self.blocks)
         self.blocks.append(block if block is not None else nn.Identity())
-        self.register_buffer(f"merged{number}", merged, persistent=False)
+        self.register_buffer(f"merged{number}", merged.to(self.device), persistent=False)
         for k, positions in enumerate(own):
-            self.register_buffer(f"own{number}_{k}", positions, persistent=False)
+            self.register_buffer(f"own{number}_{k}", positions.to(self.device), persistent=False)
         self.whole = number == 0 and block is not None and _in_order(merged, self.size)
         self.whole = self.whole and all(_in_order(p, n) for p, n in zip(own, self.sizes, strict=True))
 
     def to_merged(self, tensor: Tensor, k: int, axis: int) -> Tensor:
-        """Carry an axis from parent k's space to the merged one: M_k on a writer's result or weight, U_kᵀ on a reader's weight."""
+        """Carry an axis from parent k's space to the merged one: M_k where it is written, U_kᵀ on a reader's weight."""
         return self._carry(tensor, k, axis, transposed=self.kind == "unmerge", merged=True)
 
     def to_parent(self, tensor: Tensor, k: int, axis: int) -> Tensor:
@@ -181,7 +213,7 @@ class AxisMap(nn.Module):
         if self.whole:
             block = self.blocks[0]
             assert isinstance(block, Map)
-            return block.apply_along(tensor, k, axis, transposed=transposed)
+            return block.apply_along(tensor, k, axis, transposed=transposed).to(tensor.dtype)
         moved = tensor.movedim(axis, -1)
         result = moved.new_zeros(*moved.shape[:-1], self.size if merged else self.sizes[k])
         for number, block in enumerate(self.blocks):
@@ -189,7 +221,7 @@ class AxisMap(nn.Module):
             target, origin = (there, here) if merged else (here, there)
             part = moved.index_select(-1, origin)
             if isinstance(block, Map):
-                part = block.apply_along(part, k, -1, transposed=transposed)
+                part = block.apply_along(part, k, -1, transposed=transposed).to(tensor.dtype)
             result = result.index_copy(-1, target, part)
         return result.movedim(-1, axis)
 
