@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -24,6 +25,9 @@ app = typer.Typer(
     name="fxmerge", rich_markup_mode="rich", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+WIDE = 200
+"""Columns of what is written to a pipe or a file."""
 
 SOURCE = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A bundle, a .pt2, a state dict with --arch, or a Hugging Face folder.")
@@ -146,21 +150,22 @@ def inspect(
     """
     if html:
         check_output(html, overwrite=overwrite)
-    from fxmerge import compiler, report
+    from fxmerge import report
+    from fxmerge.examine import examine
 
     options = _source_options(arch, inputs, allow_pickle, extension)
     with _bars(quiet)("analyse"):
-        found = compiler.inspect(source, **options)
+        found = examine(source, **options)
     if html:
         from fxmerge.inspect_html import page
 
-        with atomic_write(html, overwrite=overwrite) as part:
-            part.write_text(page(found), encoding="utf-8")
+        _write(html, page(found.program, found.spaces, found.described), overwrite)
         _stderr(quiet).print(f"written: {html}", highlight=False)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(found.described, indent=1))
     elif not quiet and not html:
-        Console().print(report.spaces(found, verbose=verbose))
+        console = _stdout()
+        console.print(report.spaces(found, width=console.width, verbose=verbose))
 
 
 @_verb
@@ -184,15 +189,15 @@ def check(
       fxmerge check digits.pt
       fxmerge check weights.pt --arch my.models:net --inputs x.npz --json
     """
-    from fxmerge import compiler, report
+    from fxmerge import examine, report
 
     options = _source_options(arch, inputs, allow_pickle, extension)
     with _bars(quiet)("check"):
-        found = compiler.check(source, seed=seed, **options)
+        found = examine.check(source, seed=seed, **options)
     if as_json:
         print(json.dumps(report.as_dict(found), indent=1))
     elif not quiet or not found.ok:
-        Console().print(report.check(found))
+        _stdout().print(report.check(found))
     return exits.DONE if found.ok else exits.VERIFICATION
 
 
@@ -232,7 +237,7 @@ def merge(
     if config.report:
         _write(config.report, report.html(merged.result, config), config.overwrite)
     if not quiet:
-        Console().print(report.merge(merged.result))
+        _stdout().print(report.merge(merged.result))
 
 
 @_verb
@@ -264,7 +269,7 @@ def _eval(
     if as_json:
         print(json.dumps(found, indent=1))
     elif not quiet:
-        Console().print(report.evaluation(found))
+        _stdout().print(report.evaluation(found))
 
 
 @_verb
@@ -313,10 +318,10 @@ def demo(verbose: VERBOSE = False, quiet: QUIET = False) -> None:
     run()
 
 
-def _list(kind: str, extension: Sequence[str] | None) -> None:
-    from fxmerge import compiler, report
+def _list(kind: Literal["methods", "passes", "rules"], extension: Sequence[str] | None) -> None:
+    from fxmerge import knowledge, report
 
-    Console().print(report.catalogue(compiler.catalogue(kind, extensions=tuple(extension or ()))))
+    _stdout().print(report.catalogue(knowledge.catalogue(kind, extensions=tuple(extension or ()))))
 
 
 def _source_options(
@@ -346,6 +351,12 @@ def _write(path: str, text: str, overwrite: bool) -> None:
 def _note(notes: Sequence[str], quiet: bool) -> None:
     for note in notes:
         _stderr(quiet).print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+
+
+def _stdout() -> Console:
+    """The console for results; into a pipe or file, lines are long enough to be searched one by one."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
 
 
 def _stderr(quiet: bool) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fxmerge.errors import OptionError
+from fxmerge.errors import OptionError, OutputError
 from fxmerge.io.files import check_output, nearest
 
 SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
@@ -141,6 +142,8 @@ class MergeConfig(BaseModel):
                 raise OptionError(f"--{flag} {path} is {seen[where]} too", "choose another name")
             seen[where] = f"--{flag}"
             check_output(path, overwrite=self.overwrite or self.dry_run)
+            if not self.dry_run:
+                _try_writing(Path(path).parent)
 
 
 @contextmanager
@@ -176,6 +179,15 @@ def check_suffix(out: str) -> None:
         )
 
 
+def _try_writing(folder: Path) -> None:
+    """Write a file without a name: permissions alone do not tell, on a full or read-only disk or as root."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"fxmerge")
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror}", "choose another folder") from error
+
+
 def unknown(kind: str, name: str, known: Iterable[str], todo: str = "") -> OptionError:
     """The error for a name nobody knows, with the nearest that somebody does."""
     names = sorted(known)
@@ -191,8 +203,9 @@ def parse_data(values: Iterable[str]) -> dict[str, str]:
         task, mark, path = value.partition("=")
         if not mark or "/" in task or "." in task:  # an equals sign inside a path
             task, path = "", value
-        if not path:
-            raise OptionError(f"--data {value} names no file", "write it as --data TASK=PATH")
+        if not path or (mark and not task and path != value):
+            missing = "no task" if path else "no file"
+            raise OptionError(f"--data {value} names {missing}", "write it as --data TASK=PATH, or --data PATH for all")
         if task in found:
             raise OptionError(f"--data is given twice for {task or 'every task'}", "give it once per task")
         found[task] = path

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fxmerge.knowledge import known, passes
 from fxmerge.io.sources import load
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import Spaces
+from fxmerge.knowledge import known, passes
 
 Source = Program | str | Path
 
@@ -27,8 +27,8 @@ class Examined:
 
 def examine(source: Source, *, extensions: Sequence[str] = (), **options: Any) -> Examined:
     """Load a model and find its spaces. `options` are those of `fxmerge.load`."""
-    program = source if isinstance(source, Program) else load(source, **options)
     rules = _rules(extensions)
+    program = source if isinstance(source, Program) else load(source, **options)
     return Examined(program, program.get(passes().SpacesOf(rules)), passes().describe(program, rules))
 
 
@@ -39,8 +39,9 @@ def inspect(source: Source, **options: Any) -> dict[str, Any]:
 
 def check(source: Source, *, seed: int = 0, extensions: Sequence[str] = (), **options: Any) -> Any:
     """Transform every space of a model at random, in float64; the report says whether its outputs moved."""
+    rules = _rules(extensions)
     program = source if isinstance(source, Program) else load(source, **options)
-    return passes().check(program, _rules(extensions), seed=seed)
+    return passes().check(program, rules, seed=seed)
 
 
 def _rules(extensions: Sequence[str]) -> Any:

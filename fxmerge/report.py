@@ -8,12 +8,16 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import jinja2
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fxmerge.config import MergeConfig
+from fxmerge.examine import Examined
+from fxmerge.extension import BUILTIN_OWNER
 from fxmerge.ir.program import Program
+from fxmerge.ir.space import Use
 from fxmerge.progress import duration
 
 CHECKS = (
@@ -22,6 +26,9 @@ CHECKS = (
     ("onnx_max_abs", "ONNX Runtime = folded model"),
 )
 """The verifications of a merge: key of the result, what it says."""
+
+FIXED = 72
+"""Columns of the table of spaces without its lists of parameters."""
 
 
 def merge(result: Mapping[str, Any]) -> RenderableType:
@@ -107,38 +114,55 @@ def evaluation(found: Mapping[str, Any]) -> RenderableType:
 def catalogue(entries: Iterable[Sequence[str]]) -> Table:
     """(name, owner, description) lines."""
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
     for name, owner, text in entries:
-        builtin = owner in ("", "fxmerge", "built-in")
+        builtin = owner == BUILTIN_OWNER
         table.add_row(Text(name, style="bold"), Text(text), Text("" if builtin else f"from {owner}", style="dim"))
     return table
 
 
-def spaces(found: Mapping[str, Any], verbose: bool = False) -> RenderableType:
+def spaces(found: Examined, *, width: int = 80, verbose: bool = False) -> RenderableType:
     """A line per space: size, role, tolerance, readers, writers; then what is opaque, and why."""
-    table = Table("space")
-    for name, where in (("size", "right"), ("role", "left"), ("tolerates", "left"), ("within", "left"),
-                        ("writers", "right"), ("readers", "right"), ("parameters", "right")):  # fmt: skip
-        table.add_column(name, justify=where)  # type: ignore[arg-type]
-    touched = _parameters_of(found)
-    for name, space in found["spaces"].items():
+    described = found.described
+    room = 10_000 if verbose else (width - FIXED) // 2
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("space", "size", "role", "tolerates", "within"):
+        table.add_column(name, justify="right" if name == "size" else "left", no_wrap=True)
+    for name in ("writers", "readers"):
+        table.add_column(name, overflow="fold", min_width=7)
+    for name, values in described["spaces"].items():
+        space = found.spaces.spaces[name]
         table.add_row(
-            name, str(space["size"]), space["role"], space["tolerates"], space.get("within") or "",
-            _count(space.get("writers")), _count(space.get("readers")), str(len(touched.get(name, ()))),
+            name, str(values["size"]), values["role"], values["tolerates"], values.get("within") or "",
+            _users(space.writers, room), _users(space.readers, room),
         )  # fmt: skip
     parts: list[RenderableType] = [table]
-    summary = f"{found['coverage']:.1%} of parameters without an opaque axis · {found['free_axes']:.1%} of axes free"
-    parts.append(Text(summary))
-    for entry in found["opaque"]:
-        what = f"opaque: axis {entry['axis']} of {entry['parameter']}: {entry['operator']}"
-        reason = entry.get("why") or entry.get("reason") or "no rule says how its axes are coupled"
-        parts.append(Text(f"{what} at {entry.get('at') or 'an unknown line'}: {reason}", style="yellow"))
+    free, whole = percent(described["free_axes"]), percent(described["coverage"])
+    parts.append(Text(f"{whole} of parameters have no opaque axis · {free} of axes are free to move"))
+    for entry in described["opaque"]:
+        where = (
+            f"axis {entry['axis']} of {entry['parameter']}: {entry['operator']} at {entry['at'] or 'an unknown line'}"
+        )
+        parts.append(Text(f"opaque: {where}", style="yellow"))
+        if verbose and entry.get("message"):
+            parts.append(Text(entry["message"], style="dim"))
+    if described["opaque"]:
+        parts.append(
+            Text("an operator without a rule holds its axes still; -v shows a rule to start from", style="dim")
+        )
     if verbose:
-        operators = Table("operator", title="operators", title_justify="left")
-        operators.add_column("calls", justify="right")
-        for name, count in sorted(found.get("operators", {}).items()):
-            operators.add_row(Text(name), str(count))
-        parts.append(operators)
+        held = {name: values["reason"] for name, values in described["spaces"].items() if values.get("reason")}
+        parts += [Text(f"{name} is held by {reason}", style="dim") for name, reason in held.items()]
+        counts = ", ".join(f"{name} {count}" for name, count in described["operators"].items())
+        parts.append(Text(f"operators: {counts}", style="dim"))
     return Group(*parts)
+
+
+def _users(uses: Sequence[Use], room: int) -> str:
+    """How many parameters, and as many of their names as there is room for."""
+    names = list(dict.fromkeys(use.tensor for use in uses))
+    text = f"{len(names)}: {', '.join(names)}" if names else ""
+    return text if len(text) <= room else text[: room - 1] + "…" if room > 12 else str(len(names))
 
 
 def check(found: Any) -> RenderableType:
@@ -206,20 +230,6 @@ def _curve(losses: Sequence[float], width: int = 640, height: int = 160) -> str:
     low, high = min(y for _, y in points), max(y for _, y in points)
     right, span = max(points[-1][0], 1), (high - low) or 1.0
     return " ".join(f"{width * x / right:.1f},{height * (high - y) / span:.1f}" for x, y in points)
-
-
-def _parameters_of(found: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of the parameters that have an axis in each space."""
-    touched: dict[str, list[str]] = {}
-    for name, parameter in found["parameters"].items():
-        for space in set(" ".join(parameter["axes"]).replace("(", " ").replace("[", " ").replace(")", " ")
-                         .replace("]", " ").split()):  # fmt: skip
-            touched.setdefault(space, []).append(name)
-    return touched
-
-
-def _count(value: Any) -> str:
-    return "" if value is None else str(value if isinstance(value, int) else len(value))
 
 
 def percent(value: float | None) -> str:

@@ -95,6 +95,8 @@ def test_data_by_task() -> None:
         parse_data(["mnist=a.npz", "mnist=b.npz"])
     with pytest.raises(OptionError, match="names no file"):
         parse_data(["mnist="])
+    with pytest.raises(OptionError, match="names no task"):
+        parse_data(["=a.npz"])
 
 
 def test_parents_and_like() -> None:

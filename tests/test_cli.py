@@ -1,0 +1,247 @@
+"""The command line as a user meets it: verbs, output, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fxmerge import compiler
+from fxmerge.cli import main
+from fxmerge.errors import VerificationError
+from fxmerge.io.bundle import save
+from fxmerge.resume import Interrupted
+from fxmerge.runtime import OnnxModel
+
+VERBS = ("capture", "inspect", "check", "merge", "eval", "methods", "passes", "rules", "demo")
+FLAGS = (
+    "out", "method", "data", "config", "init", "steps", "batch-size", "rank", "full", "like", "width-scale", "seed",
+    "device", "dtype", "resume", "report", "result", "extension", "dry-run", "opset", "atol", "overwrite", "verbose",
+    "quiet", "save-config",
+)  # fmt: skip
+
+
+def net(seed: int, hidden: int = 12) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 3))
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two bundles, samples with labels, and nothing else."""
+    folder = tmp_path_factory.mktemp("zoo")
+    for number, task in enumerate("ab"):
+        model = net(number)
+        x = torch.randn(96, 8)
+        save(model, folder / f"{task}.pt", inputs=(x,), task=task, labels=["red", "green", "blue"])
+        labels = model(x).argmax(1)
+        np.savez(folder / f"{task}.npz", x=x.numpy(), labels=labels.numpy())
+    return folder
+
+
+@pytest.fixture
+def here(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: an empty folder beside which `zoo` lies."""
+    monkeypatch.chdir(tmp_path)
+    for file in zoo.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(args)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_merge_writes_a_model_its_figures_and_a_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(
+        capsys, "merge", "a.pt", "b.pt", "--out", "m.onnx", "--steps", "8", "--batch-size", "16", "--pool", "64",
+        "--result", "m.json", "--report", "m.html", "--seed", "3",
+    )  # fmt: skip
+    assert code == 0, err
+    for text in ("merged by foldable", "agreement with parent", "ONNX Runtime = folded model", "written: m.onnx"):
+        assert text in out
+    assert sorted(p.name for p in here.iterdir() if not p.is_symlink()) == ["m.html", "m.json", "m.onnx"]
+    result = json.loads((here / "m.json").read_text())
+    promised = {"fxmerge", "method", "init", "seed", "out", "parents", "merged", "tasks", "checks", "training"}
+    assert promised | {"seconds", "peak_rss_mib"} <= set(result)
+    assert (result["seed"], result["out"], result["training"]["steps"]) == (3, "m.onnx", 8)
+    assert [task["task"] for task in result["tasks"]] == ["a", "b"]
+    assert set(result["checks"]) >= {"fold_max_abs", "onnx_max_abs", "all_gradients"}
+    model = OnnxModel(here / "m.onnx")
+    assert [port.name for port in model.outputs] == ["a.logits", "b.logits"]
+    assert all(port.shape[0] == "batch" for port in (*model.inputs, *model.outputs))
+    assert json.loads(model.metadata["fxmerge.tasks"]) == ["a", "b"]
+
+
+def test_eval_and_its_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "merge", "a.pt", "b.pt", "--method", "average", "--out", "m.onnx", "-q")[:2] == (0, "")
+    args = ("eval", "m.onnx", "--data", "a=a.npz", "--data", "b=b.npz", "--parent", "a.pt")
+    code, out, err = run(capsys, *args, "--json")
+    assert code == 0, err
+    first, second = json.loads(out)["tasks"]
+    assert (first["samples"], first["parent_accuracy"]) == (96, 1.0)
+    assert first["agreement"] == first["merged_accuracy"]  # the labels are the parent's own choices
+    assert set(second) == {"task", "samples", "merged_accuracy"}
+    code, out, _ = run(capsys, *args)
+    assert code == 0
+    assert "parent's accuracy" in out
+    assert "100.0%" in out
+
+
+def test_config_file_and_flags(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(
+        capsys, "merge", "a.pt", "b.pt", "--method", "average", "--out", "m.onnx", "--save-config", "c.yaml", "-q"
+    )
+    assert code == 0, err
+    code, _, err = run(capsys, "merge", "--config", "c.yaml", "--out", "n.safetensors", "--like", "1", "-q")
+    assert code == 0, err
+    assert (here / "n.safetensors").is_file()
+    code, _, err = run(capsys, "merge", "--config", "c.yaml", "-q")
+    assert code == 2
+    assert "m.onnx exists already" in err
+
+
+def test_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(here.iterdir())
+    code, out, err = run(capsys, "merge", "a.pt", "b.pt", "--out", "m.onnx", "--dry-run")
+    assert code == 0, err
+    assert "nothing was written" in out
+    assert sorted(here.iterdir()) == before
+
+
+def test_capture_from_a_bundle_renames_the_task(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "names.txt").write_text("one\ntwo\nthree\n")
+    code, _, err = run(capsys, "capture", "a.pt", "--task", "c", "--labels", "names.txt", "--out", "c.pt")
+    assert code == 0, err
+    assert "task c" in err
+    assert "3 labels" in err
+    code, _, err = run(capsys, "capture", "a.pt", "--task", "c", "--out", "c.pt")
+    assert code == 2
+    assert "c.pt exists already" in err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_teaches_by_example(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0
+    assert re.search(rf"Examples?:\s+fxmerge {verb}", out)
+
+
+def test_help_lists_all_verbs_and_merge_all_flags(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    _, out, _ = run(capsys, "--help")
+    assert all(verb in out for verb in VERBS)
+    _, out, _ = run(capsys, "merge", "--help")
+    assert [flag for flag in FLAGS if f"--{flag} " not in out] == []
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--version")
+    assert code == 0
+    assert re.fullmatch(r"fxmerge \d+\.\d+\.\d+\S*\n", out)
+
+
+# -- exit codes ----------------------------------------------------------------------------------------
+
+
+def _raise(error: BaseException) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return fail
+
+
+MERGE = ("merge", "a.pt", "b.pt", "--out", "m.onnx")
+
+
+def test_failed_verification_is_3(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "merge", _raise(VerificationError("fold differs", "report it")))
+    assert run(capsys, *MERGE) == (3, "", "error: fold differs\nreport it\n")
+
+
+def test_real_verification_failure_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(here.iterdir())
+    code, _, err = run(capsys, *MERGE, "--method", "average", "--atol", "1e-30")
+    assert code == 3
+    assert "tolerance" in err
+    assert sorted(here.iterdir()) == before
+
+
+def test_interrupted_is_130_and_says_how_to_go_on(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = here / "m.onnx.state" / "training.pt"
+    monkeypatch.setattr(compiler, "merge", _raise(Interrupted(5, 10, state)))
+    code, _, err = run(capsys, *MERGE)
+    assert code == 130
+    assert "interrupted at step 5 of 10" in err
+    assert f"go on with: fxmerge merge a.pt b.pt --out m.onnx --resume {state.parent}" in err
+    monkeypatch.setattr(compiler, "merge", _raise(KeyboardInterrupt()))
+    assert run(capsys, *MERGE) == (130, "", "error: interrupted\nnothing was written\n")
+
+
+def test_a_bug_is_1_and_says_where(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "merge", _raise(ZeroDivisionError("[oops] division")))
+    code, _, err = run(capsys, *MERGE)
+    assert code == 1
+    assert re.search(r"this is a bug in fxmerge: ZeroDivisionError: \[oops\] division \(\w+\.py:\d+\)", err)
+    assert "-v" in err.splitlines()[1]
+    assert "Traceback" not in err
+    code, _, err = run(capsys, *MERGE, "-v")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_interrupted_for_real_and_resumed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C after some steps; going on gives the same weights as never having stopped."""
+    args = (*MERGE, "--steps", "12", "--batch-size", "16", "--pool", "64", "-q")
+    assert run(capsys, *args)[0] == 0
+    whole = (here / "m.onnx").read_bytes()
+    (here / "m.onnx").unlink()
+
+    class Stop(compiler.Stages):
+        """Interrupts the run when training tells of its sixth step."""
+
+        def __init__(self, *_: Any) -> None:
+            super().__init__()
+            self.steps = 0
+
+        def tell(self, done: int, total: int, message: str = "") -> None:
+            if total == 12 and done == 6:
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        from contextlib import contextmanager
+
+        @contextmanager
+        def show(self: Any, name: str) -> Any:
+            yield self.tell
+
+        patch.setattr(Stop, "show", show)
+        patch.setattr("fxmerge.cli.Bars", Stop)
+        code, _, err = run(capsys, *args)
+    assert code == 130, err
+    assert (here / "m.onnx.state" / "training.pt").is_file()
+    assert not (here / "m.onnx").exists()
+    code, _, err = run(capsys, *args, "--resume", "m.onnx.state")
+    assert code == 0, err
+    assert (here / "m.onnx").read_bytes() == whole
+    assert not (here / "m.onnx.state").exists()
