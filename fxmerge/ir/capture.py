@@ -43,9 +43,7 @@ def capture(
     rows = _rows(tensors)
     bound = _Bound(model, names, constants)
     with _eval(model), torch.no_grad(), _quiet():
-        exported, notes = _export(bound, {n: rows[n] for n in names}, dynamic_shapes)
-        exported = exported.run_decompositions({})
-    program = from_exported(exported, names=names, outputs=bound.outputs, prefix="model.")
+        program, notes = _trace(bound, {n: rows[n] for n in names}, dynamic_shapes)
     samples = {n: t.detach() for n, t in tensors.items()}
     return program.evolve(task=task, labels=tuple(labels) if labels else None, samples=samples, notes=notes)
 
@@ -57,11 +55,31 @@ def from_exported(
     outputs: Sequence[str] | None = None,
     prefix: str = "",
 ) -> Program:
-    """A program from a decomposed `ExportedProgram`: state becomes `get_attr` nodes, mutated buffers are not returned."""
+    """A program from a decomposed `ExportedProgram`: state becomes `get_attr` nodes, mutated buffers are not returned.
+
+    Dynamic sizes that were equal in the sample are taken for one size only if the program does not run otherwise.
+    Raises `CaptureError` if it runs at no sizes but those of the sample.
+    """
+    try:
+        return _assemble(exported, _Sizes(exported), names, outputs, prefix)
+    except RuntimeError:
+        pass
+    try:
+        return _assemble(exported, _Sizes(exported, merge=True), names, outputs, prefix)
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise CaptureError(
+            f"the traced model does not run at other sizes than those of the sample: {first}",
+            "trace it with fixed sizes (dynamic_shapes), or remove what depends on one size",
+        ) from error
+
+
+def _assemble(
+    exported: ExportedProgram, sizes: _Sizes, names: Sequence[str] | None, outputs: Sequence[str] | None, prefix: str
+) -> Program:
     signature = exported.graph_signature
     state = {**exported.state_dict, **exported.constants}
     canonical = _untie({k: v for k, v in state.items() if isinstance(v, Tensor)})
-    sizes = _Sizes(exported)
     graph = fx.Graph()
     where: dict[fx.Node, fx.Node] = {}
     tensors: dict[str, Tensor] = {}
@@ -137,9 +155,14 @@ def source_of(node: fx.Node) -> str:
 
 
 class _Sizes:
-    """Names the symbolic sizes of an exported program: the batch, the sequence, then others."""
+    """Names the symbolic sizes of an exported program: the batch, the sequence, then others.
 
-    def __init__(self, exported: ExportedProgram) -> None:
+    With `merge`, sequences that were equally long in the sample are one size.
+    """
+
+    def __init__(self, exported: ExportedProgram, merge: bool = False) -> None:
+        self.merge = merge
+        self.lengths: dict[int, str] = {}
         self.names: dict[str, str] = {}
         self.ranges: dict[str, tuple[int, int]] = {}
         self.rows: int | None = None
@@ -158,9 +181,15 @@ class _Sizes:
             self.rows = rows
             self.names[str(size)] = wish
             return self._bound(size, wish, exported)
+        length = size.node.hint if wish != "batch" and self.merge else None
+        if length in self.lengths:
+            self.names[str(size)] = self.lengths[length]
+            return self._bound(size, self.lengths[length], exported)
         while name in self.names.values():
             name, number = f"{wish}{number}", number + 1
         self.names[str(size)] = name
+        if length is not None:
+            self.lengths[length] = name
         self._bound(size, name, exported)
 
     def _bound(self, size: torch.SymInt, name: str, exported: ExportedProgram) -> None:
@@ -246,8 +275,8 @@ def _rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t[index] if t.ndim and t.shape[0] == count else t for n, t in tensors.items()}
 
 
-def _export(bound: _Bound, rows: Mapping[str, Tensor], given: Any) -> tuple[ExportedProgram, tuple[str, ...]]:
-    """Export with as many dynamic sizes as the model allows, and a note for each one it does not."""
+def _trace(bound: _Bound, rows: Mapping[str, Tensor], given: Any) -> tuple[Program, tuple[str, ...]]:
+    """Trace with as many dynamic sizes as the model allows, and a note for each one it does not."""
     args = tuple(rows.values())
     if given is not None:
         if isinstance(given, Mapping):
@@ -275,11 +304,11 @@ def _export(bound: _Bound, rows: Mapping[str, Tensor], given: Any) -> tuple[Expo
     raise failure
 
 
-def _attempt(bound: _Bound, args: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+def _attempt(bound: _Bound, args: tuple[Tensor, ...], shapes: Any) -> Program:
     dynamic = None if shapes is None else (shapes,)
     args = tuple(t.detach() for t in args)  # torch.export leaves marks on the tensors it is given, also when it fails
     try:
-        return torch.export.export(bound, args, dynamic_shapes=dynamic, strict=False)
+        exported = torch.export.export(bound, args, dynamic_shapes=dynamic, strict=False).run_decompositions({})
     except Exception as error:  # torch.export raises whatever the model's own code raised
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         place = _user_frame(error)
@@ -287,6 +316,7 @@ def _attempt(bound: _Bound, args: tuple[Tensor, ...], shapes: Any) -> ExportedPr
             f"the model cannot be traced: {first}" + (f" (at {place})" if place else ""),
             "make the forward pass free of branches on data; try torch.export.export(model, inputs, strict=False) on its own",
         ) from error
+    return from_exported(exported, names=bound.names, outputs=bound.outputs, prefix="model.")
 
 
 def _user_frame(error: BaseException) -> str:
