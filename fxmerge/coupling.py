@@ -160,7 +160,8 @@ def labels_of(axis: str) -> tuple[str, ...]:
     return tuple(label for label in axis.strip("()").split() if label != "1")
 
 
-def _tokens(term: str) -> list[str]:
+def tokens(term: str) -> list[str]:
+    """One term of a signature, axis by axis."""
     return re.findall(r"\([^)]*\)|\.\.\.|[^\s()]+", term)
 
 
@@ -178,7 +179,7 @@ class _Expand:
 
     def signature(self) -> Signature:
         left, _, right = self.text.partition("->")
-        patterns = [_tokens(term) for term in left.split(",")]
+        patterns = [tokens(term) for term in left.split(",")]
         operands = self.call.operands
         if len(operands) > len(patterns):
             extra = [name for name, node in operands[len(patterns) :] if node is not None]
@@ -190,7 +191,7 @@ class _Expand:
             for tokens, shape in zip(patterns, shapes, strict=False)
         ]
         self.leading = max((sum(a.startswith(".") for a in term) for term in terms if term), default=0)
-        outs = [_tokens(term) for term in right.split(",")] if right.strip() else [[]]
+        outs = [tokens(term) for term in right.split(",")] if right.strip() else [[]]
         results = [self._spread(t, s) for t, s in zip(outs, self.call.results, strict=False)]
         shapes = [shape for shape, _ in zip(shapes, terms, strict=False)]
         self._solve([(t, s) for t, s in (*zip(terms, shapes, strict=True),) if t is not None and s is not None])

@@ -33,8 +33,10 @@ class Element:
         within: Mapping[Class, Class],
         seed: int = 0,
         kinds: Sequence[Kind] = KINDS,
+        groups: Mapping[Class, str] | None = None,
     ) -> None:
-        self.tolerances, self.groups, self.within, self.kinds = tolerances, tolerances.groups, within, frozenset(kinds)
+        self.tolerances, self.within, self.kinds = tolerances, within, frozenset(kinds)
+        self.groups = tolerances.groups if groups is None else groups
         self.generator = torch.Generator().manual_seed(seed)
         self.drawn: dict[tuple[object, ...], Tensor] = {}
 
@@ -78,7 +80,7 @@ class Element:
             return value
         owner = self.within.get(cls)
         index = place.get(owner, -1) if owner is not None else -1
-        if group in ("invertible", "orthogonal") and "dense" in self.kinds and value.is_floating_point():
+        if group in ("invertible", "orthogonal") and "dense" in self.kinds and (value.is_floating_point() or value.is_complex()):
             matrix = self._dense(axis, index, group).to(value.dtype)
             return torch.movedim(torch.movedim(value, dim, -1) @ matrix.T, -1, dim)
         value = self._diagonal(value, dim, axis, index)

@@ -41,8 +41,8 @@ class Pin:
 class Inference:
     """The axes of every value of a program, coupled as the rules say."""
 
-    def __init__(self, program: Program, rules: RuleSet) -> None:
-        self.program, self.rules = program, rules
+    def __init__(self, program: Program, rules: RuleSet, pin_outputs: bool = True) -> None:
+        self.program, self.rules, self.pin_outputs = program, rules, pin_outputs
         self.coupler = Coupler(self.equate, self.pin)
         self.transformed = program.parameters | _states(program, rules)
         self.constants = Constants(program, rules, self.transformed)
@@ -92,7 +92,7 @@ class Inference:
     def _visit(self, node: fx.Node) -> None:
         if node.op == "output":
             for result in self.program.result:
-                for axis in self.held(result):
+                for axis in self.held(result) if self.pin_outputs else ():
                     self.pin(redeem(axis, self.coupler), "output")
             return
         value = node.meta.get("val")

@@ -109,7 +109,7 @@ class System:
 
     def _substitute(self, row: Row) -> Row:
         result = self._reduce(row.items())
-        while pivot := next((v for v in result if v in self.pivots), None):
+        while (pivot := next((v for v in result if v in self.pivots), None)) is not None:
             coefficient = result.pop(pivot)
             terms = [*result.items(), *((v, c * coefficient) for v, c in self.pivots[pivot].items())]
             result = self._reduce(terms)

@@ -1,0 +1,181 @@
+"""Audits coupling rules numerically: transform what a rule says may be transformed, and see whether the result follows.
+
+    audit(my_rule)                                           # sizes made up from the signature
+    audit(my_rule, Example("mylib.scan.default", (x, 2)))    # calls of your own
+
+Sizes should be generic (no two equal, two groups of three, odd numbers): a call whose sizes agree by chance hides mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.coupling import Rule, RuleSet, labels_of, tokens
+from fxmerge.groups import Deviation, Element
+from fxmerge.inference import Inference
+from fxmerge.ir.program import Port, Program
+from fxmerge.ir.space import MOVABLE
+from fxmerge.ir.views import redeem
+from fxmerge.tolerance import Tolerances
+
+TOLERANCE = 1e-9
+SIZES = (5, 3, 7, 4, 6, 9, 8, 11, 10, 13)
+
+
+class AuditError(AssertionError):
+    """A rule claims more than its operator does: its result does not transform with its operands."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A call to audit. Tensors among the arguments are what is transformed; make them float64."""
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What was audited, and what the rule could claim besides."""
+
+    rule: str
+    calls: int
+    error: float
+    """Largest deviation of a result from its prediction, relative."""
+    notes: tuple[str, ...] = ()
+    """Axes the rule freezes although they seem free to be permuted."""
+
+
+def audit(rule: Rule, *examples: Example, seed: int = 0, rounds: int = 3) -> AuditReport:
+    """Check in float64 that the results follow when the operands are transformed by random elements of the claimed groups.
+
+    Permutations, scales, signs and dense maps are all drawn. Raises AuditError at the first call whose result does not
+    follow: a coupling is missing or a group too large. What could be claimed besides is noted, not raised.
+    """
+    calls = examples or tuple(_made_up(rule, op) for op in rule.ops)
+    worst, notes = 0.0, []
+    for example in calls:
+        program = one_call(example)
+        tolerances = Tolerances(Inference(program, RuleSet((rule,)), pin_outputs=False))
+        before = _values(program, program.tensors)
+        for number in range(rounds):
+            element = Element(tolerances, {}, seed + number)
+            error, result = _deviation(program, tolerances, element, before)
+            worst = max(worst, error)
+            if error > TOLERANCE:
+                raise AuditError(_complaint(rule, example, tolerances, result, error))
+        notes += _too_little(program, tolerances, before, example, seed)
+    return AuditReport(rule.name, len(calls), worst, tuple(notes))
+
+
+def operator(name: str) -> Any:
+    """The operator of a name like "aten.linear.default" (or "aten.linear")."""
+    found = torch.ops
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found if isinstance(found, torch._ops.OpOverload) else found.default  # type: ignore[attr-defined]
+
+
+def one_call(example: Example) -> Program:
+    """A program of one call, every tensor argument a parameter of it."""
+    graph, tensors = fx.Graph(), {}
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        name = f"operand{len(tensors)}"
+        tensors[name] = value
+        return graph.get_attr(name)
+
+    args, kwargs = fx.node.map_aggregate((tuple(example.args), dict(example.kwargs)), place)
+    node = graph.call_function(operator(example.op), args, kwargs)
+    value = node.target(*example.args, **example.kwargs)  # type: ignore[operator]
+    results = [node]
+    if isinstance(value, tuple | list):
+        results = [graph.call_function(getitem, (node, i)) for i in range(len(value))]
+    graph.output(tuple(results))
+    values = value if isinstance(value, tuple | list) else (value,)
+    ports = tuple(Port(f"result{i}", tuple(v.shape), v.dtype) for i, v in enumerate(values))
+    return Program(graph, tensors, (), ports, frozenset(tensors))
+
+
+def _values(program: Program, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    return list(program.run({}, tensors).values())
+
+
+def _deviation(
+    program: Program, tolerances: Tolerances, element: Element, before: Sequence[Tensor]
+) -> tuple[float, int]:
+    inference = tolerances.inference
+    changed = {name: element.act(tensor, inference.tensors[name]) for name, tensor in program.tensors.items()}
+    after = _values(program, changed)  # type: ignore[arg-type]
+    worst, result = 0.0, 0
+    for number, (x, y, node) in enumerate(zip(before, after, program.result, strict=True)):
+        expected = element.act(x, [redeem(axis, inference.coupler) for axis in inference.values[node]])
+        assert expected is not None
+        error = Deviation.between(y, expected).error
+        if error > worst:
+            worst, result = error, number
+    return worst, result
+
+
+def _complaint(rule: Rule, example: Example, tolerances: Tolerances, result: int, error: float) -> str:
+    claimed = {f"{cls.size}": group for cls, group in tolerances.groups.items() if group in MOVABLE}
+    shapes = ", ".join(str(tuple(a.shape)) for a in example.args if isinstance(a, Tensor))
+    return (
+        f"the rule of {example.op} (from {rule.owner}) claims too much: with operands of shapes {shapes}, result {result} is "
+        f"off by {error:.1e} after its axes were transformed (claimed, by size: {claimed})"
+    )
+
+
+def _too_little(
+    program: Program, tolerances: Tolerances, before: Sequence[Tensor], example: Example, seed: int
+) -> list[str]:
+    """Frozen axes of operands that a permutation of their own leaves without effect on the results."""
+    notes = []
+    for cls in [cls for cls, group in tolerances.groups.items() if group == "identity"]:
+        element = Element(tolerances, {}, seed, ("permutation",), groups={cls: "permutation"})
+        if _deviation(program, tolerances, element, before)[0] <= TOLERANCE:
+            notes.append(f"{example.op}: an axis of {cls.size} is frozen, but seems free to be permuted")
+    return notes
+
+
+def _made_up(rule: Rule, op: str) -> Example:
+    """A call of generic sizes for a rule whose signature is text."""
+    if not isinstance(rule.couples, str):
+        raise ValueError(f"the rule of {op} is a function of the call: give audit an Example to call it with")
+    sizes: dict[str, int] = {}
+    generator = torch.Generator().manual_seed(len(op))
+
+    def tensor(term: str) -> Tensor:
+        shape = []
+        for token in tokens(term):
+            if token == "...":
+                shape += [3, 2]
+                continue
+            size = 1
+            for label in labels_of(token.replace("!", "")):
+                label, _, given = label.partition("=")
+                key = label if label != "_" else f"_{len(sizes)}"
+                size *= sizes.setdefault(key, int(given) if given else SIZES[len(sizes) % len(SIZES)])
+            shape.append(size)
+        return torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
+
+    terms = rule.couples.partition("->")[0].split(",")
+    schema = operator(op)._schema
+    given, args = iter(terms), []
+    for argument in schema.arguments:
+        if "Tensor" in str(argument.type):
+            args.append(tensor(next(given, "")))
+        elif not argument.has_default_value():
+            args.append(2)
+        else:
+            break
+    return Example(op, tuple(args))
