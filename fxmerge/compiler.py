@@ -178,7 +178,9 @@ class _Merge:
 
     def _supernet(self, programs: list[Program]) -> SuperNet:
         normal = [self.pipeline.run("parent", program, self.known, self.watch) for program in programs]
-        join = self.known.find("pass", "insert-merge")(template=self.config.like)
+        join = self.known.find("pass", "insert-merge")(
+            template=self.config.like, width_scale=self.config.width_scale or 1.0
+        )
         supernet: SuperNet = join.join(normal, self.known)
         return supernet.with_program(self.pipeline.run("supernet", supernet.program, self.known, self.watch))
 
@@ -295,7 +297,7 @@ class _Merge:
         return {"init": outcome.init, "tasks": tasks, "trainable": outcome.trainable}
 
     def _merged(self, program: Program, supernet: SuperNet, given: list[Parent], figures: dict[str, Any]) -> Merged:
-        spaces = passes().spaces(supernet.parents[supernet.template])
+        spaces = supernet.parents[supernet.template].get(passes().SpacesOf(self.known.rules))
         parents = [
             {
                 "task": program.task,

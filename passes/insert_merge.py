@@ -22,15 +22,18 @@ from fxmerge.ir.supernet import Feature, Folds, Own, SuperNet
 from passes.line_up import line_up
 from passes.maps import Maps
 from passes.sites import Operand, Site, Sites, SitesOf, operands
+from passes.widen import widen
 
 
-def insert_merge(parents: Sequence[Program], rules: RuleSet, template: int = 0) -> SuperNet:
-    """The SuperNet of `parents` (normalised programs) with the sizes of parent `template`.
+def insert_merge(
+    parents: Sequence[Program], rules: RuleSet, template: int = 0, width_scale: float | None = None
+) -> SuperNet:
+    """The SuperNet of `parents` (normalised programs) with the sizes of parent `template`, times `width_scale`.
 
     Every map starts as the average: M_k = I/K, U_k = I (rectangular where widths differ).
     Raises `LineUpError` where the parents part, or where nothing can be merged.
     """
-    first = parents[template]
+    first = parents[template] if width_scale is None else widen(parents[template], rules, width_scale)
     pairs = [line_up(first, parent) for parent in parents]
     sites = first.get(SitesOf(rules))
     if not sites.mergeable:
@@ -39,12 +42,14 @@ def insert_merge(parents: Sequence[Program], rules: RuleSet, template: int = 0) 
             "merge models with at least one hidden layer",
         )
     others = tuple(parent.get(SitesOf(rules)) for parent in parents)
-    builder = _Builder(tuple(parents), template, pairs, sites, Maps(first, sites, others, pairs))
+    builder = _Builder(first, tuple(parents), template, pairs, sites, Maps(first, sites, others, pairs))
     return builder.build()
 
 
 @dataclass
 class _Builder:
+    first: Program
+    """The template: the program whose graph and sizes the merged model has."""
     parents: tuple[Program, ...]
     template: int
     pairs: Sequence[Mapping[fx.Node, fx.Node]]
@@ -59,16 +64,12 @@ class _Builder:
     features: list[Feature] = field(default_factory=list)
     feature_nodes: dict[str, fx.Node] = field(default_factory=dict)
 
-    @property
-    def first(self) -> Program:
-        return self.parents[self.template]
-
     def build(self) -> SuperNet:
         self._check_inputs()
         for node in self.first.graph.nodes:
             if node.op == "placeholder":
                 self._keep(node, self.graph.placeholder(str(node.target)))
-            elif node.op == "output" or node not in self.pairs[self.template] or node in self.sites.tail:
+            elif node.op == "output" or node not in self.pairs[0] or node in self.sites.tail:
                 continue
             elif node in self.sites.sites:
                 self._keep(node, self._trunk_site(self.sites.sites[node]))

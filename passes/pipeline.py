@@ -53,10 +53,11 @@ class InsertMerge(Pass):
     stage: ClassVar[Stage] = "join"
     driven: ClassVar[bool] = True
     template: int = 0
+    width_scale: float = 1.0
 
     def join(self, parents: Sequence[Program], known: Extension) -> SuperNet:
         """The SuperNet of normalized parents."""
-        return insert_merge(parents, known.rules, self.template)
+        return insert_merge(parents, known.rules, self.template, self.width_scale if self.width_scale != 1 else None)
 
 
 @dataclass(frozen=True)

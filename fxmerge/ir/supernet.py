@@ -44,12 +44,16 @@ class Own:
     seen: tuple[Tensor, ...]
 
     def average(self, weights: Sequence[float]) -> Tensor:
-        """Weighted mean over the parents that have a coordinate; of all that have it where their weights are zero."""
+        """Weighted mean over the parents that have a coordinate; of all that have it where their weights are zero.
+
+        A coordinate that no parent has (of a wider result) gets the mean of the others.
+        """
         total = sum(w * v for w, v in zip(weights, self.values, strict=True))
         count = sum(w * s for w, s in zip(weights, self.seen, strict=True))
         plain = sum(self.values) / torch.clamp_min(_tensor(sum(self.seen)), 1)
         mean = torch.where(_tensor(count) > 0, total / torch.clamp_min(_tensor(count), 1e-30), plain)
-        return _tensor(mean)
+        known = _tensor(sum(self.seen)) > 0
+        return _tensor(mean) if known.is_meta or bool(known.all()) else torch.where(known, _tensor(mean), _tensor(mean)[known].mean())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,136 @@
+"""A template wider than its parent: the same graph with every merged width a multiple."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.coupling import RuleSet
+from fxmerge.errors import OptionError
+from fxmerge.ir.program import Program, target_name
+from fxmerge.ir.space import AxisExpr, Cat, Leaf, Prod
+from passes.sites import Sites, SitesOf
+
+INNER = frozenset({"query_key", "value_output"})
+"""Roles that keep their width: attention gets more heads, not wider ones, so its scale stays right."""
+
+
+def widen(program: Program, rules: RuleSet, factor: float) -> Program:
+    """`program` with every mergeable space that tolerates permutations `factor` times as large; new entries are zero.
+
+    Raises `OptionError` where an operator cannot run at the new sizes.
+    """
+    sites = program.get(SitesOf(rules))
+    sizes = _sizes(sites, factor)
+    graph, where = program.copy_graph()
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            _resize_call(node, where[node], sites, sizes)
+    tensors = {name: _resize_tensor(t, sites.spaces.tensors[name], sizes) for name, t in program.tensors.items()}
+    try:
+        return program.evolve(graph=graph, tensors=tensors)
+    except Exception as error:  # whatever operator meets a size it cannot take
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OptionError(
+            f"{program.task} does not run at --width-scale {factor:g}: {line}", "choose another factor, or leave it out"
+        ) from error
+
+
+def _sizes(sites: Sites, factor: float) -> dict[str, int]:
+    sizes = {}
+    for name, space in sites.spaces.spaces.items():
+        grows = name in sites.mergeable and space.movable and space.role not in INNER
+        sizes[name] = max(1, round(space.size * factor)) if grows else space.size
+    return sizes
+
+
+def _size(axis: AxisExpr, sizes: Mapping[str, int]) -> int:
+    if isinstance(axis, Leaf):
+        return sizes.get(axis.space, axis.size)
+    children = [_size(child, sizes) for child in axis.children]
+    return prod(children) if isinstance(axis, Prod) else sum(children)
+
+
+def _resize_tensor(tensor: Tensor, axes: tuple[AxisExpr, ...], sizes: Mapping[str, int]) -> Tensor:
+    """The tensor at the new sizes: its own values where it has them, zeros elsewhere."""
+    for number, axis in enumerate(axes):
+        index, size = _positions(axis, sizes)
+        if size != axis.size:
+            moved = tensor.movedim(number, 0)
+            tensor = moved.new_zeros(size, *moved.shape[1:]).index_copy(0, index.to(tensor.device), moved).movedim(0, number)
+    return tensor.contiguous()
+
+
+def _positions(axis: AxisExpr, sizes: Mapping[str, int]) -> tuple[Tensor, int]:
+    """Where each old position of an axis stands in the new one (clipped where it shrank), and the new size."""
+    if isinstance(axis, Leaf):
+        size = sizes.get(axis.space, axis.size)
+        return torch.arange(axis.size).clamp_max(size - 1), size
+    index, total = torch.zeros(1, dtype=torch.long), 0
+    if isinstance(axis, Cat):
+        parts = []
+        for child in axis.children:
+            inner, size = _positions(child, sizes)
+            parts.append(inner + total)
+            total += size
+        return torch.cat(parts), total
+    total = 1
+    for child in axis.children:
+        inner, size = _positions(child, sizes)
+        index = (index[:, None] * size + inner).reshape(-1)
+        total *= size
+    return index, total
+
+
+def _resize_call(old: fx.Node, new: fx.Node, sites: Sites, sizes: Mapping[str, int]) -> None:
+    """Write the new sizes where a call spells sizes out."""
+    name = target_name(old.target).removeprefix("aten.").partition(".")[0]
+    axes = sites.spaces.axes.get(old, ())
+    args = list(new.args)
+    if name in ("view", "_unsafe_view", "reshape", "expand") and len(axes) == len(args[1]):  # type: ignore[arg-type]
+        args[1] = [_literal(given, axis, sizes) for given, axis in zip(args[1], axes, strict=True)]  # type: ignore[arg-type]
+    elif name in ("layer_norm", "rms_norm", "native_layer_norm"):
+        count = len(args[1])  # type: ignore[arg-type]
+        args[1] = [_size(axis, sizes) for axis in axes[len(axes) - count :]]
+    elif name in ("split", "split_with_sizes"):
+        parts = [part[_dim(old, 2)] for part in axes]  # type: ignore[index]
+        found = [_size(part, sizes) for part in parts]
+        args[1] = found[0] if isinstance(args[1], int) else found
+    elif name == "slice":
+        args = _resize_slice(old, args, sites, sizes)
+    elif name in ("zeros", "ones", "full", "empty"):
+        args[0] = [_literal(g, axis, sizes) for g, axis in zip(args[0], axes, strict=True)]  # type: ignore[arg-type]
+    elif name in ("new_zeros", "new_ones", "new_full", "new_empty"):
+        args[1] = [_literal(g, axis, sizes) for g, axis in zip(args[1], axes, strict=True)]  # type: ignore[arg-type]
+    elif name in ("conv1d", "conv2d", "convolution") and isinstance(args[-1], int) and args[-1] > 1:
+        channels = sites.spaces.axes[old.args[0]][1]  # type: ignore[index]
+        if args[-1] == channels.size:  # one filter a channel
+            args[-1] = _size(channels, sizes)
+    new.args = tuple(args)
+
+
+def _resize_slice(old: fx.Node, args: list[Any], sites: Sites, sizes: Mapping[str, int]) -> list[Any]:
+    axis = sites.spaces.axes[old.args[0]][_dim(old, 1)]  # type: ignore[index]
+    index, size = _positions(axis, sizes)
+    if size == axis.size:
+        return args
+    for place in (2, 3):
+        if len(args) > place and isinstance(args[place], int) and args[place] < axis.size:
+            at = args[place] % axis.size
+            args[place] = int(index[at]) if at else 0
+    return args
+
+
+def _literal(given: Any, axis: AxisExpr, sizes: Mapping[str, int]) -> Any:
+    """A spelt-out size at the new sizes; symbols and -1 stay."""
+    return _size(axis, sizes) if isinstance(given, int) and given == axis.size else given
+
+
+def _dim(node: fx.Node, place: int) -> int:
+    value = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
+    rank = node.args[0].meta["val"].ndim  # type: ignore[union-attr]
+    return int(value) % rank  # type: ignore[arg-type]
