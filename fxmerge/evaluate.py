@@ -67,7 +67,8 @@ def evaluate(
             score = _Score(causal=merged.is_causal(task, samples.inputs))
             for first, part in _chunks(samples.inputs, merged.rows_at_once(task)):
                 own = None if labels is None else labels[first : first + _rows(part)]
-                score.add(part, merged.run(task, part), _run(parent, part), own)
+                theirs = None if parent is None else _run(parent, part)
+                score.add(part, merged.run(task, part), theirs, own)
                 tell(first + _rows(part), samples.rows, "")
             rows.append({"task": task, "samples": samples.rows, **score.figures()})
     return {"model": str(model), "device": device, "tasks": rows, "notes": list(dict.fromkeys(notes))}
@@ -108,6 +109,7 @@ class _Model:
 
     def run(self, task: str, samples: Samples) -> Tensor:
         """The first output of a task; inputs that only other tasks read are filled with ones."""
+        samples = self._renamed(task, samples)
         sizes: dict[str, int] = {}
         for port in self.inputs(task):
             sizes |= {s: n for s, n in zip(port.shape, samples[port.name].shape, strict=True) if isinstance(s, str)}
@@ -117,6 +119,17 @@ class _Model:
             shape = [sizes.get(s, 1) if isinstance(s, str) else s for s in port.shape]
             fed[port.name] = torch.ones(shape, dtype=port.dtype) if own is None else own
         return self.onnx.run(fed)[self.output(task).name]
+
+    def _renamed(self, task: str, samples: Samples) -> Samples:
+        """Samples by the merged model's names: a parent may call its inputs otherwise, in the same order."""
+        names = [port.name for port in self.inputs(task)]
+        if set(names) <= samples.keys():
+            return samples
+        if len(names) != len(samples):
+            raise DataError(
+                f"{task} takes {', '.join(names)}, not {', '.join(samples)}", "give the parent's own samples"
+            )
+        return dict(zip(names, samples.values(), strict=True))
 
     def rows_at_once(self, task: str) -> int:
         return CHUNK if len(self.output(task).shape) <= 2 else CHUNK // 4
@@ -215,9 +228,7 @@ def _by_name(labels: Tensor | None, output: Port, names: Sequence[str] | None) -
     return labels if None in found else torch.tensor(found)
 
 
-def _run(program: Program | None, samples: Samples) -> Tensor | None:
-    if program is None:
-        return None
+def _run(program: Program, samples: Samples) -> Tensor:
     with torch.no_grad():
         return program.run(samples)[program.outputs[0].name]
 
