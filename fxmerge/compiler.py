@@ -113,7 +113,7 @@ class _Merge:
     def _load(self, parents: list[Parent]) -> list[Program]:
         if len(parents) < 2:
             raise OptionError(f"{len(parents)} model given", "give two or more models to merge")
-        programs = [p if isinstance(p, Program) else sources.load(p) for p in parents]
+        programs = [p if isinstance(p, Program) else self._read(p) for p in parents]
         tasks = [program.task for program in programs]
         twice = next((t for t in tasks if tasks.count(t) > 1), None)
         if twice is not None:
@@ -129,6 +129,14 @@ class _Merge:
                 if not bool(program.tensors[name].isfinite().all()):
                     raise DataError(f"{program.task}: {name} has NaN or infinite values", "merge a model that trained")
         return programs
+
+    def _read(self, source: str | Path) -> Program:
+        """The program of a SOURCE; a state dict is traced on its task's samples, in the model that --arch makes."""
+        config, path = self.config, Path(source)
+        if sources.kind_of(path, str(source)) != "weights":
+            return sources.load(source, allow_pickle=config.allow_pickle)
+        inputs = config.data.get(path.stem, config.data.get(""))
+        return sources.load(source, arch=config.arch, inputs=inputs, allow_pickle=config.allow_pickle)
 
     def _samples(self, programs: list[Program], data: Any, method: Method) -> list[Samples] | None:
         """Samples of every task by input name; None if there are none and the method needs none."""
@@ -290,6 +298,7 @@ class _Merge:
                 "steps": log.steps,
                 "loss_first": log.loss_first,
                 "loss_last": log.loss_last,
+                "losses": [round(loss, 6) for loss in log.losses[:: max(1, len(log.losses) // 100)]],
                 "samples_per_second": log.samples_per_second,
             }
         else:
