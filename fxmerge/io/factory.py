@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,10 +69,8 @@ def first_parameter(model: nn.Module) -> str:
     return next(iter(parameters_of(model)), "x")
 
 
-def parameters_of(model: nn.Module) -> dict[str, Any]:
+def parameters_of(model: nn.Module) -> dict[str, inspect.Parameter]:
     """The parameters of a model's forward, by name."""
-    import inspect
-
     return dict(inspect.signature(model.forward).parameters)
 
 

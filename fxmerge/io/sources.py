@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fxmerge.errors import SourceError
+from fxmerge.errors import DataError, SourceError
 from fxmerge.io import arrays, factory, huggingface
 from fxmerge.io.bundle import GRAPH, KNOWN_ASSETS, load_bundle
 from fxmerge.io.data import LABELS, load_samples
-from fxmerge.io.files import LARGEST_JSON, listed, printable
+from fxmerge.io.files import LARGEST_JSON, listed, nearest, printable
 from fxmerge.io.pt2 import is_pt2, load_pt2
 from fxmerge.io.state_dict import check_weights, is_pickle, is_safetensors, read_weights
 from fxmerge.ir.capture import capture
@@ -165,6 +166,7 @@ def trace_inputs(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], tuple
     takes = factory.parameters_of(model)
     if len(found) == 1 and not found.keys() & takes.keys():
         found = {factory.first_parameter(model): next(iter(found.values()))}
+    _check_names(found, takes, path)
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     notes: list[str] = []
     given: dict[str, Tensor] = {}
@@ -179,6 +181,20 @@ def trace_inputs(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], tuple
             tensor = tensor.to(torch.int64)
         given[name] = tensor
     return given, tuple(notes)
+
+
+def _check_names(given: Mapping[str, Any], takes: Mapping[str, inspect.Parameter], path: Path) -> None:
+    if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return
+    unknown = [name for name in given if name not in takes]
+    needed = [n for n, p in takes.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and n not in given]
+    if unknown or needed:
+        what = f"no array for {listed(needed)}" if needed else f"{printable(unknown[0])!r} is no parameter of forward"
+        hint = nearest(needed[0], given) if needed else nearest(unknown[0], takes)
+        raise DataError(
+            f"{path}: {what} (found: {printable(listed(given))}){hint}",
+            f"name the arrays like the parameters of forward: {listed(takes)}",
+        )
 
 
 def _beside(path: Path) -> dict[str, bytes]:
