@@ -19,7 +19,7 @@ from fxmerge.config import MergeConfig, parse_data, state_folder
 from fxmerge.errors import OptionError
 from fxmerge.flags import with_config_flags
 from fxmerge.io.files import atomic_write, check_output
-from fxmerge.progress import Bars
+from fxmerge.progress import Bars, duration
 
 app = typer.Typer(
     name="fxmerge", rich_markup_mode="rich", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -151,7 +151,7 @@ def inspect(
     if html:
         check_output(html, overwrite=overwrite)
     from fxmerge import report
-    from fxmerge.examine import examine
+    from fxmerge.examine import examine, refusals
 
     options = _source_options(arch, inputs, allow_pickle, extension)
     with _bars(quiet)("analyse"):
@@ -166,6 +166,8 @@ def inspect(
     elif not quiet and not html:
         console = _stdout()
         console.print(report.spaces(found, width=console.width, verbose=verbose))
+    if verbose:
+        _note(refusals([found.program], extensions=options["extensions"]), quiet)
 
 
 @_verb
@@ -227,11 +229,14 @@ def merge(
     config.check_outputs()
     if save_config:
         config.save(save_config)
-    from fxmerge import compiler, report
+    from fxmerge import compiler, examine, report
 
     with state_folder(config, lambda note: _note([note], quiet)) as config:
         merged = compiler.merge(config.parents, config=config, stages=_bars(quiet))
     _note(merged.result["notes"], quiet)
+    if verbose:
+        _note(examine.refusals(config.parents, extensions=config.extension), quiet)
+        _note([f"{stage} took {duration(seconds)}" for stage, seconds in merged.result["seconds"].items()], quiet)
     if config.result:
         _write(config.result, json.dumps(merged.result, indent=1), config.overwrite)
     if config.report:

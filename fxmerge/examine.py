@@ -44,5 +44,16 @@ def check(source: Source, *, seed: int = 0, extensions: Sequence[str] = (), **op
     return passes().check(program, rules, seed=seed)
 
 
+def refusals(sources: Sequence[Source], *, extensions: Sequence[str] = (), **options: Any) -> list[str]:
+    """A line for each rewrite of an extension: how often it fired on these models, and why not where it did not."""
+    knowledge = known(extensions)
+    if not knowledge.rewrites:
+        return []
+    programs = [source if isinstance(source, Program) else load(source, **options) for source in sources]
+    first, *others = [passes().trace_rewrites(program, knowledge) for program in programs]
+    lines: list[str] = sum(others, start=first).text().splitlines()
+    return lines
+
+
 def _rules(extensions: Sequence[str]) -> Any:
     return known(extensions).rules

@@ -179,8 +179,6 @@ def check(found: Any) -> RenderableType:
 
 def as_dict(value: Any) -> dict[str, Any]:
     """A report value as plain JSON."""
-    if hasattr(value, "to_dict"):
-        return dict(value.to_dict())
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     return dict(value)

@@ -7,7 +7,7 @@ from passes.fold_merge import fold_merge
 from passes.hoist import hoist
 from passes.insert_merge import insert_merge
 from passes.normalize import normalize
-from passes.pipeline import BUILTIN, PIPELINE
+from passes.pipeline import BUILTIN, PIPELINE, trace_rewrites
 from passes.spaces import SpacesOf, spaces
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "insert_merge",
     "normalize",
     "spaces",
+    "trace_rewrites",
 ]

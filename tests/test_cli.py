@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from fxmerge import compiler
+from fxmerge import compiler, examine
 from fxmerge.cli import main
 from fxmerge.errors import VerificationError
 from fxmerge.io.bundle import save
 from fxmerge.resume import Interrupted
 from fxmerge.runtime import OnnxModel
+from passes.check import CheckReport
 
 VERBS = ("capture", "inspect", "check", "merge", "eval", "methods", "passes", "rules", "demo")
 FLAGS = (
@@ -43,6 +44,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels = model(x).argmax(1)
         np.savez(folder / f"{task}.npz", x=x.numpy(), labels=labels.numpy())
     return folder
+
+
+MERGE = ("merge", "a.pt", "b.pt", "--out", "m.onnx")
 
 
 @pytest.fixture
@@ -155,6 +159,83 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"fxmerge \d+\.\d+\.\d+\S*\n", out)
 
 
+def test_inspect_as_text_json_and_page(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "inspect", "a.pt")
+    assert (code, err) == (0, "")
+    assert "2: 0.weight, 0.bias" in out or "1: 0.weight" in out
+    assert "100.0% of parameters have no opaque axis" in out
+    code, out, _ = run(capsys, "inspect", "a.pt", "--json")
+    assert code == 0
+    assert {"spaces", "parameters", "opaque", "coverage", "free_axes", "operators"} <= set(json.loads(out))
+    code, out, err = run(capsys, "inspect", "a.pt", "--html", "a.html")
+    assert (code, out) == (0, "")
+    assert "written: a.html" in err
+    assert "<svg" in (here / "a.html").read_text()
+
+
+def test_inspect_is_the_same_every_time(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "inspect", "a.pt", "--json") == run(capsys, "inspect", "a.pt", "--json")
+
+
+def test_check(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = run(capsys, "check", "a.pt")
+    assert (code, err) == (0, "")
+    assert "spaces transformed at random" in out
+    code, out, _ = run(capsys, "check", "a.pt", "--json")
+    report = json.loads(out)
+    assert (code, report["ok"]) == (0, True)
+    assert report["error"] < 1e-9
+    bad = CheckReport(ok=False, error=0.5, outputs={}, spaces=2, moved=1.0, first_bad="relu at net.py:3")
+    monkeypatch.setattr(examine, "check", lambda *_, **__: bad)
+    code, out, _ = run(capsys, "check", "a.pt")
+    assert code == 3
+    assert "relu at net.py:3" in out
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"), [("methods", "foldable"), ("passes", "fold-merge"), ("rules", "aten.layer_norm.default")]
+)
+def test_lists_have_a_line_each(verb: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, verb)
+    assert (code, err) == (0, "")
+    assert any(line.split()[0] == name and len(line.split()) > 3 for line in out.splitlines())
+
+
+EXTENSION = """
+from fxmerge import Extension
+from fxmerge.pattern import op, var
+from fxmerge.rewrite import rewrite
+
+@rewrite(op("aten.sigmoid", op("aten.neg", var("x"))))
+def mirror(match):
+    \"\"\"sigmoid(-x)  -->  1 - sigmoid(x)\"\"\"
+    return match.call("aten.rsub.Scalar", match.call("aten.sigmoid.default", match["x"]), 1)
+
+class Last:
+    name, summary, needs_data = "last", "the last parent as it is", False
+    def __call__(self, job):
+        raise RuntimeError("not today")
+
+mine = Extension(rewrites=mirror, methods=Last())
+"""
+
+
+def test_extension_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "ext.py").write_text(EXTENSION)
+    code, out, err = run(capsys, "methods", "--extension", "ext.py:mine")
+    assert code == 0, err
+    assert re.search(r"last\s+the last parent as it is\s+from ext\.py:mine", out)
+    code, _, err = run(capsys, "inspect", "a.pt", "-v", "--extension", "ext.py:mine")
+    assert code == 0
+    assert "note: mirror: did not fire; refused: there is no aten.sigmoid" in err
+    code, _, err = run(capsys, *MERGE, "--method", "last", "--extension", "ext.py:mine")
+    assert code == 2
+    assert "method last of ext.py:mine failed: RuntimeError: not today" in err
+    code, _, err = run(capsys, "methods", "--extension", "ext.py:main")
+    assert code == 2
+    assert "did you mean 'mine'?" in err
+
+
 # -- exit codes ----------------------------------------------------------------------------------------
 
 
@@ -163,9 +244,6 @@ def _raise(error: BaseException) -> Any:
         raise error
 
     return fail
-
-
-MERGE = ("merge", "a.pt", "b.pt", "--out", "m.onnx")
 
 
 def test_failed_verification_is_3(
