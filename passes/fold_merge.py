@@ -77,9 +77,16 @@ def _value(node: fx.Node, program: Program) -> Tensor:
     values, maps, axes, parents = node.args
     wide = [_tensor(v, program).to(torch.float64) for v in values]  # type: ignore[union-attr]
     with torch.no_grad():
-        modules = [_double(program.maps[str(m.target)]) for m in maps]  # type: ignore[union-attr]
+        modules = [_axis_map(program, m) for m in maps]  # type: ignore[union-attr]
         folded = fold(wide, modules, axes, parents)  # type: ignore[arg-type]
     return folded.to(_tensor(values[0], program).dtype)  # type: ignore[index, arg-type]
+
+
+def _axis_map(program: Program, node: object) -> AxisMap:
+    assert isinstance(node, fx.Node)
+    module = program.maps[str(node.target)]
+    assert isinstance(module, AxisMap)
+    return module
 
 
 def _tensor(node: fx.Node, program: Program) -> Tensor:
@@ -95,21 +102,13 @@ def _tensor(node: fx.Node, program: Program) -> Tensor:
     return result
 
 
-def _double(module: torch.nn.Module) -> AxisMap:
-    from copy import deepcopy
-
-    copy = deepcopy(module).to(torch.float64)
-    assert isinstance(copy, AxisMap)
-    return copy
-
-
 def _lower_unmerge(graph: fx.Graph, program: Program, tensors: dict[str, Tensor], parameters: set[str]) -> None:
     """Write the unmerge nodes that are left (before outputs, or where no weight follows) as linear calls."""
     for node in list(graph.nodes):
         if node.target is not unmerge:
             continue
         x, axis_map, axis, k = node.args
-        module = _double(program.maps[str(axis_map.target)])  # type: ignore[union-attr]
+        module = _axis_map(program, axis_map)
         with torch.no_grad():
             matrix = module.to_parent(torch.eye(module.size, dtype=torch.float64), k, 1).T  # type: ignore[arg-type]
         if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype)):

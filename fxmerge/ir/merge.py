@@ -11,8 +11,8 @@ some axes is transformed along each of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -150,20 +150,23 @@ class Map(nn.Module):
         return matrix + self.lefts[k] @ self.rights[k] if self.form else matrix
 
     def apply_along(self, tensor: Tensor, k: int, axis: int, *, transposed: bool = False) -> Tensor:
-        """`tensor` with parent k's matrix (or its transpose) on one axis; a low rank is never made dense."""
+        """`tensor` with parent k's matrix (or its transpose) on one axis; a low rank is never made dense.
+
+        Computed in the wider of both dtypes: maps held in float32 fold in float64 where the weights are float64.
+        """
         held = self.dense if isinstance(self.form, str) else self.diagonals
         tensor = tensor.to(torch.promote_types(tensor.dtype, held[k].dtype))
         if isinstance(self.form, str):
-            matrix = self.dense[k]
+            matrix = self.dense[k].to(tensor.dtype)
             return along(tensor, matrix.T if transposed else matrix, axis)
         merged, own = self.support(k)
         rows, columns = (merged, own) if (self.kind == "merge") != transposed else (own, merged)
         size = self.shape(k)[1 if transposed else 0]
         moved = tensor.movedim(axis, -1)
-        taken = moved.index_select(-1, columns) * self.diagonals[k]
+        taken = moved.index_select(-1, columns) * self.diagonals[k].to(tensor.dtype)
         result = taken.new_zeros(*moved.shape[:-1], size).index_copy(-1, rows, taken)
         if self.form:
-            first, second = self.rights[k], self.lefts[k]
+            first, second = self.rights[k].to(tensor.dtype), self.lefts[k].to(tensor.dtype)
             if transposed:
                 first, second = second.T, first.T
             result = result + nn.functional.linear(nn.functional.linear(moved, first), second)
@@ -255,8 +258,41 @@ def fold(
     return _sum(parts)
 
 
+Shaped = tuple[Tensor, list[int]]
+
 NODES = frozenset({merge, unmerge, fold})
 """The call targets that only a SuperNet's graph holds."""
+
+
+def _merge_shape(values: Sequence[Tensor], axis_map: AxisMap, axis: int, parents: Sequence[int]) -> Shaped:
+    return values[0], _resized(values[0], axis, axis_map.size)
+
+
+def _unmerge_shape(value: Tensor, axis_map: AxisMap, axis: int, parent: int) -> Shaped:
+    return value, _resized(value, axis, axis_map.sizes[parent])
+
+
+def _fold_shape(
+    tensors: Sequence[Tensor], axis_maps: Sequence[AxisMap], axes: Sequence[int], parents: Sequence[int]
+) -> Shaped:
+    shape = list(tensors[0].shape)
+    for axis_map, axis in zip(axis_maps, axes, strict=True):
+        shape[axis] = axis_map.size
+    return tensors[0], shape
+
+
+def _resized(value: Tensor, axis: int, size: int) -> list[int]:
+    shape = list(value.shape)
+    shape[axis] = size
+    return shape
+
+
+SHAPES: dict[Callable[..., Any], Callable[..., Shaped]] = {
+    merge: _merge_shape,
+    unmerge: _unmerge_shape,
+    fold: _fold_shape,
+}
+"""For each node kind, the tensor whose dtype its result has, and the result's shape: known without running it."""
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

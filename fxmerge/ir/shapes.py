@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from fxmerge.ir.merge import SHAPES
 
 if TYPE_CHECKING:
     from fxmerge.ir.program import Program
@@ -17,16 +18,16 @@ PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 5, 3, 2)
 
 
 def propagate(program: Program) -> dict[str, int]:
-    """Set every node's `meta["val"]` by running the graph on fake tensors; return the sizes used."""
+    """Set every node's `meta["val"]` by running the graph on fake tensors; return the sizes used.
+
+    A node copied from another program keeps its value where its operands and arguments are the same ones, so a pass
+    costs what it changes.
+    """
     hints = dict(program.hints) or choose(program)
-    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
-    run = _Propagate(program, mode)
+    mode = _mode_of(program)
+    run = _Propagate(program, mode, hints)
     with mode, torch.no_grad():
-        fakes = []
-        for port in program.inputs:
-            shape = [hints[size] if isinstance(size, str) else size for size in port.shape]
-            fakes.append(torch.empty(shape, dtype=port.dtype, device=run.device))
-        run.run(*fakes, enable_io_processing=False)
+        run.run(enable_io_processing=False)
     return hints
 
 
@@ -49,23 +50,81 @@ def choose(program: Program) -> dict[str, int]:
 class _Propagate(fx.Interpreter):
     """Runs the graph under a fake mode and keeps each node's value."""
 
-    def __init__(self, program: Program, mode: FakeTensorMode) -> None:
+    def __init__(self, program: Program, mode: FakeTensorMode, hints: dict[str, int]) -> None:
         super().__init__(nn.Module(), garbage_collect_values=False, graph=program.graph)
-        first = next(iter(program.tensors.values()), torch.empty(0))
-        self.device = first.device
-        self.fakes: dict[str, Any] = {name: mode.from_tensor(t) for name, t in program.tensors.items()}
-        self.maps: Mapping[str, nn.Module] = program.maps
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self.maps[target] if target in self.maps else self.fakes[target]
+        self.program, self.mode, self.hints = program, mode, hints
+        self.device = next(iter(program.tensors.values()), torch.empty(0)).device
+        self.ports = dict(zip(program.placeholders, program.inputs, strict=True))
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op != "output":
-            n.meta["val"] = value
-        return value
+        if n.op == "output":
+            return None
+        key = self._key(n)
+        if n.meta.get("key") != key or "val" not in n.meta:
+            n.meta["val"] = self._value(n)
+            n.meta["key"] = key
+        return n.meta["val"]
+
+    def _value(self, n: fx.Node) -> Any:
+        if n.op == "placeholder":
+            shape, dtype, device = self._key(n)[1:]
+            return torch.empty(shape, dtype=dtype, device=device)
+        if n.op == "get_attr":
+            if n.target in self.program.maps:
+                return self.program.maps[str(n.target)]
+            tensor = self.program.tensors[str(n.target)]
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if n.target in SHAPES:
+            like, shape = SHAPES[n.target](*args, **kwargs)  # type: ignore[index]
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+        return self.call_function(n.target, args, kwargs)
+
+    def _key(self, n: fx.Node) -> tuple[Any, ...]:
+        """What a node's value depends on: equal keys, equal values."""
+        if n.op == "placeholder":
+            port = self.ports[n]
+            shape = tuple(self.hints[size] if isinstance(size, str) else size for size in port.shape)
+            return "placeholder", shape, port.dtype, self.device
+        if n.op == "get_attr":
+            if n.target in self.program.maps:
+                return "map", id(self.program.maps[str(n.target)])
+            tensor = self.program.tensors[str(n.target)]
+            return "tensor", tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+        return n.target, _frozen(n.args), _frozen(n.kwargs)
 
 
-def static(value: Any) -> Any:
-    """Shape of a fake value, or None if it is no tensor."""
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+def _frozen(value: Any) -> Any:
+    """An argument as a value to compare: a node stands for its fake value, which is held so that no other takes its place."""
+    if isinstance(value, fx.Node):
+        return _Held(value.meta["val"])
+    if isinstance(value, tuple | list):
+        return tuple(_frozen(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _frozen(v)) for k, v in value.items())
+    return type(value), value
+
+
+class _Held:
+    """Equal to another only if both hold the same object."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and (
+            self.value is other.value or (isinstance(self.value, int | float) and self.value == other.value)
+        )
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _mode_of(program: Program) -> FakeTensorMode:
+    """The fake mode of values that the graph already has, or a new one: fakes of two modes do not mix."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
+
