@@ -1,0 +1,194 @@
+"""Text samples: tables in every format, through the tokenizer that travels with the model, without any connection."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxmerge.errors import DataError
+from fxmerge.io.bundle import load_bundle, save, save_bundle
+from fxmerge.io.data import load_samples
+from fxmerge.io.sources import load
+from fxmerge.ir.capture import capture
+from fxmerge.ir.program import Program
+
+tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("datasets")
+
+WORDS = ["[PAD]", "[UNK]", "good", "bad", "film", "a", "the", ",", '"', "very"]
+
+
+def tokenizer() -> Any:
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return made
+
+
+def ids(text: str) -> list[int]:
+    return [WORDS.index(word) for word in text.split()]
+
+
+@pytest.fixture
+def reviews(masked: Program) -> Program:
+    return masked.evolve(assets={"tokenizer.json": tokenizer().to_str().encode()})
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError(f"a connection was made: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+ROWS = [("a good film", 1), ("the very bad film , a", 0), ("good", 1)]
+
+
+def table(path: Path) -> Path:
+    rows = [{"text": text, "label": label} for text, label in ROWS]
+    if path.suffix == ".csv":
+        lines = ["label,text"] + [f'{r["label"]},"{r["text"]}"' for r in rows]
+    elif path.suffix == ".tsv":
+        lines = ["text\tlabel"] + [f"{r['text']}\t{r['label']}" for r in rows]
+    elif path.suffix == ".jsonl":
+        lines = [json.dumps(r) for r in rows]
+    else:
+        pandas = pytest.importorskip("pandas")
+        pandas.DataFrame(rows).to_parquet(path)
+        return path
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_tables_of_every_format(suffix: str, reviews: Program, tmp_path: Path) -> None:
+    samples = load_samples(table(tmp_path / f"a::b*{suffix}"), reviews)
+    assert samples.inputs["input_ids"].tolist() == [
+        [5, 2, 4, 0, 0, 0],
+        [6, 9, 3, 4, 7, 5],
+        [2, 0, 0, 0, 0, 0],
+    ]
+    assert samples.inputs["attention_mask"].sum(1).tolist() == [3, 6, 1]
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [1, 0, 1]
+    assert load_samples(tmp_path / f"a::b*{suffix}", reviews, limit=2).rows == 2
+
+
+def test_a_table_without_header(reviews: Program, tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('train\t1\tgood film\ntest\t0\ta " bad film\n')
+    samples = load_samples(path, reviews)
+    assert samples.inputs["input_ids"].tolist() == [[2, 4, 0, 0], ids('a " bad film')]
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [1, 0]
+    assert samples.notes == (f"{path}: text taken from column 2, labels from 1",)
+
+
+def test_labels_by_name_and_missing_ones(reviews: Program, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good", "label": "neg"}\n{"text": "bad", "label": "pos"}\n')
+    named = load_samples(path, reviews.evolve(labels=("pos", "neg", "none"))).labels
+    assert named is not None
+    assert named.tolist() == [1, 0]
+    path.write_text('{"text": "good", "label": "neg"}\n{"text": "bad", "label": null}\n')
+    samples = load_samples(path, reviews)
+    assert samples.labels is None
+    assert samples.notes == (f"{path}: some rows have no label, so none are used",)
+
+
+def test_long_rows_are_cut_at_what_the_model_takes(reviews: Program, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good " * 50 + "\nbad film\n")
+    program = reviews.evolve(ranges={"batch": (2, 64), "sequence": (2, 8)})
+    assert load_samples(tmp_path / "a.txt", program).inputs["input_ids"].shape == (2, 8)
+
+
+def test_running_text_is_cut_into_rows(gpt: Program, tmp_path: Path) -> None:
+    program = gpt.evolve(assets={"tokenizer.json": tokenizer().to_str().encode()}, ranges={"sequence": (2, 4)})
+    (tmp_path / "a.txt").write_text("the very good film ,\n\na bad film , the film\n")
+    samples = load_samples(tmp_path / "a.txt", program)
+    assert samples.inputs["input_ids"].tolist() == [ids("the very good film"), ids(", a bad film")]
+    assert samples.notes == (f"{tmp_path / 'a.txt'}: joined and cut into 2 rows of 4 tokens",)
+
+
+class Count(nn.Module):
+    """Tokens alone, without a mask, to 2 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(12, 2)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.tokens(input_ids).sum(1)
+
+
+def test_padding_without_a_mask_is_said(tmp_path: Path) -> None:
+    program = capture(Count(), (torch.zeros(2, 4, dtype=torch.long),))
+    program = program.evolve(assets={"tokenizer.json": tokenizer().to_str().encode()})
+    samples = load_samples(table(tmp_path / "a.csv"), program)
+    assert samples.notes == (f"{tmp_path / 'a.csv'}: shorter rows are filled with token 0: the model takes no mask",)
+
+
+def test_the_tokenizer_travels_with_the_bundle(reviews: Program, tmp_path: Path) -> None:
+    save_bundle(reviews, tmp_path / "a.pt")
+    path = table(tmp_path / "a.csv")
+    assert load_samples(path, load_bundle(tmp_path / "a.pt")).rows == 3
+    save(Count(), tmp_path / "b.pt", inputs=(torch.zeros(2, 4, dtype=torch.long),), tokenizer=tokenizer())
+    assert load_samples(path, load(tmp_path / "b.pt")).rows == 3
+    save(Count(), tmp_path / "c.pt", inputs=(torch.zeros(2, 4, dtype=torch.long),))
+    with pytest.raises(DataError, match=r"is text, but c has no tokenizer\nput tokenizer\.json beside the model"):
+        load_samples(path, load(tmp_path / "c.pt"))
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    assert load_samples(path, load(tmp_path / "c.pt")).rows == 3
+
+
+def test_older_tokenizer_files_of_a_folder_are_read(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from fxmerge.io.huggingface import assets_of
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film"]))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    made = tokenizers.Tokenizer.from_str(assets_of(tmp_path)["tokenizer.json"].decode())
+    assert made.encode("good film").ids == [2, 5, 6, 3]
+
+
+BAD: dict[str, tuple[str, str]] = {
+    "ragged.csv": ("text,label\ngood,1\nbad,0,1,2,3\n", r"ragged\.csv cannot be read: .*\nrepair the file"),
+    "header.csv": ("text,label\n", r"header\.csv has no rows"),
+    "numbers.jsonl": ('{"a": 1, "b": 2}\n', r"numbers\.jsonl has no column of text \(it has a, b\)\nname one 'text'"),
+    "half.jsonl": ('{"text": "good"}\n{"text": nu', r"half\.jsonl cannot be read"),
+    "null.jsonl": ('{"text": "good"}\n{"text": null}\n', r"null\.jsonl: row 2 has no text\nremove that row"),
+    "noise.parquet": ("noise", r"noise\.parquet cannot be read"),
+    "blank.txt": (" \n\n", r"blank\.txt has no text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_tables_that_cannot_be_read(name: str, reviews: Program, tmp_path: Path) -> None:
+    content, message = BAD[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_samples(tmp_path / name, reviews)
+    assert "\n" not in caught.value.what + caught.value.todo
+
+
+def test_text_for_a_model_of_images_or_with_a_broken_tokenizer(vit: Program, reviews: Program, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv")
+    program = vit.evolve(assets={"tokenizer.json": tokenizer().to_str().encode()})
+    with pytest.raises(DataError, match=r"is text, which cannot fill the input x\ngive arrays"):
+        load_samples(path, program)
+    with pytest.raises(DataError, match=r"the tokenizer of reviews cannot be read"):
+        load_samples(path, reviews.evolve(assets={"tokenizer.json": b"{}"}))
+
+
+def test_a_script_beside_a_table_is_not_run(reviews: Program, trap: Any, tmp_path: Path) -> None:
+    for name in ("a.py", "data.py", "csv.py"):
+        (tmp_path / name).write_text(trap.text)
+    assert load_samples(table(tmp_path / "a.csv"), reviews).rows == 3
+    assert not trap.sprung
