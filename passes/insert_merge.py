@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx
 
 from fxmerge.coupling import RuleSet
 from fxmerge.errors import LineUpError
-from fxmerge.ir.merge import AxisMap, fold, merge, unmerge
+from fxmerge.ir.merge import fold, merge, unmerge
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Feature, Folds, Own, SuperNet
 from passes.line_up import line_up
@@ -61,7 +62,8 @@ class _Builder:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     own: dict[str, Own] = field(default_factory=dict)
     trainable: set[str] = field(default_factory=set)
-    features: list[Feature] = field(default_factory=list)
+    features: dict[tuple[int, fx.Node], Feature] = field(default_factory=dict)
+    """By parent and node of that parent, in order of first appearance."""
     feature_nodes: dict[str, fx.Node] = field(default_factory=dict)
 
     def build(self) -> SuperNet:
@@ -92,7 +94,8 @@ class _Builder:
             ranges=self.first.ranges,
             hints=self.first.hints,
         )
-        return SuperNet(program.evolve(), self.parents, self.template, tuple(self.features), self.own)
+        features = tuple(self.features.values())
+        return SuperNet(program.evolve(), self.parents, self.template, features, self.own, self.maps.places)
 
     # -- trunk ---------------------------------------------------------------------------------------
 
@@ -159,7 +162,7 @@ class _Builder:
         return self._call(merge, (values, axis_map, axes[0], everyone), on)
 
     def _seen_by(self, k: int, node: fx.Node, site: Site | None = None) -> fx.Node:
-        """A trunk value as parent k would see it: unmerged on the axes that the site reads (on all if it is no site)."""
+        """A trunk value as parent k would see it: unmerged on the axes that the site reads, or on all without one."""
         axes = self.sites.merged_axes(node)
         if site is not None:
             read = {u.axis for o in site.operands for u in o.uses if u and u.role == "read" and u.on is node}
@@ -210,7 +213,7 @@ class _Builder:
             for port, ours in zip(parent.outputs, self.first.result, strict=True):
                 ports.append(Port(f"{parent.task}.{port.name}", port.shape, port.dtype))
                 results.append(self._tail(k, ours))
-        for feature in self.features:
+        for feature in self.features.values():
             node = self.feature_nodes[feature.port]
             value = feature.node.meta["val"]
             ports.append(Port(feature.port, self.parents[feature.parent].shape(value), value.dtype))
@@ -225,17 +228,16 @@ class _Builder:
         if ours not in self.sites.tail:
             node = self._crossing(k, ours)
         else:
-            back = {b: a for a, b in self.pairs[k].items()}
             for needed in self._tail_order(ours):
                 if (k, self.pairs[k][needed]) not in self.copies:
                     call = self.pairs[k][needed]
-                    self.copies[k, call] = self._tail_call(k, needed, back)
+                    self.copies[k, call] = self._tail_call(k, needed)
             node = self.copies[k, theirs]
         self.copies[k, theirs] = node
         return node
 
-    def _tail_call(self, k: int, ours: fx.Node, back: Mapping[fx.Node, fx.Node]) -> fx.Node:
-        node = self._make(self.pairs[k][ours], lambda n: self._tail_operand(k, n, back))
+    def _tail_call(self, k: int, ours: fx.Node) -> fx.Node:
+        node = self._make(self.pairs[k][ours], lambda n: self._tail_operand(k, n))
         site = self.sites.sites.get(ours)
         if site is not None and site.kind == "linear" and all(self._simple(o) for o in site.operands):
             reads = {(u.on, u.axis) for o in site.operands for u in o.uses if u is not None and u.role == "read"}
@@ -259,10 +261,10 @@ class _Builder:
                     todo.append(node)
         return [n for n in self.first.graph.nodes if n in needed]
 
-    def _tail_operand(self, k: int, theirs: fx.Node, back: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    def _tail_operand(self, k: int, theirs: fx.Node) -> fx.Node:
         if (k, theirs) in self.copies:
             return self.copies[k, theirs]
-        ours = back.get(theirs)
+        ours = self._back[k].get(theirs)
         if ours is not None and self.sites.values[ours] == "parameter":
             return self._copy_of_parent(k, theirs)
         if ours is None or self.sites.values[ours] == "size":
@@ -277,13 +279,13 @@ class _Builder:
 
     def _feature(self, k: int, ours: fx.Node, value: fx.Node, *, final: bool) -> None:
         theirs = self.pairs[k][ours]
-        known = next((f for f in self.features if f.parent == k and f.node is theirs), None)
+        known = self.features.get((k, theirs))
         if known is not None:
             if final and not known.final:
-                self.features[self.features.index(known)] = Feature(k, known.port, theirs, True)
+                self.features[k, theirs] = Feature(k, known.port, theirs, True)
             return
         port = f"{self.parents[k].task}/{len(self.features)}"
-        self.features.append(Feature(k, port, theirs, final))
+        self.features[k, theirs] = Feature(k, port, theirs, final)
         self.feature_nodes[port] = value
 
     # -- copying nodes -------------------------------------------------------------------------------
@@ -305,18 +307,25 @@ class _Builder:
                 self.tensors[name] = self.parents[k].tensors[str(theirs.target)]
                 node = self.graph.get_attr(name)
             else:
-                node = self._make(theirs, lambda n: self._copy_of_parent(k, n) if _is_tensor(n) else self._size_for(k, n))
+                node = self._make(
+                    theirs, lambda n: self._copy_of_parent(k, n) if _is_tensor(n) else self._size_for(k, n)
+                )
             self.copies[k, theirs] = node
         return self.copies[k, theirs]
 
     def _size_for(self, k: int, theirs: fx.Node) -> fx.Node:
         """A size that parent k computes, computed in the SuperNet."""
-        back = {b: a for a, b in self.pairs[k].items()}
-        if theirs in back and back[theirs] in self.where:
-            return self.where[back[theirs]]
+        ours = self._back[k].get(theirs)
+        if ours in self.where:
+            return self.where[ours]
         if (k, theirs) not in self.copies:
             self.copies[k, theirs] = self._make(theirs, lambda n: self._size_for(k, n))
         return self.copies[k, theirs]
+
+    @cached_property
+    def _back(self) -> list[dict[fx.Node, fx.Node]]:
+        """Per parent: node of the template for every node of its own."""
+        return [{theirs: ours for ours, theirs in pairs.items()} for pairs in self.pairs]
 
     def _needed_as_it_is(self, node: fx.Node) -> bool:
         """Whether a parameter's value is asked for by its size only."""
@@ -357,10 +366,9 @@ class _Builder:
         for parent in self.parents:
             for ours, theirs in zip(self.first.inputs, parent.inputs, strict=True):
                 if ours != theirs:
-                    raise LineUpError(
-                        f"{self.first.task} takes {ours.name} {list(ours.shape)}, {parent.task} takes {theirs.name} {list(theirs.shape)}",
-                        "merge models that take the same inputs",
-                    )
+                    here = f"{self.first.task} takes {ours.name} {list(ours.shape)}"
+                    there = f"{parent.task} takes {theirs.name} {list(theirs.shape)}"
+                    raise LineUpError(f"{here}, {there}", "merge models that take the same inputs")
 
 
 def _behind(operand: Operand, node: fx.Node) -> Operand:

@@ -16,7 +16,7 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.merge import AxisMap, Map
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Piece, leaves, pieces
-from fxmerge.ir.supernet import Own
+from fxmerge.ir.supernet import Own, Place
 from passes.sites import Operand, Sites
 
 Key = tuple[Any, ...]
@@ -36,6 +36,7 @@ class Maps:
     others: Sequence[Sites]
     pairs: Sequence[Mapping[fx.Node, fx.Node]]
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
     _groups: Any = field(default_factory=UnionFind)
     _names: dict[Key, str] = field(default_factory=dict)
 
@@ -79,6 +80,7 @@ class Maps:
             name = f"maps.{'m' if key[0] == 'write' else 'u'}{len(self.modules)}"
             self._names[group] = name
             self.modules[name] = self._build("merge" if key[0] == "write" else "unmerge", *self._axes(key))
+            self.places[name] = self._place(key)
         return self._names[group]
 
     def _axes(self, key: Key) -> tuple[AxisExpr, list[AxisExpr]]:
@@ -89,6 +91,12 @@ class Maps:
             return self.sites.spaces.axes[what][axis], own
         own = [s.spaces.tensors[self._name(k, what)][axis] for k, s in enumerate(self.others)]
         return self.sites.spaces.tensors[what][axis], own
+
+    def _place(self, key: Key) -> Place:
+        role, what, axis = key
+        if isinstance(what, fx.Node):
+            return Place(role, tuple(pairs[what] for pairs in self.pairs), axis)
+        return Place(role, tuple(self._name(k, what) for k in range(len(self.others))), axis)
 
     def _build(self, kind: Any, merged: AxisExpr, own: list[AxisExpr]) -> AxisMap:
         like = self._weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
@@ -14,7 +14,7 @@ from fxmerge.ir.program import Program
 
 @dataclass(frozen=True)
 class Feature:
-    """A place where the SuperNet shows what a parent would see: output `port` of the SuperNet, `node` of parent `parent`."""
+    """A place where the SuperNet shows what a parent would see: its output `port`, node `node` of parent `parent`."""
 
     parent: int
     port: str
@@ -31,6 +31,16 @@ class Folds:
     template: int
     parents: tuple[int, ...]
     operands: Mapping[int, tuple[bool, tuple[tuple[int, str], ...]]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a map carries: per parent the value, or the tensor by its name, and its axis there."""
+
+    role: str
+    """ "write": the parents write this axis and the map merges it; "read": they read it and the map unmerges it."""
+    of: tuple[fx.Node | str, ...]
+    axis: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,9 @@ class Own:
         plain = sum(self.values) / torch.clamp_min(_tensor(sum(self.seen)), 1)
         mean = torch.where(_tensor(count) > 0, total / torch.clamp_min(_tensor(count), 1e-30), plain)
         known = _tensor(sum(self.seen)) > 0
-        return _tensor(mean) if known.is_meta or bool(known.all()) else torch.where(known, _tensor(mean), _tensor(mean)[known].mean())
+        if known.is_meta or bool(known.all()):
+            return _tensor(mean)
+        return torch.where(known, _tensor(mean), _tensor(mean)[known].mean())
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,8 @@ class SuperNet:
     template: int
     features: tuple[Feature, ...]
     own: Mapping[str, Own]
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """By name of the map."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
