@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxmerge.ir.program import Program
+from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job, Outcome
-from fxmerge.methods.student import start_weights, train
+from fxmerge.methods.student import train
+from fxmerge.methods.trial import begin
 
 
 @dataclass(frozen=True)
@@ -17,13 +20,15 @@ class Distill:
     needs_data: bool = True
 
     def __call__(self, job: Job) -> Outcome:
-        supernet = job.supernet.start(start_weights(job), "full", job.settings.seed)
-        trunk = job.fold_trunk(supernet.program)
-        student = trunk.only(f.port for f in supernet.feature_ports())
-        log = train(student, supernet, job)
+        def start(weights: tuple[float, ...]) -> tuple[SuperNet, Program]:
+            supernet = job.supernet.start(weights, "full", job.settings.seed)
+            return supernet, job.fold_trunk(supernet.program)
+
+        init, supernet, trunk = begin(job, start)
+        student, log = train(trunk, supernet, job)
         return Outcome(
             trunk,
-            init=job.options.init,
+            init=init,
             log=log,
             trainable=sum(p.numel() for p in student.module.parameters() if p.requires_grad),
             unreached=log.untouched,

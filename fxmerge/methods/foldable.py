@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxmerge.ir.merge import Form
+from fxmerge.ir.program import Program
+from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import GradientWatch
 from fxmerge.methods.base import Job, Outcome
-from fxmerge.methods.student import start_weights, train
+from fxmerge.methods.student import train
+from fxmerge.methods.trial import begin
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,18 @@ class Foldable:
 
     def __call__(self, job: Job) -> Outcome:
         form: Form = "full" if job.options.rank is None else job.options.rank
-        supernet = job.supernet.start(start_weights(job), form, job.settings.seed)
-        for name in supernet.own:
-            supernet.program.module.get_parameter(name).requires_grad_(name in supernet.program.parameters)
+
+        def start(weights: tuple[float, ...]) -> tuple[SuperNet, Program]:
+            supernet = job.supernet.start(weights, form, job.settings.seed)
+            return supernet, job.hoist(supernet.program)
+
+        init, supernet, hoisted = begin(job, start)
         watch = GradientWatch(supernet.maps())
-        student = job.hoist(supernet.program).only(f.port for f in job.wanted())
-        log = train(student, supernet, job)
+        student, log = train(hoisted, supernet, job)
         watch.close()
         return Outcome(
             supernet.program,
-            init=job.options.init,
+            init=init,
             log=log,
             trainable=sum(p.numel() for p in student.module.parameters() if p.requires_grad),
             unreached=tuple(watch.missing) + log.untouched,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxmerge.errors import OptionError
+from fxmerge.io.files import nearest
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Init
 
@@ -34,3 +36,11 @@ class FromFirst:
 
 
 INITS: tuple[Init, ...] = (FromAverage(), FromFirst())
+
+
+def find_init(name: str) -> Init:
+    """The start of this name. Raises `OptionError` naming the nearest one."""
+    known = {init.name: init for init in INITS}
+    if name not in known:
+        raise OptionError(f"unknown init {name!r}{nearest(name, known)}", f"known are: auto, {', '.join(known)}")
+    return known[name]

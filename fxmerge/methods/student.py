@@ -6,34 +6,22 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fxmerge.errors import OptionError
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Feature, SuperNet
 from fxmerge.methods.base import Job
-from fxmerge.io.files import nearest
 from fxmerge.teach import Pool, Targets, Teachers
 from fxmerge.train import Log, fit
 
 
-def start_weights(job: Job) -> tuple[float, ...]:
-    """The weights of the parents that the chosen start asks for."""
-    from fxmerge.methods.inits import INITS
-
-    found = {init.name: init for init in INITS}
-    init = found.get("average" if job.options.init == "auto" else job.options.init)
-    if init is None:
-        names = ", ".join(["auto", *found])
-        raise OptionError(f"unknown init {job.options.init!r}{nearest(job.options.init, found)}", f"known are: {names}")
-    return init(job.supernet)
-
-
-def train(student: Program, supernet: SuperNet, job: Job) -> Log:
-    """Train what is trainable in `student` until its outputs (ports of features) are the parents' features."""
+def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]:
+    """Train what is trainable in `program` until the features it shows are the parents'; the part trained, and the log."""
     assert job.pool is not None
+    student = program.only(feature.port for feature in job.wanted())
     for name, parameter in student.module.named_parameters():
         if not name.startswith("maps."):
             parameter.requires_grad_(True)
-    return fit(student.module, None, job.pool, targets_of(student, supernet, job), job.settings, job.progress, job.state)
+    targets = targets_of(student, supernet, job)
+    return student, fit(student.module, None, job.pool, targets, job.settings, job.progress, job.state)
 
 
 def targets_of(student: Program, supernet: SuperNet, job: Job) -> Targets:
