@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +40,13 @@ class Element:
         self.groups = tolerances.groups if groups is None else groups
         self.generator = torch.Generator().manual_seed(seed)
         self.drawn: dict[tuple[object, ...], Tensor] = {}
+        self.undoes = False
+
+    def inverse(self) -> Element:
+        """The element that undoes this one."""
+        other = copy(self)
+        other.undoes = not self.undoes
+        return other
 
     def act(self, value: Tensor, axes: Sequence[Held]) -> Tensor | None:
         """A value transformed along its axes; None if one of them is a factor of a view that nobody needed split."""
@@ -66,8 +74,11 @@ class Element:
         owners = [owner for cls in leaves if (owner := self.within.get(cls)) in leaves and owner not in place]
         if owners and owners[0] is not None:
             dim = leaves[owners[0]]
+            if self.undoes:  # the owner's order first: its rows know their elements by the places they came from
+                value = self._leaf(value, dim, axes[dim], place)
             rows = [self._act_plain(x, axes[:dim] + axes[dim + 1 :], {**place, owners[0]: i}) for i, x in enumerate(value.unbind(dim))]
-            return self._leaf(torch.stack(rows, dim), dim, axes[dim], place)
+            stacked = torch.stack(rows, dim)
+            return stacked if self.undoes else self._leaf(stacked, dim, axes[dim], place)
         for dim, axis in enumerate(axes):
             if axis.size > 1:
                 value = self._leaf(value, dim, axis, place)
@@ -82,9 +93,14 @@ class Element:
         index = place.get(owner, -1) if owner is not None else -1
         if group in ("invertible", "orthogonal") and "dense" in self.kinds and (value.is_floating_point() or value.is_complex()):
             matrix = self._dense(axis, index, group).to(value.dtype)
+            matrix = torch.linalg.inv(matrix) if self.undoes else matrix
             return torch.movedim(torch.movedim(value, dim, -1) @ matrix.T, -1, dim)
-        value = self._diagonal(value, dim, axis, index)
-        return value.index_select(dim, self._order(cls, index)) if "permutation" in self.kinds else value
+        if "permutation" not in self.kinds:
+            return self._diagonal(value, dim, axis, index)
+        order = self._order(cls, index)
+        if self.undoes:
+            return self._diagonal(value.index_select(dim, order.argsort()), dim, axis, index)
+        return self._diagonal(value, dim, axis, index).index_select(dim, order)
 
     # -- drawing -----------------------------------------------------------------------------------
 
@@ -114,7 +130,8 @@ class Element:
         if "scale" in self.kinds:
             for free, exponent in self.tolerances.scale_of(axis).items():
                 logarithm = self._draw(("scale", axis.cls, free, index), lambda: self._normal(axis.size) * SPREAD)
-                value = value * (logarithm * float(exponent)).exp().reshape(shape)
+                power = -float(exponent) if self.undoes else float(exponent)
+                value = value * (logarithm * power).exp().reshape(shape)
         if "sign" in self.kinds:
             for free in self.tolerances.sign_of(axis):
                 value = value * self._draw(("sign", axis.cls, free, index), lambda: self._normal(axis.size).sign()).reshape(shape)
