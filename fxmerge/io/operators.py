@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +20,9 @@ INTERNAL = re.compile(
     "_?c10d.*|_dtensor|_native|_test|debug.*|export|inductor.*|onednn|prim|profiler|rngprims|static_runtime|symm_mem"
 )
 """Namespaces of torch's own machinery (processes, debugging, compilers): no model needs them."""
+
+PROVIDERS = {"transformers": "transformers.integrations.moe", "torchvision": "torchvision"}
+"""Known libraries whose import registers the operators of a namespace; a file cannot name any other to import."""
 
 PYTHON: Mapping[str, Callable[..., Any]] = {target_name(call): call for call in INTEGER_CALLS}
 """Plain Python callables a graph in a file may name."""
@@ -47,6 +52,10 @@ def find_operator(name: str, *, mutable: bool = False) -> OpOverload:
             f"the graph calls {name}, which belongs to torch's own machinery", "trace the model itself"
         )
     packet = getattr(getattr(ops, parts[0]), parts[1], None)
+    if packet is None and parts[0] in PROVIDERS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(PROVIDERS[parts[0]])
+            packet = getattr(getattr(ops, parts[0]), parts[1], None)
     found = getattr(packet, parts[2], None) if isinstance(packet, OpOverloadPacket) else None
     if not isinstance(found, OpOverload):
         raise SourceError(
