@@ -32,7 +32,7 @@ from fxmerge.methods.base import Options
 from fxmerge.methods.student import pool_of
 from fxmerge.pipeline import Pipeline, run_pass
 from fxmerge.progress import Stages
-from fxmerge.save import save_merged
+from fxmerge.write import save_merged
 from fxmerge.train import Settings, silent
 from fxmerge.version import __version__
 from fxmerge.watch import Watch
