@@ -28,7 +28,7 @@ def fold_merge(program: Program, tasks: Sequence[str], template: int, *, tails: 
     parameters = set(program.parameters)
     namer = _Namer(tasks, template, tensors)
     for node in program.graph.nodes:
-        if node.target is fold and (tails or len(node.args[3]) > 1):  # type: ignore[arg-type]
+        if node.target is fold:
             name = namer.of(node)
             tensors[name] = _value(node, program)
         elif tails and node.op == "get_attr" and str(node.target).startswith("parents."):

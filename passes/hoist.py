@@ -47,7 +47,7 @@ class _Hoister:
     def rewrite(self, node: fx.Node, folds: Folds) -> None:
         merged = node.target is merge
         calls = list(node.args[0]) if merged else [node]  # type: ignore[arg-type]
-        call = calls[folds.template] if merged else node
+        call = calls[folds.parents.index(folds.template) if folds.template in folds.parents else 0]
         own = {k: operands(c) for k, c in zip(folds.parents, calls, strict=True)}
         with self.graph.inserting_before(node):
             replaced: dict[fx.Node, fx.Node] = {}
@@ -114,7 +114,7 @@ def _weights_cost_less(node: fx.Node, folds: Folds, program: Program, rows: int)
     value = node.meta["val"]
     hint = program.hints.get("batch", 1)
     calls = list(node.args[0]) if node.target is merge else [node]  # type: ignore[arg-type]
-    template = calls[folds.template] if node.target is merge else node
+    template = calls[folds.parents.index(folds.template) if folds.template in folds.parents else 0]
     positions = value.numel() / max(value.shape[-1], 1) * max(rows, 1) / hint
     side, weight, plain = 0.0, 0.0, 0.0
     for call in calls:

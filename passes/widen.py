@@ -25,19 +25,23 @@ def widen(program: Program, rules: RuleSet, factor: float) -> Program:
     Raises `OptionError` where an operator cannot run at the new sizes.
     """
     sites = program.get(SitesOf(rules))
-    sizes = _sizes(sites, factor)
-    graph, where = program.copy_graph()
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            _resize_call(node, where[node], sites, sizes)
-    tensors = {name: _resize_tensor(t, sites.spaces.tensors[name], sizes) for name, t in program.tensors.items()}
     try:
-        return program.evolve(graph=graph, tensors=tensors)
+        return resize(program, sites, _sizes(sites, factor))[0]
     except Exception as error:  # whatever operator meets a size it cannot take
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OptionError(
             f"{program.task} does not run at --width-scale {factor:g}: {line}", "choose another factor, or leave it out"
         ) from error
+
+
+def resize(program: Program, sites: Sites, sizes: Mapping[str, int]) -> tuple[Program, dict[fx.Node, fx.Node]]:
+    """`program` with spaces of other sizes (by space id; the others keep theirs), and where each node went."""
+    graph, where = program.copy_graph()
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            _resize_call(node, where[node], sites, sizes)
+    tensors = {name: _resize_tensor(t, sites.spaces.tensors[name], sizes) for name, t in program.tensors.items()}
+    return program.evolve(graph=graph, tensors=tensors), where
 
 
 def _sizes(sites: Sites, factor: float) -> dict[str, int]:

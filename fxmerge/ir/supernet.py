@@ -83,6 +83,8 @@ class SuperNet:
     own: Mapping[str, Own]
     places: Mapping[str, Place] = field(default_factory=dict)
     """By name of the map."""
+    inputs: tuple[tuple[str, ...], ...] = ()
+    """Per parent: the SuperNet's inputs that are its own, in its order."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
