@@ -131,12 +131,15 @@ def _program(description: Any, weights: Mapping[str, Tensor], samples: Mapping[s
         )
     labels = description.get("labels")
     task = _text(description.get("task"))
-    inputs = tuple(_read_port(p) for p in _list(description, "inputs"))
+    graph = graphs.decode(description)
+    inputs, outputs = (tuple(_read_port(p) for p in _list(description, key)) for key in ("inputs", "outputs"))
+    if sum(n.op == "placeholder" for n in graph.nodes) != len(inputs) or len(description["results"]) != len(outputs):
+        raise SourceError("graph and ports do not agree", "capture the model again")
     program = Program(
-        graph=graphs.decode(description),
+        graph=graph,
         tensors={graphs.tensor_name(name): weights[name] for name in _in_order(weights, description)},
         inputs=inputs,
-        outputs=tuple(_read_port(p) for p in _list(description, "outputs")),
+        outputs=outputs,
         parameters=frozenset(_text(n) for n in _list(description, "parameters")),
         task=path.stem if task == UNNAMED else task,
         labels=None if labels is None else tuple(_text(name) for name in _list(description, "labels")),
@@ -165,8 +168,6 @@ def _check(program: Program) -> None:
         raise SourceError(f"the weight {missing} is missing", "capture the model again")
     if not program.parameters | set(program.aliases.values()) <= program.tensors.keys():
         raise SourceError("it names parameters it does not hold", "capture the model again")
-    if len(program.placeholders) != len(program.inputs) or len(program.result) != len(program.outputs):
-        raise SourceError("graph and ports do not agree", "capture the model again")
     for port, node in zip(program.outputs, program.result, strict=True):
         value = node.meta["val"]
         if not isinstance(value, Tensor) or value.ndim != len(port.shape) or value.dtype != port.dtype:

@@ -83,6 +83,10 @@ def _own(origin: str, name: str) -> nn.Module:
             f"{origin}:{name} cannot be called without arguments: {printable(str(error))}",
             "write a function without parameters that builds the model, and name that",
         ) from error
+    except Exception as error:  # it is the user's own code
+        raise SourceError(
+            f"{origin}:{name} failed: {type(error).__name__}: {printable(str(error))}", "repair the factory"
+        ) from error
     if not isinstance(model, nn.Module):
         raise SourceError(f"{origin}:{name} gives a {type(model).__name__}, not a torch.nn.Module", "return the model")
     return model
@@ -102,7 +106,7 @@ def _callable(origin: str, name: str) -> Callable[[], Any]:
             if here not in sys.path:
                 sys.path.insert(0, here)
             module = importlib.import_module(origin)
-    except (ImportError, FileNotFoundError) as error:
+    except Exception as error:  # importing runs the user's own code
         raise SourceError(
             f"--arch {origin}:{name}: {printable(str(error))}",
             f"run from the folder that holds the module; give {FORMS}",

@@ -20,7 +20,8 @@ from fxmerge.ir.program import target_name
 MOST_BITS = 128
 """A size computed in the graph stays below this many bits, so that reading a file cannot compute for ever."""
 
-TENSOR_NAME = re.compile(r"""[^."'\\\x00-\x1f]+(\.[^."'\\\x00-\x1f]+)*""")
+MOST_NODES = 200_000
+TENSOR_NAME = re.compile(r"""[^."'\\]+(\.[^."'\\]+)*""")
 
 
 def encode(graph: fx.Graph) -> dict[str, Any]:
@@ -52,11 +53,16 @@ def decode(value: Mapping[str, Any]) -> fx.Graph:
     graph = fx.Graph()
     made: list[fx.Node] = []
     bits: dict[fx.Node, int] = {}
-    for entry in _list(value.get("nodes"), "nodes"):
+    inputs: set[str] = set()
+    entries = _list(value.get("nodes"), "nodes")
+    if len(entries) > MOST_NODES:
+        raise _damaged(f"{len(entries)} nodes, more than any model has")
+    for entry in entries:
         op, target = _field(entry, "op", str), _field(entry, "target", str)
         if op == "placeholder":
-            if not target.isidentifier() or keyword.iskeyword(target) or any(n.target == target for n in made):
+            if not target.isidentifier() or keyword.iskeyword(target) or target in inputs:
                 raise _damaged(f"{printable(target)!r} is not the name of an input")
+            inputs.add(target)
             node = graph.placeholder(target)
         elif op == "get_attr":
             node = graph.get_attr(tensor_name(target))
@@ -111,8 +117,8 @@ def call(
 
 
 def tensor_name(name: Any) -> str:
-    """`name` if it can name a tensor: dotted parts without quotes, backslashes or control characters."""
-    if not isinstance(name, str) or len(name) > 500 or not TENSOR_NAME.fullmatch(name):
+    """`name` if it can name a tensor: printable, in dotted parts without quotes or backslashes."""
+    if not isinstance(name, str) or name != printable(name) or not TENSOR_NAME.fullmatch(name):
         raise UnsafeFileError(
             f"{printable(str(name))!r} cannot be the name of a tensor", "rename it and write the file again"
         )

@@ -20,6 +20,7 @@ from fxmerge.io.files import LARGEST_JSON, listed, nearest, printable, read_json
 from fxmerge.io.state_dict import read_weights
 
 CONFIG = "config.json"
+MOST_PIXELS = 1 << 24
 OLDER_TOKENIZERS = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -46,6 +47,7 @@ def build(config_file: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, tu
     model_class = _model_class(config, config_file)
     with _quiet(transformers):
         try:
+            _check_size(model_class, config, state, config_file)
             model, found = model_class.from_pretrained(
                 None,
                 config=config,
@@ -55,6 +57,8 @@ def build(config_file: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, tu
                 attn_implementation=None,
                 dtype=torch.float32,
             )
+        except SourceError:
+            raise
         except Exception as error:  # a config can be wrong in as many ways as there are model classes
             reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
             raise SourceError(
@@ -91,6 +95,8 @@ def dummy_inputs(model: Any) -> dict[str, Tensor] | None:
     if main == "pixel_values":
         size = getattr(vision, "image_size", None) or 224
         height, width = size if isinstance(size, list | tuple) else (size, size)
+        if height * width > MOST_PIXELS:
+            raise SourceError(f"the config states images of {height} x {width}", "add --inputs FILE with real ones")
         inputs[main] = torch.randn(2, getattr(vision, "num_channels", 3), height, width, generator=draw)
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     if vocabulary and "input_ids" in takes and (main == "input_ids" or vision is not config):
@@ -163,6 +169,18 @@ def _config(file: Path, tensors: int) -> Any:
         raise SourceError(
             f"{file} is not a valid {kind} config: {printable(str(error))}", "repair the config"
         ) from error
+
+
+def _check_size(model_class: Any, config: Any, state: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse a config for a far larger model than the weights fill, before memory is taken for it."""
+    with torch.device("meta"):
+        wanted = sum(p.numel() for p in model_class(config).parameters())
+    given = sum(t.numel() for t in state.values())
+    if wanted > 4 * given + (1 << 20):
+        raise SourceError(
+            f"{file}: sizes differ from the weights: {wanted} parameters, the weights hold {given}",
+            "use the weights' own config",
+        )
 
 
 def _model_class(config: Any, file: Path) -> Any:

@@ -87,6 +87,8 @@ def _open(file: Path, mode: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError("more than 8 bits per colour")
                 return image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{file} cannot be read: {printable(str(error))}", "remove or repair that image") from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def _root(archive: Archive) -> str:
     return root
 
 
+@dataclass(frozen=True)
+class Input:
+    """An input of the exported model."""
+
+    name: str
+    sizes: tuple[Size, ...]
+    dtype: torch.dtype
+
+
 def _load(archive: Archive, root: str) -> Program:
     serialized = parse_json(archive.read(root + "models/model.json"), "models/model.json")
     if serialized["schema_version"]["major"] != SCHEMA:
@@ -74,56 +84,59 @@ def _load(archive: Archive, root: str) -> Program:
             f"its schema has another version than the {SCHEMA} fxmerge reads",
             "export the model again with a current torch",
         )
-    state = {**_state(archive, root + "data/weights/", "model_weights_config.json")}
+    state = _state(archive, root + "data/weights/", "model_weights_config.json")
     state |= _state(archive, root + "data/constants/", "model_constants_config.json")
     module = serialized["graph_module"]
-    reader, values = Reader(), {}
-    root_module = nn.Module()
-    inputs: dict[str, tuple[Size, ...]] = {}
-    dtypes: dict[str, torch.dtype] = {}
+    reader, replay = Reader(), _Replay()
+    values: dict[str, Any] = {}
+    inputs: list[Input] = []
     for spec, argument in zip(module["signature"]["input_specs"], module["graph"]["inputs"], strict=True):
         [(kind, item)] = spec.items()
-        if kind == "constant_input" or (kind == "user_input" and not {"as_tensor", "as_sym_int"} & argument.keys()):
-            continue  # a constant the export burnt in
-        if kind == "user_input" and "as_tensor" in argument:
-            name = argument["as_tensor"]["name"]
-            meta = module["graph"]["tensor_values"][name]
-            inputs[name] = tuple(read_size(size) for size in meta["sizes"])
-            dtypes[name] = DTYPES[meta["dtype"]]
-            values[name] = reader.graph.placeholder(_identifier(name))
-        elif kind in ("parameter", "buffer", "tensor_constant"):
+        if kind in ("parameter", "buffer", "tensor_constant"):
             target = graphs.tensor_name(item["tensor_constant_name" if kind == "tensor_constant" else f"{kind}_name"])
             if target not in state:
                 raise damaged(f"the weight {target} is missing")
-            _place(root_module, target, state[target], trained=kind == "parameter")
+            replay.place(target, state[target], trained=kind == "parameter")
             values[argument["as_tensor"]["name"]] = reader.graph.get_attr(target)
-        else:
+        elif kind == "user_input" and "as_tensor" in argument:
+            name = argument["as_tensor"]["name"]
+            meta = module["graph"]["tensor_values"][name]
+            inputs.append(Input(name, tuple(read_size(size) for size in meta["sizes"]), DTYPES[meta["dtype"]]))
+            values[name] = reader.graph.placeholder(_identifier(name))
+        elif kind != "constant_input" and (kind != "user_input" or "as_sym_int" in argument):
             raise SourceError(
                 f"it takes an input that is no tensor ({printable(kind)})", "export the model with tensors only"
             )
     results = reader.body(module["graph"], values)
     kept = [r for r, spec in zip(results, module["signature"]["output_specs"], strict=True) if "user_output" in spec]
-    named = _output_names(module, len(kept))
-    pairs = [(n, r) for n, r in zip(named, kept, strict=True) if isinstance(r, fx.Node)]
-    reader.graph.output(tuple(r for _, r in pairs))
+    outputs = {n: r for n, r in zip(_output_names(module, len(kept)), kept, strict=True) if isinstance(r, fx.Node)}
+    reader.graph.output(tuple(outputs.values()))
     reader.graph.lint()
-    replay = _Replay(fx.GraphModule(root_module, reader.graph), tuple(inputs), tuple(n for n, _ in pairs))
-    samples = _samples(archive, root, inputs, dtypes)
-    return _trace(replay, inputs, dtypes, serialized["range_constraints"]).evolve(samples=samples)
+    replay.start(reader.graph, inputs, outputs)
+    samples = _samples(archive, root, inputs)
+    return _trace(replay, inputs, serialized["range_constraints"]).evolve(samples=samples)
 
 
 class _Replay(nn.Module):
-    """Runs the graph with each call carrying the source line it came from. Holds its tensors under their own names."""
+    """Runs a graph on its own tensors, each call carrying the source line it came from."""
 
-    def __init__(self, module: fx.GraphModule, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        super().__init__()
-        for name, child in module.named_children():
-            self.add_module(name, child)
-        for name, parameter in module.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in module.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
-        self._calls, self._inputs, self._outputs = module.graph, inputs, outputs
+    def place(self, name: str, tensor: Tensor, *, trained: bool) -> None:
+        """Register a tensor under its dotted name."""
+        *path, leaf = name.split(".")
+        owner: nn.Module = self
+        for part in path:
+            child = owner._modules.get(part)
+            if child is None:
+                child = nn.Module()
+                owner.add_module(part, child)
+            owner = child
+        if trained and tensor.is_floating_point():
+            owner.register_parameter(leaf, nn.Parameter(tensor))
+        else:
+            owner.register_buffer(leaf, tensor)
+
+    def start(self, graph: fx.Graph, inputs: Iterable[Input], outputs: Iterable[str]) -> None:
+        self._calls, self._inputs, self._outputs = graph, [i.name for i in inputs], list(outputs)
 
     def forward(self, **values: Tensor) -> dict[str, Tensor]:
         with preserve_node_meta():
@@ -131,24 +144,21 @@ class _Replay(nn.Module):
         return dict(zip(self._outputs, results, strict=True))
 
 
-def _trace(
-    replay: _Replay,
-    inputs: Mapping[str, tuple[Size, ...]],
-    dtypes: Mapping[str, torch.dtype],
-    ranges: Mapping[str, Any],
-) -> Program:
+def _trace(replay: _Replay, inputs: Sequence[Input], ranges: Mapping[str, Any]) -> Program:
     """Capture the replayed graph with the dynamic sizes the archive names."""
     dims: dict[str, Any] = {}
     made, shapes = {}, {}
-    for name, sizes in inputs.items():
-        for size in sizes:
+    for each in inputs:
+        for size in each.sizes:
             if size.symbol and size.symbol not in dims:
                 low, high = _bounds(ranges.get(size.symbol, {}))
                 dims[size.symbol] = Dim(f"size{len(dims)}", min=low, max=high)
-        if math.prod(size.number for size in sizes) > MOST_NUMBERS:
-            raise damaged(f"the input {printable(name)} has an impossible shape")
-        made[name] = torch.zeros([size.number for size in sizes], dtype=dtypes[name])
-        shapes[name] = {i: dims.get(s.symbol, Dim.AUTO) for i, s in enumerate(sizes) if s.symbol is not None}
+        if math.prod(size.number for size in each.sizes) > MOST_NUMBERS:
+            raise damaged(f"the input {printable(each.name)} has an impossible shape")
+        made[each.name] = torch.zeros([size.number for size in each.sizes], dtype=each.dtype)
+        shapes[each.name] = {
+            axis: dims.get(size.symbol, Dim.AUTO) for axis, size in enumerate(each.sizes) if size.symbol is not None
+        }
     return capture(replay, made, dynamic_shapes=shapes)
 
 
@@ -187,9 +197,7 @@ def _state(archive: Archive, folder: str, config: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _samples(
-    archive: Archive, root: str, inputs: Mapping[str, tuple[Size, ...]], dtypes: Mapping[str, torch.dtype]
-) -> dict[str, Tensor]:
+def _samples(archive: Archive, root: str, inputs: Sequence[Input]) -> dict[str, Tensor]:
     """The example inputs of the export, read without executing anything; none if they do not fit the inputs."""
     member = root + "data/sample_inputs/model.pt"
     data = archive.read(member) if member in archive.names else b""
@@ -204,11 +212,9 @@ def _samples(
         raise UnsafeFileError(
             "its sample inputs are pickled objects that would execute code", "do not use this file"
         ) from error
-    given = [t for t in _tensors(value) if isinstance(t, Tensor)]
-    fits = len(given) == len(inputs) and all(
-        t.ndim == len(shape) and t.dtype == dtypes[name] for t, (name, shape) in zip(given, inputs.items(), strict=True)
-    )
-    return {name: t.detach() for name, t in zip(inputs, given, strict=True)} if fits else {}
+    given = [t.detach() for t in _tensors(value) if isinstance(t, Tensor)]
+    fits = [(t.ndim, t.dtype) for t in given] == [(len(each.sizes), each.dtype) for each in inputs]
+    return {each.name: t for each, t in zip(inputs, given, strict=True)} if fits else {}
 
 
 def _tensors(value: Any) -> Iterator[Any]:
@@ -227,20 +233,6 @@ def _output_names(module: Any, count: int) -> list[str]:
     if names and len(names) == count:
         return names
     return ["logits" if i == 0 else f"output{i}" for i in range(count)]
-
-
-def _place(root: nn.Module, name: str, tensor: Tensor, *, trained: bool) -> None:
-    *path, leaf = name.split(".")
-    for part in path:
-        child = root._modules.get(part)
-        if child is None:
-            child = nn.Module()
-            root.add_module(part, child)
-        root = child
-    if trained and tensor.is_floating_point():
-        root.register_parameter(leaf, nn.Parameter(tensor))
-    else:
-        root.register_buffer(leaf, tensor)
 
 
 def _identifier(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def fit(raw: Raw, program: Program, where: str, limit: int | None = None) -> Sam
     arrays, notes = raw.arrays, list(raw.notes)
     if len(arrays) == len(ports) == 1:
         arrays = {next(iter(ports)): next(iter(arrays.values()))}
-    _check_names(arrays, ports, where)
+    _check_names(arrays, program, where)
     if left := [name for name in arrays if name not in ports]:
         notes.append(f"{where}: not used: {listed(left)}")
     inputs, by_row = {}, row_ports(program)
@@ -67,7 +68,7 @@ def fit(raw: Raw, program: Program, where: str, limit: int | None = None) -> Sam
 def check_samples(inputs: Mapping[str, Tensor], program: Program, where: str = "the samples") -> None:
     """Raise `DataError` unless the program runs on `inputs`: names, ranks, sizes, types, finite values, indices."""
     ports = {port.name: port for port in program.inputs}
-    _check_names(inputs, ports, where)
+    _check_names(inputs, program, where)
     for name in inputs:
         if name not in ports:
             raise DataError(
@@ -93,18 +94,21 @@ def fit_labels(labels: Any, rows: int, program: Program, where: str) -> tuple[Te
         return torch.from_numpy(values.astype(np.int64)), ""
     if values.dtype.kind == "f" and np.isfinite(values).all() and (values == values.round()).all():
         return torch.from_numpy(values.astype(np.int64)), ""
-    names = [str(v) for v in values]
-    if all(name.strip().lstrip("-").isdigit() for name in names):
+    names = [str(v).strip() for v in values]
+    own = {name: i for i, name in enumerate(program.labels or ())}
+    unknown = [name for name in names if name not in own]
+    if unknown and all(re.fullmatch(r"-?\d{1,18}", name, re.ASCII) for name in names):
         return torch.tensor([int(name) for name in names]), ""
-    known = {name: i for i, name in enumerate(program.labels or ())}
-    if known and (unknown := [name for name in names if name not in known]):
+    if own and unknown:
         raise DataError(
-            f"{where}: the label {printable(unknown[0])!r} is none of {program.task}'s{nearest(unknown[0], known)}",
-            f"its labels are {printable(listed(known))}",
+            f"{where}: the label {printable(unknown[0])!r} is none of {program.task}'s{nearest(unknown[0], own)}",
+            f"its labels are {printable(listed(own))}",
         )
-    note = "" if known else f"{where}: labels numbered in sorted order: {printable(listed(sorted(set(names))))}"
-    known = known or {name: i for i, name in enumerate(sorted(set(names)))}
-    return torch.tensor([known[name] for name in names]), note
+    if own:
+        return torch.tensor([own[name] for name in names]), ""
+    order = sorted(set(names))
+    note = f"{where}: labels numbered in sorted order: {printable(listed(order))}"
+    return torch.tensor([order.index(name) for name in names]), note
 
 
 def wanted(program: Program) -> str:
@@ -123,14 +127,12 @@ def row_ports(program: Program) -> frozenset[str]:
     return frozenset(dynamic or {p.name for p in program.inputs if p.shape})
 
 
-def _check_names(given: Mapping[str, Any], ports: Mapping[str, Port], where: str) -> None:
-    missing = [name for name in ports if name not in given]
+def _check_names(given: Mapping[str, Any], program: Program, where: str) -> None:
+    missing = [port.name for port in program.inputs if port.name not in given]
     if missing:
         found = printable(listed(n or "an array without a name" for n in given))
         what = f"{where}: no array for the input {listed(missing)} (found: {found})"
-        raise DataError(
-            what + nearest(missing[0], given), "give arrays named " + "; ".join(shown(p) for p in ports.values())
-        )
+        raise DataError(what + nearest(missing[0], given), wanted(program))
 
 
 def _convert(array: Array, port: Port, program: Program, where: str) -> tuple[Tensor, str]:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fxmerge.errors import DataError, SourceError
 from fxmerge.io import arrays, factory, huggingface
-from fxmerge.io.bundle import GRAPH, KNOWN_ASSETS, load_bundle
-from fxmerge.io.data import LABELS, load_samples
+from fxmerge.io.archives import Archive
+from fxmerge.io.bundle import GRAPH, KNOWN_ASSETS, UNNAMED, load_bundle
+from fxmerge.io.data import LABELS, check_samples, load_samples
 from fxmerge.io.files import LARGEST_JSON, listed, nearest, printable
 from fxmerge.io.pt2 import is_pt2, load_pt2
 from fxmerge.io.state_dict import check_weights, is_pickle, is_safetensors, read_weights
@@ -45,13 +46,10 @@ def load(
     if inputs is not None and not program.samples:
         samples = load_samples(inputs, program)
         program = program.evolve(samples=samples.inputs, notes=(*program.notes, *samples.notes))
-    name = task or (program.task if program.task != "model" else path.stem if path.exists() else arch_name(str(source)))
-    return program.evolve(task=name, assets=program.assets or _beside(path))
-
-
-def arch_name(source: str) -> str:
-    """Task name for a factory: what stands after the colon."""
-    return source.rpartition(":")[2]
+    if path.is_file() and not program.assets and (assets := _beside(path)):
+        program = program.evolve(assets=assets, notes=(*program.notes, f"with {listed(assets)} from its folder"))
+    stem = path.stem if path.exists() else str(source).rpartition(":")[2]
+    return program.evolve(task=task or (stem if program.task == UNNAMED else program.task))
 
 
 def _read(
@@ -74,7 +72,7 @@ def _read(
         return _factory(source, state_or_none, inputs)
     found = read_weights(path, allow_pickle=allow_pickle)
     if isinstance(found, nn.Module):
-        return _module(found, inputs, f"{path} is a pickled module")
+        return _trace(found, inputs, None, f"{path} is a pickled module")
     if arch is None:
         raise SourceError(
             f"{path} is a state dict ({len(found)} tensors): weights without a model",
@@ -104,8 +102,8 @@ def kind_of(path: Path, source: str) -> str:
     if path.stat().st_size == 0:
         raise SourceError(f"{path} is empty", "copy or write the file again")
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        with Archive(path) as archive:
+            names = archive.names
         return "bundle" if GRAPH in names else "pt2" if is_pt2(names) else "weights"
     if is_safetensors(path) or is_pickle(path):
         return "weights"
@@ -141,15 +139,12 @@ def _factory(arch: str, state: Mapping[str, Tensor] | None, inputs: str | Path |
     return _trace(model, inputs, images, arch)
 
 
-def _module(model: nn.Module, inputs: str | Path | None, what: str) -> Program:
-    return _trace(model, inputs, None, what)
-
-
 def _trace(model: nn.Module, inputs: str | Path | None, dummies: Mapping[str, Tensor] | None, what: str) -> Program:
     """Capture on the arrays of `inputs`, which become the samples, or on random `dummies`, which do not."""
     if inputs is not None and Path(inputs).suffix in arrays.SUFFIXES:
         given, notes = trace_inputs(Path(inputs), model)
         program = capture(model, given)
+        check_samples(program.samples, program, str(inputs))
         return program.evolve(notes=(*program.notes, *notes))
     if dummies is None:
         raise SourceError(
@@ -173,6 +168,8 @@ def trace_inputs(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], tuple
     given: dict[str, Tensor] = {}
     for name, value in found.items():
         tensor = arrays.as_tensor(value, f"{path}: {printable(name)}")
+        if not tensor.numel():
+            raise DataError(f"{path}: {printable(name)} is empty", "give at least one row")
         if tensor.dtype == torch.uint8 and tensor.ndim > 2:
             tensor = tensor.to(floats) / 255
             notes.append(f"{path}: {name} holds bytes; they were read as 0..1 (divided by 255)")

@@ -299,6 +299,9 @@ def test_images_that_do_not_fit(vit: Program, gpt: Program, tmp_path: Path) -> N
         DataError, match=r"is a folder of images, but plays takes input_ids \(batch, sequence\)\ngive arrays"
     ):
         load_samples(tmp_path, gpt)
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"b\.png cannot be read: more than 8 bits per colour"):
+        load_samples(tmp_path, vit)
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     with pytest.raises(DataError, match=r"b\.png cannot be read: .*\nremove or repair that image"):
         load_samples(tmp_path, vit)

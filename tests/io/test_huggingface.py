@@ -148,6 +148,10 @@ CONFIGS: dict[str, tuple[Change, str]] = {
         lambda c: c.update(num_hidden_layers=2),
         r"the weights lack 16 tensors of BertForSequenceClassification",
     ),
+    "vast": (
+        lambda c: c.update(hidden_size=10**5, intermediate_size=10**6),
+        r"sizes differ from the weights: \d+ parameters, the weights hold \d+\nuse the weights' own config",
+    ),
     "wider": (lambda c: c.update(hidden_size=10), "sizes differ from the weights"),
     "heads": (lambda c: c.update(num_attention_heads=3), "cannot be built: The hidden size"),
     "kind": (lambda c: c.update(hidden_size="x"), "not a valid bert config|cannot be built"),
@@ -177,6 +181,14 @@ def test_kernels_adapters_and_code_named_by_a_folder_are_ignored(folder: Path, m
     )
     assert built(folder, model)
     assert not trap.sprung
+
+
+def test_images_of_an_impossible_size_are_not_made(tmp_path: Path) -> None:
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], num_labels=2)
+    model = transformers.ResNetForImageClassification(config)
+    model.config.image_size = 10**6
+    with pytest.raises(SourceError, match=r"images of 1000000 x 1000000\nadd --inputs FILE"):
+        huggingface.dummy_inputs(model)
 
 
 def test_a_config_that_is_not_json(folder: Path) -> None:

@@ -41,6 +41,9 @@ def sized(width):
 def number():
     return 3
 
+def broken():
+    raise KeyError("width")
+
 def wide():
     return Net(7)
 """
@@ -137,6 +140,7 @@ def test_a_module_of_the_working_folder_is_found(place: Path, monkeypatch: pytes
     ("name", "message"),
     [
         ("sized", r"cannot be called without arguments.*\nwrite a function without parameters"),
+        ("broken", r"factory\.py:broken failed: KeyError: 'width'\nrepair the factory"),
         ("number", r"gives a int, not a torch\.nn\.Module"),
         ("wide", r"do not belong to .*first\.weight has shape \(6, 4\)\nthe model it builds has \(7, 4\)"),
         ("", r"is not the name of a factory\ngive module:callable"),
@@ -210,6 +214,24 @@ def test_models_of_a_library_by_name(origin: str, net: Net, place: Path, monkeyp
         load(place / "net.pt", arch=f"{origin}:tinny")
     with pytest.raises(SourceError, match=r"untrained model\nadd --weights FILE"):
         load(f"{origin}:tiny")
+
+
+def test_assets_come_from_the_folder_of_the_model_alone(net: Net, vit: Program, place: Path) -> None:
+    (place / "tokenizer.json").write_text("{}")
+    save_bundle(vit, place / "a.pt")
+    program = load(place / "a.pt")
+    assert dict(program.assets) == {"tokenizer.json": b"{}"}
+    assert program.notes[-1] == "with tokenizer.json from its folder"
+    assert not load(arch(place), inputs=place / "x.npz").assets
+
+
+def test_inputs_that_hold_nothing(place: Path) -> None:
+    np.savez(place / "x.npz", pixels=np.zeros((0, 4)))
+    with pytest.raises(DataError, match=r"pixels is empty\ngive at least one row"):
+        load(place / "net.pt", arch=arch(place), inputs=place / "x.npz")
+    np.savez(place / "x.npz", pixels=np.full((3, 4), np.nan))
+    with pytest.raises(DataError, match="pixels holds NaN or infinite values"):
+        load(place / "net.pt", arch=arch(place), inputs=place / "x.npz")
 
 
 def test_a_library_that_is_not_installed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
