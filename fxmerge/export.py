@@ -147,19 +147,16 @@ def _name(model: Any, program: Program) -> None:
     import onnx_ir.passes.common as common
 
     common.OutputFixPass()(model)
-    symbols: dict[str, str] = {}
-    for value, port in zip(model.graph.inputs, program.inputs, strict=True):
-        for axis, size in enumerate(port.shape):
-            if isinstance(size, str) and not isinstance(value.shape[axis], int):
-                symbols.setdefault(str(value.shape[axis].value), size)
-    _rename_symbols(model, symbols)
     taken = {port.name for port in (*program.inputs, *program.outputs)}
     for value in _values_of(model):
         if value.name in taken:  # an inner value that happens to be called like a port
             value.name = f"{value.name}__inner"
-    for value, port in zip(model.graph.inputs, program.inputs, strict=True):
-        value.name = port.name
-    for value, port in zip(model.graph.outputs, program.outputs, strict=True):
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None  # optimizers name inner sizes alike that differ, and ONNX Runtime believes them
+    ports = [*zip(model.graph.inputs, program.inputs, strict=True)]
+    ports += zip(model.graph.outputs, program.outputs, strict=True)
+    for value, port in ports:
         value.name = port.name
         value.shape = onnx_ir.Shape(port.shape)
 
@@ -169,20 +166,6 @@ def _values_of(model: Any) -> Iterator[Any]:
     yield from list(model.graph.initializers.values())  # renaming one changes the dict
     for node in model.graph.all_nodes():
         yield from node.outputs
-
-
-def _rename_symbols(model: Any, symbols: Mapping[str, str]) -> None:
-    import onnx_ir
-
-    if not symbols:
-        return
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
-    for value in _values_of(model):
-        if value.shape is not None and not all(isinstance(size, int) for size in value.shape):
-            value.shape = onnx_ir.Shape(
-                size if isinstance(size, int) else pattern.sub(lambda match: symbols[match[1]], str(size.value))
-                for size in value.shape
-            )
 
 
 def _save(model: Any, path: Path) -> None:

@@ -83,6 +83,22 @@ class Decoder(nn.Module):
         return self.head(self.norm(self.block(x)))
 
 
+class Translator(nn.Module):
+    """Encoder-decoder-like: two sequences of different lengths meet in attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.read, self.write = nn.Embedding(TOKENS, WIDTH), Block(), Block()
+        self.query, self.pair, self.head = (nn.Linear(WIDTH, n) for n in (WIDTH, 2 * WIDTH, TOKENS))
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        x, y = self.read(self.embed(source)), self.write(self.embed(target))
+        key, value = self.pair(x).chunk(2, dim=-1)
+        heads = [v.unflatten(2, (HEADS, -1)).transpose(1, 2) for v in (self.query(y), key, value)]
+        scores = (heads[0] @ heads[1].transpose(2, 3)).softmax(-1)
+        return self.head(y + (scores @ heads[2]).transpose(1, 2).flatten(2))
+
+
 def _mask(rows: int, length: int) -> Tensor:
     mask = torch.ones(rows, length, dtype=torch.long)
     mask[0, 1 + length // 2 :] = 0
@@ -96,6 +112,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], dict[str, 
         lambda rows, length: {
             "input_ids": torch.randint(0, TOKENS, (rows, length)),
             "attention_mask": _mask(rows, length),
+        },
+    ),
+    "translator": (
+        Translator,
+        lambda rows, length: {
+            "source": torch.randint(0, TOKENS, (rows, length)),
+            "target": torch.randint(0, TOKENS, (rows, max(2, length - 3))),
         },
     ),
     "decoder": (Decoder, lambda rows, length: {"ids": torch.randint(0, TOKENS, (rows, length))}),
