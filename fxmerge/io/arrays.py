@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import safetensors
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fxmerge.errors import DataError, UnsafeFileError
+from fxmerge.errors import DataError, FxmergeError, UnsafeFileError
 from fxmerge.io.files import printable
 
 Array = np.ndarray[Any, np.dtype[Any]] | Tensor
@@ -37,7 +36,9 @@ def read_arrays(path: Path) -> dict[str, Array]:
             with open(path, "rb") as stream:
                 return {"": _read(stream, path.stat().st_size, str(path))}
         return _read_zip(path)
-    except (safetensors.SafetensorError, zipfile.BadZipFile, OSError, EOFError, ValueError, SyntaxError) as error:
+    except FxmergeError:
+        raise
+    except Exception as error:  # numpy, zipfile, zlib and safetensors each have errors of their own
         reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
         raise DataError(
             f"{path} cannot be read: {reason}", "write the file again: it is damaged or of another format"

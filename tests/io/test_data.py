@@ -191,6 +191,9 @@ def test_files_that_cannot_be_read(vit: Program, images: np.ndarray[Any, Any], t
     save_file({"x": images}, tmp_path / "cut.safetensors")
     for file in list(tmp_path.iterdir()):
         file.write_bytes(file.read_bytes()[:-200])
+    np.savez_compressed(tmp_path / "flip.npz", x=images)
+    whole = (tmp_path / "flip.npz").read_bytes()
+    (tmp_path / "flip.npz").write_bytes(whole[:300] + bytes(80) + whole[380:])
     (tmp_path / "none.npz").write_bytes(b"")
     (tmp_path / "noise.npz").write_bytes(b"noise" * 10)
     (tmp_path / "a.h5").write_bytes(b"x")
@@ -200,6 +203,7 @@ def test_files_that_cannot_be_read(vit: Program, images: np.ndarray[Any, Any], t
         "none.npz": r"none\.npz is empty",
         "noise.npz": "cannot be read: File is not a zip file",
         "cut.npz": "cannot be read: File is not a zip file",
+        "flip.npz": r"flip\.npz cannot be read: ",
         "cut.npy": r"cannot be read: the header says 1536 bytes, the file has",
         "cut.safetensors": "cannot be read",
         "a.h5": r"a\.h5 is of no known kind\ngive a folder of images, or \.npz",
