@@ -3,7 +3,7 @@
 No label is read and none is needed: the parents themselves say what they compute on every new input.
 
     image        (B, C, H, W), (B, H, W, C) or (B, H, W) floats: affine warp with shift, mixing of two inputs;
-                 with fewer than 32 inputs a task also cut-and-mix on a 2 x 2 grid
+                 with fewer than 32 inputs a task wider shifts, and cut-and-mix on a 2 x 2 grid
     flat-image   (B, H * H) floats in which neighbours in the square are alike: the same, on the square
     tokens       (B, T) integers with or without a mask: see `fxmerge.token_rows`
     vector       any other floats: mixing of two inputs, noise of a tenth of each entry's own spread
@@ -178,7 +178,8 @@ def _images(value: Tensor, first: Tensor, second: Tensor, generator: torch.Gener
     """Warp both rows of a pair, then keep the first, blend the two, or join blocks of both."""
     square = _square(value) if value.dim() == 2 else value
     x = (_channels_first(square) if square.dim() == 4 else square[:, None]).float()
-    a, b = (_warp(x[rows], generator) for rows in (first, second))
+    shift = 0.12 if cut else 0.08
+    a, b = (_warp(x[rows], generator, shift) for rows in (first, second))
     share = torch.ones(len(first), 1, 1, 1)
     mixed = torch.rand(len(first), generator=generator) < 0.5
     share[mixed] = torch.rand(int(mixed.sum()), 1, 1, 1, generator=generator)
@@ -193,8 +194,8 @@ def _images(value: Tensor, first: Tensor, second: Tensor, generator: torch.Gener
     return out.reshape(-1, *value.shape[1:]).to(value.dtype)
 
 
-def _warp(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn by up to 15 degrees, scale and shear by up to 15 %, shift by up to 12 %; edges are repeated."""
+def _warp(x: Tensor, generator: torch.Generator, shift: float) -> Tensor:
+    """Turn by up to 15 degrees, scale and shear by 15 %, shift by a share of the size; edges are repeated."""
 
     def spread(width: float) -> Tensor:
         return (torch.rand(len(x), generator=generator) * 2 - 1) * width
@@ -202,8 +203,8 @@ def _warp(x: Tensor, generator: torch.Generator) -> Tensor:
     angle, shear, scale = spread(math.pi / 12), spread(0.15), spread(0.15).exp()
     ratio = x.shape[2] / x.shape[3]
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    rows = torch.stack([cos, (shear * cos - sin) * ratio, spread(0.24)], 1)
-    columns = torch.stack([sin / ratio, shear * sin + cos, spread(0.24)], 1)
+    rows = torch.stack([cos, (shear * cos - sin) * ratio, spread(2 * shift)], 1)
+    columns = torch.stack([sin / ratio, shear * sin + cos, spread(2 * shift)], 1)
     grid = F.affine_grid(torch.stack([rows, columns], 1), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
