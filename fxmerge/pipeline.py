@@ -1,7 +1,7 @@
 """Passes and their order: the whole pipeline as one value, with a text form, run one watched pass at a time.
 
-    Pipeline((Normalize(), ApplyRewrites(), Cleanup(), InsertMerge(), Hoist(order="auto"), FoldMerge(), Cleanup()))
-    normalize,apply-rewrites,cleanup,insert-merge,hoist{order=auto},fold-merge,cleanup
+    Pipeline((Normalize(), Cleanup(), InsertMerge(), Hoist(order="auto"), FoldMerge(), Cleanup()))
+    normalize,cleanup,insert-merge,hoist{order=auto},fold-merge,cleanup
 
 A pipeline has four stages, in this order: `parent` passes run on every parent, one `join` makes the SuperNet of them,
 `supernet` passes run before the merged model is trained, `merged` passes after.

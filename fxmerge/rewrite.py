@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.errors import ExtensionError
-from fxmerge.ir.program import Program, target_name
+from fxmerge.ir.program import Program, prune, target_name
 from fxmerge.pattern import Attempt, Bound, Pattern, either, op, var
 
 __all__ = ["Match", "Refusal", "Rewrite", "Trace", "apply", "either", "op", "rewrite", "var"]
@@ -53,6 +53,8 @@ class Match:
 
     nodes: tuple[fx.Node, ...]
     bindings: Mapping[str, Any]
+    program: Program
+    """The program before any rewrite: its tensors, and which of its sizes are dynamic."""
     _graph: fx.Graph | None = None
     made: list[fx.Node] = field(default_factory=list)
     """The calls that `call` added."""
@@ -141,7 +143,7 @@ def apply(program: Program, rewrites: Iterable[Rewrite], trace: Trace | None = N
     Raises `ExtensionError` for a rewrite that changes a value's shape or dtype, or that never comes to an end.
     """
     graph, _ = program.copy_graph()
-    work = _Work(graph, tuple(rewrites), trace if trace is not None else Trace())
+    work = _Work(program, graph, tuple(rewrites), trace if trace is not None else Trace())
     while work.sweep():
         pass
     for each in work.rewrites:
@@ -149,15 +151,15 @@ def apply(program: Program, rewrites: Iterable[Rewrite], trace: Trace | None = N
             work.trace.refuse(each.name, 0, Refusal(f"there is no {each.pattern}"))
     if not work.count:
         return program
-    graph.eliminate_dead_code()
+    prune(graph)
     return program.evolve(graph=graph)
 
 
 class _Work:
     """A graph under rewriting."""
 
-    def __init__(self, graph: fx.Graph, rewrites: tuple[Rewrite, ...], trace: Trace) -> None:
-        self.graph, self.rewrites, self.trace = graph, rewrites, trace
+    def __init__(self, program: Program, graph: fx.Graph, rewrites: tuple[Rewrite, ...], trace: Trace) -> None:
+        self.program, self.graph, self.rewrites, self.trace = program, graph, rewrites, trace
         self.count = 0
         self.limit = MOST * len(graph.nodes)
         self.erased: set[fx.Node] = set()
@@ -202,10 +204,10 @@ class _Work:
                 return Refusal(f"{target_name(node.target)} is used elsewhere too", node)
         if each.check is None:
             return None
-        return each.check(Match(bound.nodes, bound.bindings))
+        return each.check(Match(bound.nodes, bound.bindings, self.program))
 
     def replace(self, each: Rewrite, bound: Bound) -> fx.Node | Refusal:
-        match = Match(bound.nodes, bound.bindings, self.graph)
+        match = Match(bound.nodes, bound.bindings, self.program, self.graph)
         root = match.root
         new = each.replace(match)
         if isinstance(new, Refusal):

@@ -11,13 +11,15 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods import METHODS
 from fxmerge.pipeline import Pass, Pipeline, Stage
-from fxmerge.rewrite import Trace, apply
+from fxmerge.rewrite import Trace
 from passes.cleanup import cleanup
 from passes.fold_merge import fold_merge
 from passes.hoist import Order, hoist
 from passes.insert_merge import insert_merge
 from passes.normalize import normalize
+from passes.rewrites import REWRITES
 from passes.rules import BUILTIN as RULES
+from passes.spell_out import spell_out
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,7 @@ class Normalize(Pass):
     """Write one thing one way: fewer spellings for every later pass."""
 
     def run(self, program: Program, known: Extension) -> Program:
-        return normalize(program)
-
-
-@dataclass(frozen=True)
-class ApplyRewrites(Pass):
-    """Apply the rewrites of extensions until none fits."""
-
-    def run(self, program: Program, known: Extension) -> Program:
-        return apply(program, known.rewrites)
+        return normalize(program, known.rewrites)
 
 
 @dataclass(frozen=True)
@@ -88,20 +82,31 @@ class FoldMerge(Pass):
         return fold_merge(program, self.tasks, self.template, tails=self.tails)
 
 
-PIPELINE = Pipeline((Normalize(), ApplyRewrites(), Cleanup(), InsertMerge(), Hoist(), FoldMerge(), Cleanup()))
+@dataclass(frozen=True)
+class SpellOut(Pass):
+    """Write operators that only one library knows in operators that everybody knows."""
+
+    stage: ClassVar[Stage] = "merged"
+
+    def run(self, program: Program, known: Extension) -> Program:
+        return spell_out(program)
+
+
+PIPELINE = Pipeline((Normalize(), Cleanup(), InsertMerge(), Hoist(), FoldMerge(), SpellOut(), Cleanup()))
 """What happens to parents, in order; the method trains between hoist and fold-merge."""
 
 BUILTIN = Extension(
     BUILTIN_OWNER,
     rules=RULES,
-    passes=[Normalize, ApplyRewrites, Cleanup, InsertMerge, Hoist, FoldMerge],
+    rewrites=REWRITES,
+    passes=[Normalize, Cleanup, InsertMerge, Hoist, FoldMerge, SpellOut],
     methods=METHODS,
 )
 """Everything that comes with fxmerge."""
 
 
 def trace_rewrites(program: Program, known: Extension) -> Trace:
-    """How often each rewrite of extensions fires on a parent, and for each its best refusal."""
+    """How often each rewrite fires on a parent, and for each its best refusal."""
     trace = Trace()
-    apply(normalize(program), known.rewrites, trace)
+    normalize(program, known.rewrites, trace)
     return trace

@@ -1,0 +1,87 @@
+"""Sums of products of two tensors, written with letters, are `linear` and `matmul`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxmerge.rewrite import Match, Refusal, op, rewrite, var
+from passes.rewrites.common import is_tensor_of_program, shape
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """`left, right -> out`, each a string with one letter per axis."""
+
+    left: str
+    right: str
+    out: str
+
+    @property
+    def batch(self) -> str:
+        return "".join(c for c in self.out if c in self.left and c in self.right)
+
+    @property
+    def rows(self) -> str:
+        return "".join(c for c in self.out if c not in self.right)
+
+    @property
+    def columns(self) -> str:
+        return "".join(c for c in self.out if c not in self.left)
+
+    @property
+    def summed(self) -> str:
+        return "".join(c for c in self.left if c not in self.out)
+
+    def swapped(self) -> _Terms:
+        return _Terms(self.right, self.left, self.out)
+
+
+def _terms(match: Match) -> _Terms | Refusal:
+    """The equation as the product of two matrices (with batch axes), or why it is none."""
+    left, arrow, out = match["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != 2 or not arrow or "." in left:
+        return Refusal(f"{match['equation']} is no product of two tensors with an explicit result", match.root)
+    a, b = terms
+    if any(len(set(term)) < len(term) for term in (a, b, out)):
+        return Refusal(f"{match['equation']} takes a diagonal", match.root)
+    if set(a) - set(out) != set(b) - set(out):
+        return Refusal(f"{match['equation']} sums over an axis of one factor", match.root)
+    sizes = dict(zip(a, shape(match["tensors"][0]), strict=True))
+    if any(sizes.get(c, size) != size for c, size in zip(b, shape(match["tensors"][1]), strict=True)):
+        return Refusal("a factor broadcasts", match.root)
+    return _Terms(a, b, out)
+
+
+def _order(source: str, target: str) -> list[int]:
+    return [source.index(c) for c in target]
+
+
+@rewrite(op("aten.einsum.default", var("equation"), var("tensors")))
+def einsum_as_product(match: Match) -> fx.Node | Refusal:
+    """einsum("bik,bjk->bij", x, y)  -->  matmul(x, yᵀ)"""
+    terms = _terms(match)
+    if isinstance(terms, Refusal):
+        return terms
+    x, y = match["tensors"]
+    if is_tensor_of_program(x) and not is_tensor_of_program(y):
+        terms, x, y = terms.swapped(), y, x
+    if is_tensor_of_program(y) and not terms.batch and len(terms.summed) == len(terms.columns) == 1:
+        x = match.call("aten.permute.default", x, _order(terms.left, terms.rows + terms.summed))
+        y = match.call("aten.permute.default", y, _order(terms.right, terms.columns + terms.summed))
+        product = match.call("aten.linear.default", x, y)
+    else:
+        if terms.out.rfind(terms.rows[-1:]) > terms.out.rfind(terms.columns[-1:]):
+            terms, x, y = terms.swapped(), y, x
+        if (len(terms.rows), len(terms.summed), len(terms.columns)) != (1, 1, 1):
+            return Refusal(f"{match['equation']} has several axes in one place of a matrix", match.root)
+        x = match.call("aten.permute.default", x, _order(terms.left, terms.batch + terms.rows + terms.summed))
+        y = match.call("aten.permute.default", y, _order(terms.right, terms.batch + terms.summed + terms.columns))
+        product = match.call("aten.matmul.default", x, y)
+    order = _order(terms.batch + terms.rows + terms.columns, terms.out)
+    return match.call("aten.permute.default", product, order)
+
+
+EINSUM = (einsum_as_product,)
