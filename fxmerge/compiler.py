@@ -33,6 +33,7 @@ from fxmerge.methods.student import pool_of
 from fxmerge.pipeline import Pipeline, run_pass
 from fxmerge.progress import Stages
 from fxmerge.write import save_merged
+from fxmerge.teach import Pool
 from fxmerge.train import Settings, silent
 from fxmerge.version import __version__
 from fxmerge.watch import Watch
@@ -95,14 +96,15 @@ class _Merge:
         with self.stages("fold"):
             folded = self._fold(outcome.program, supernet)
         with self.stages("verify"):
-            checks = self._verify(outcome, folded, samples)
+            probes = measure.probes(folded, supernet, samples)
+            checks = self._verify(outcome, folded, probes)
             figures = self._figures(outcome, supernet, folded, held, samples) | {"checks": checks}
         merged = self._merged(folded, supernet, parents, figures)
         if self.config.out:
             with self.stages("export"):
                 checks["onnx_max_abs"] = save_merged(
                     merged, self.config.out, opset=self.config.opset, overwrite=self.config.overwrite,
-                    samples=samples[0] if samples else None, tolerance=self.config.atol,
+                    samples=probes[0], tolerance=self.config.atol,
                 )  # fmt: skip
         merged.result["seconds"] = {name: round(seconds, 3) for name, seconds in self.stages.seconds.items()}
         merged.result["peak_rss_mib"] = measure.peak_memory()
@@ -241,16 +243,29 @@ class _Merge:
         widest = max((block.size for _, block in supernet.maps()), default=0)
         return None if widest <= WIDE else RANK
 
-    def _pool(self, supernet: SuperNet, samples: list[Samples]) -> Any:
-        config, program = self.config, supernet.program
-        kind = augmentation.kind_of(program.inputs, samples[0]) if config.augment == "auto" else config.augment
-        count = augmentation.room(samples[0], config.pool or POOL)
-        inputs = augmentation.augment(samples, kind, count, config.seed)
-        pool = pool_of(program, inputs)
-        fewest = min(measure.rows_of(task) for task in samples)
-        steps = () if kind == "none" else augmentation.recipe(kind, fewest)
-        self.training["augmentation"] = {"kind": kind, "steps": list(steps), "pool": pool.rows}
+    def _pool(self, supernet: SuperNet, samples: list[Samples]) -> Pool:
+        """Augmented inputs: of all tasks together, or row beside row where tasks have inputs of their own."""
+        given = [supernet.given(k, own) for k, own in enumerate(samples)]
+        groups = [given] if supernet.together else [[own] for own in given]
+        count = min(augmentation.room(own, self.config.pool or POOL) for own in given)
+        inputs: Samples = {}
+        for tasks, parent in zip(groups, supernet.parents, strict=False):
+            inputs |= self._augmented(tasks, parent, count)
+        rows = min(len(value) for value in inputs.values())
+        pool = pool_of(supernet.program, {name: value[:rows] for name, value in inputs.items()})
+        self.training["augmentation"]["pool"] = pool.rows
         return pool
+
+    def _augmented(self, tasks: list[Samples], parent: Program, count: int) -> Samples:
+        config = self.config
+        kind = config.augment
+        if kind == "auto":
+            ports = [replace(port, name=name) for port, name in zip(parent.inputs, tasks[0], strict=True)]
+            kind = augmentation.kind_of(ports, tasks[0])
+        fewest = min(measure.rows_of(task) for task in tasks)
+        steps = () if kind == "none" else augmentation.recipe(kind, fewest)
+        self.training["augmentation"] = {"kind": kind, "steps": list(steps)}
+        return augmentation.augment(tasks, kind, count, config.seed)
 
     # -- fold and verify -----------------------------------------------------------------------------
 
@@ -260,7 +275,7 @@ class _Merge:
         folded = self._pass("fold-merge", hoisted, tasks=supernet.tasks, template=supernet.template)
         return self.pipeline.run("merged", folded, self.known, self.watch)
 
-    def _verify(self, outcome: Outcome, folded: Program, samples: list[Samples] | None) -> dict[str, Any]:
+    def _verify(self, outcome: Outcome, folded: Program, probes: list[Samples]) -> dict[str, Any]:
         """Gradients reached every map, and the folded model is the SuperNet. Raises `VerificationError`."""
         if outcome.unreached:
             more = " …" if len(outcome.unreached) > 3 else ""
@@ -269,7 +284,7 @@ class _Merge:
                 "start from --init average, or train for more steps; if it stays, please report it",
             )
         worst = 0.0
-        for inputs in measure.probes(folded, samples):
+        for inputs in probes:
             found = compare(outcome.program, folded, inputs, [port.name for port in folded.outputs])
             require("the folded model is not the SuperNet", found, self.config.atol)
             worst = max(worst, found.absolute)
@@ -288,7 +303,7 @@ class _Merge:
                     "task": parent.task,
                     "samples": measure.rows_of(samples[k]) if samples else 0,
                     "held_back": measure.rows_of(held[k]) if held else 0,
-                    "agreement": measure.agreement(folded, parent, own) if own else None,
+                    "agreement": measure.agreement(folded, supernet, k, own) if own else None,
                     "feature_r2": measure.feature_score(outcome.program, supernet, k, own) if own else None,
                 }
             )

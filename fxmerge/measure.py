@@ -6,6 +6,7 @@ import hashlib
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,14 +52,16 @@ def chunks(samples: Samples, size: int = CHUNK) -> list[Samples]:
 
 
 @torch.no_grad()
-def agreement(merged: Program, parent: Program, samples: Samples) -> float | None:
-    """Share of samples (of positions, for token outputs) where merged and parent choose the same class."""
+def agreement(merged: Program, supernet: SuperNet, k: int, samples: Samples) -> float | None:
+    """Share of samples (of positions, for token outputs) where merged and parent k choose the same class."""
+    parent = supernet.parents[k]
     name = parent.outputs[0].name
     if len(parent.outputs[0].shape) < 2:
         return None
+    own = merged.only([f"{parent.task}.{name}"], inputs=True)
     same = total = 0
     for part in chunks(samples):
-        ours = merged.run(part)[f"{parent.task}.{name}"].argmax(-1)
+        ours = own.run(supernet.given(k, part))[f"{parent.task}.{name}"].argmax(-1)
         theirs = parent.run(part)[name].argmax(-1)
         same += int((ours == theirs).sum())
         total += theirs.numel()
@@ -71,17 +74,25 @@ def feature_score(program: Program, supernet: SuperNet, k: int, samples: Samples
     features = [f for f in supernet.feature_ports() if f.parent == k and f.port in known]
     if not features:
         return None
-    student = program.only(f.port for f in features)
+    student = program.only([f.port for f in features], inputs=True)
     by_port = {f.port: f for f in features}
-    targets = Targets(teachers(supernet, [by_port[port.name] for port in student.outputs]))
-    scores = score(student.module, pool_of(student, samples), targets, Settings(batch_size=CHUNK))
+    order = [by_port[port.name] for port in student.outputs]
+    alone = replace(supernet, program=student, parents=(supernet.parents[k],), inputs=(supernet.inputs[k],))
+    targets = Targets(teachers(alone, [replace(f, parent=0) for f in order]))
+    pool = pool_of(student, supernet.given(k, samples))
+    scores = score(student.module, pool, targets, Settings(batch_size=CHUNK))
     return sum(scores) / len(scores)
 
 
-def probes(program: Program, samples: Sequence[Samples] | None) -> list[Samples]:
+def probes(program: Program, supernet: SuperNet, samples: Sequence[Samples] | None) -> list[Samples]:
     """Inputs to compare two programs on: some samples of every task, or random ones where there are none."""
-    if samples:
-        return [{name: value[:32] for name, value in task.items()} for task in samples]
+    if samples is None:
+        return [_random(program)]
+    few = [{n: v[:32] for n, v in supernet.given(k, own).items()} for k, own in enumerate(samples)]
+    return few if supernet.together else [{name: value for own in few for name, value in own.items()}]
+
+
+def _random(program: Program) -> Samples:
     generator = torch.Generator().manual_seed(0)
     made: Samples = {}
     for port in program.inputs:
@@ -90,7 +101,7 @@ def probes(program: Program, samples: Sequence[Samples] | None) -> list[Samples]
             made[port.name] = torch.randn(shape, generator=generator).to(port.dtype)
         else:
             made[port.name] = torch.ones(shape, dtype=port.dtype)
-    return [made]
+    return made
 
 
 def digest(given: object, program: Program) -> str:

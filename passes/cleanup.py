@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxmerge.ir.program import Program
+from fxmerge.ir.program import Program, prune
 
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
 
@@ -23,5 +23,5 @@ def cleanup(program: Program) -> Program:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
-    graph.eliminate_dead_code()
+    prune(graph)
     return program.evolve(graph=graph)

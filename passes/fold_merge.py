@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.ir.merge import AxisMap, fold, unmerge
-from fxmerge.ir.program import Program
+from fxmerge.ir.program import Program, prune
 
 _linear = torch.ops.aten.linear.default
 _permute = torch.ops.aten.permute.default
@@ -45,7 +45,7 @@ def fold_merge(program: Program, tasks: Sequence[str], template: int, *, tails: 
         where[node].replace_all_uses_with(folded, delete_user_cb=lambda user: user.target is not fold)
     if tails:
         _lower_unmerge(graph, program, tensors, parameters)
-    graph.eliminate_dead_code()
+    prune(graph)
     return program.evolve(graph=graph, tensors=tensors, parameters=frozenset(parameters))
 
 

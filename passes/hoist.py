@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, fx
 
 from fxmerge.ir.merge import fold, merge, unmerge
-from fxmerge.ir.program import Program
+from fxmerge.ir.program import Program, prune
 from fxmerge.ir.supernet import Folds
 from passes.sites import operands
 
@@ -34,7 +34,7 @@ def hoist(program: Program, order: Order = "weights", *, rows: int = 0, tails: b
         if order == "auto" and not _weights_cost_less(node, folds, program, rows):
             continue
         hoister.rewrite(node, folds)
-    graph.eliminate_dead_code()
+    prune(graph)
     return program.evolve(graph=graph)
 
 

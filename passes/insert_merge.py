@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -69,6 +70,8 @@ class Net:
     """By parent and node of that parent, in order of first appearance."""
     feature_nodes: dict[str, fx.Node] = field(default_factory=dict)
     attributes: dict[str, fx.Node] = field(default_factory=dict)
+    folded: dict[Any, fx.Node] = field(default_factory=dict)
+    """Tensors that are folded where they stand, once for all trunks."""
     apart_inputs: bool = False
 
     # -- one trunk, or one behind every stem ---------------------------------------------------------

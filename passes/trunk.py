@@ -160,7 +160,7 @@ class Trunk:
         own = [self._copy_of_parent(k, self.pairs[k][theirs]) for k in parents]  # type: ignore[index, arg-type]
         names = [self.net.map(name) for _, name in maps]
         axes = [axis if at_root else operand.places[axis] for axis, _ in maps]
-        value = self._cached(fold, (own, names, axes, parents), theirs)
+        value = self._cached(fold, (own, names, axes, parents), theirs, self.net.folded if at_root else self.copies)
         return self._chain(operand, value) if at_root else value
 
     def _chain(self, operand: Operand, value: fx.Node) -> fx.Node:
@@ -324,11 +324,13 @@ class Trunk:
         node.meta = {"by": "insert-merge", **({"source": like.meta["source"]} if "source" in like.meta else {})}
         return node
 
-    def _cached(self, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+    def _cached(self, target: Any, args: tuple[Any, ...], like: fx.Node, known: dict[Any, fx.Node] | None = None) -> fx.Node:
+        """The node of this call, made once (for all trunks, where `known` is the net's)."""
+        known = self.copies if known is None else known
         key = (target, repr(args))
-        if key not in self.copies:
-            self.copies[key] = self._call(target, args, like)
-        return self.copies[key]
+        if key not in known:
+            known[key] = self._call(target, args, like)
+        return known[key]
 
 
 def _is_tensor(node: fx.Node) -> bool:

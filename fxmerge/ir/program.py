@@ -121,22 +121,29 @@ class Program:
             object.__setattr__(program, "aliases", aliases)
         return program
 
-    def only(self, names: Iterable[str]) -> Program:
-        """This program with just the named outputs, and no node that they do not need."""
+    def only(self, names: Iterable[str], *, inputs: bool = False) -> Program:
+        """This program with just the named outputs, and no node that they do not need (`inputs`: nor any input)."""
         keep = set(names)
         graph, _ = self.copy_graph()
         last = next(iter(reversed(graph.nodes)))
         chosen = [(p, n) for p, n in zip(self.outputs, last.args[0], strict=True) if p.name in keep]  # type: ignore[arg-type]
         last.args = (tuple(n for _, n in chosen),)
-        graph.eliminate_dead_code()
-        return self.evolve(graph=graph, outputs=tuple(p for p, _ in chosen))
+        prune(graph)
+        ports = self.inputs
+        if inputs:
+            placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+            ports = tuple(p for p, n in zip(ports, placeholders, strict=True) if n.users)
+            for node in placeholders:
+                if not node.users:
+                    graph.erase_node(node)
+        return self.evolve(graph=graph, inputs=ports, outputs=tuple(p for p, _ in chosen))
 
     def showing(self, nodes: Mapping[str, fx.Node]) -> Program:
         """This program with the given nodes as its outputs, by name."""
         graph, where = self.copy_graph()
         last = next(iter(reversed(graph.nodes)))
         last.args = (tuple(where[n] for n in nodes.values()),)
-        graph.eliminate_dead_code()
+        prune(graph)
         ports = tuple(Port(name, self.shape(n.meta["val"]), n.meta["val"].dtype) for name, n in nodes.items())
         return self.evolve(graph=graph, outputs=ports)
 
@@ -219,6 +226,13 @@ class Program:
         named = dict(zip((port.name for port in self.inputs), args, strict=False)) | kwargs
         results = self.run(named)
         return next(iter(results.values())) if len(results) == 1 else results
+
+
+def prune(graph: fx.Graph) -> None:
+    """Erase every node that no output needs (inputs aside): all calls are functional, so unused means unneeded."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("call_function", "get_attr") and not node.users:
+            graph.erase_node(node)
 
 
 class _Name(str):

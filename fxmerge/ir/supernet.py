@@ -90,6 +90,15 @@ class SuperNet:
     def tasks(self) -> tuple[str, ...]:
         return tuple(parent.task for parent in self.parents)
 
+    @property
+    def together(self) -> bool:
+        """Whether all parents take the same inputs."""
+        return len(set(self.inputs)) == 1
+
+    def given(self, k: int, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Samples of parent k, by its own input names, by the SuperNet's."""
+        return {ours: samples[port.name] for ours, port in zip(self.inputs[k], self.parents[k].inputs, strict=True)}
+
     def with_program(self, program: Program) -> SuperNet:
         """The same SuperNet as another program."""
         return replace(self, program=program)

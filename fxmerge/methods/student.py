@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Feature, SuperNet
 from fxmerge.methods.base import Job
-from fxmerge.teach import Pool, Targets, Teachers
+from fxmerge.teach import Pool, Targets
 from fxmerge.train import Log, fit
 
 
@@ -33,19 +33,24 @@ def targets_of(student: Program, supernet: SuperNet, job: Job) -> Targets:
 
 
 def teachers(supernet: SuperNet, features: Sequence[Feature]) -> nn.Module:
-    """A module that runs all parents and returns the given features in their order."""
+    """A module that runs every parent on its own inputs and returns the given features in their order."""
+    names = [port.name for port in supernet.program.inputs]
     programs = [supernet.teacher(k, features) for k in range(len(supernet.parents))]
+    places = [[names.index(name) for name in own] for own in supernet.inputs]
     order = [port.name for program in programs for port in program.outputs]
-    return _Ordered(Teachers([p.module for p in programs]), [order.index(f.port) for f in features])
+    return _Teachers([p.module for p in programs], places, [order.index(f.port) for f in features])
 
 
-class _Ordered(nn.Module):
-    def __init__(self, inner: nn.Module, order: Sequence[int]) -> None:
+class _Teachers(nn.Module):
+    def __init__(self, modules: Sequence[nn.Module], places: Sequence[Sequence[int]], order: Sequence[int]) -> None:
         super().__init__()
-        self.inner, self.order = inner, tuple(order)
+        self.parents = nn.ModuleList(modules)
+        self.places, self.order = places, tuple(order)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        values = self.inner(*inputs)
+        values: list[Tensor] = []
+        for parent, places in zip(self.parents, self.places, strict=True):
+            values += parent(*(inputs[place] for place in places))
         return tuple(values[i] for i in self.order)
 
 

@@ -135,3 +135,45 @@ def test_one_linear_layer_has_nothing_to_merge() -> None:
     programs = [capture(torch.nn.Linear(4, 3), (torch.randn(2, 4),), task=t) for t in "ab"]
     with pytest.raises(LineUpError, match="nothing to merge"):
         net_of(programs)
+
+
+APART = {
+    "mlp": lambda MLP, **_: [(MLP(20, (16, 12), 3), (torch.randn(5, 20),)), (MLP(30, (24, 10), 3), (torch.randn(4, 30),))],
+    "vit": lambda ViT, **_: [
+        (
+            ViT(image=i, patch=2, width=w, heads=h, hidden=m, depth=2, classes=5, channels=c),
+            (torch.randn(4, c, i, i),),
+        )
+        for i, w, h, m, c in ((8, 16, 2, 24, 1), (12, 24, 3, 40, 3))
+    ],
+    "gpt": lambda GPT, **_: [
+        (GPT(v, width=w, heads=h, hidden=m, depth=2, positions=32), (torch.randint(0, v, (4, t)),))
+        for v, w, h, m, t in ((50, 16, 2, 24, 9), (60, 24, 3, 40, 6))
+    ],
+}
+
+
+@pytest.mark.parametrize("family", APART)
+def test_parents_with_inputs_of_their_own_keep_their_stems(family: str, double: Double) -> None:
+    """Another vocabulary, image size or number of channels: stems and heads per task, one trunk."""
+    from benchmarks import models
+    from fxmerge.ir.capture import capture
+
+    torch.manual_seed(0)
+    made = APART[family](**{name: getattr(models, name) for name in models.__all__})
+    net = net_of([capture(model, inputs, task="ab"[k]) for k, (model, inputs) in enumerate(made)])
+    assert not net.together
+    written = double(net.program)
+    samples = {name: value for k, p in enumerate(net.parents) for name, value in net.given(k, p.samples).items()}
+    samples = inputs_of(written, samples)
+    hoisted = passes.hoist(written)
+    assert compare(written, hoisted, samples, [p.name for p in written.outputs]).relative < 1e-12
+    folded = passes.cleanup(passes.fold_merge(hoisted.only(task_outputs(net)), net.tasks, 0))
+    assert compare(written, folded, samples, task_outputs(net)).relative < 1e-12
+    alone = folded.only(["b.logits"], inputs=True)
+    assert all(port.name.startswith("b.") for port in alone.inputs)
+    start = double(net.start([1.0, 0.0], "full").program)
+    with torch.no_grad():
+        mine = start.run(samples)["a.logits"]
+        wanted = double(net.parents[0]).run(inputs_of(double(net.parents[0]), dict(net.parents[0].samples)))["logits"]
+    torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-10)
