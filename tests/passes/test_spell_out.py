@@ -1,0 +1,77 @@
+"""Grouped matrix products written as plain ones give the same numbers, and ONNX takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn, ops
+
+from fxmerge.coupling import operator_name
+from fxmerge.export import compare_onnx, export_onnx
+from fxmerge.ir.capture import capture
+from fxmerge.ir.program import Program
+from passes.spell_out import GROUPED, spell_out
+
+EXPERTS = 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def operator() -> None:
+    """A stand-in for the operator where transformers has not registered it."""
+    if hasattr(ops.transformers, "grouped_mm_fallback"):
+        return
+
+    @torch.library.custom_op("transformers::grouped_mm_fallback", mutates_args=())
+    def grouped_mm(input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+        out, start = input.new_zeros(input.shape[0], weight.shape[2]), 0
+        for expert, end in enumerate(offs.tolist()):
+            out[start:end] = input[start:end] @ weight[expert]
+            start = end
+        return out
+
+    @grouped_mm.register_fake
+    def _(input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+        return input.new_empty(input.shape[0], weight.shape[2])
+
+
+class Experts(nn.Module):
+    """Rows sorted by the expert that a router chose; an expert may get none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.weight = nn.Linear(4, EXPERTS), nn.Parameter(torch.randn(EXPERTS, 4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x).argmax(1)
+        order = torch.argsort(chosen)
+        counts = torch.nn.functional.one_hot(chosen, EXPERTS).sum(0)
+        out = ops.transformers.grouped_mm_fallback(x[order], self.weight, counts.cumsum(0).int())
+        return out[torch.argsort(order)]
+
+
+def _experts() -> Program:
+    torch.manual_seed(0)
+    return capture(Experts(), (torch.randn(11, 4),))
+
+
+def test_same_numbers_also_for_experts_without_rows() -> None:
+    before = _experts()
+    after = spell_out(before)
+    assert any(operator_name(node) in GROUPED for node in before if node.op == "call_function")
+    assert not any(operator_name(node) in GROUPED for node in after if node.op == "call_function")
+    for rows in (1, 2, 11, 40):
+        x = {"x": torch.randn(rows, 4)}
+        torch.testing.assert_close(after.run(x), before.run(x), atol=1e-6, rtol=0)
+
+
+def test_onnx_takes_it(tmp_path: Path) -> None:
+    program = spell_out(_experts())
+    export_onnx(program, tmp_path / "m.onnx")
+    assert compare_onnx(tmp_path / "m.onnx", program) < 1e-5
+
+
+def test_other_programs_are_left_alone() -> None:
+    program = capture(nn.Linear(3, 2), (torch.randn(2, 3),))
+    assert spell_out(program) is program
