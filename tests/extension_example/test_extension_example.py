@@ -84,7 +84,7 @@ def test_the_entry_point_is_found_and_owns_what_it_brings(known: Extension) -> N
 
 def test_the_rewrite_finds_the_gate_and_the_pass_spells_it_out(known: Extension) -> None:
     pipeline = PIPELINE.having(*(each() for each in known.passes if known.owner("pass", each.name) != "fxmerge"))
-    assert str(pipeline).endswith("fold-merge,lower-example,cleanup")
+    assert "fold-merge,lower-example," in str(pipeline)
     before = parent(0)
     normal = pipeline.run("parent", before, known)
     assert "example.gate.default" in called(normal)
@@ -94,7 +94,7 @@ def test_the_rewrite_finds_the_gate_and_the_pass_spells_it_out(known: Extension)
     assert "lower-example" not in {node.meta["by"] for node in lowered.graph.nodes}, "nodes name the rewrite"
     assert {"spell-gate", "spell-swap"} <= {node.meta["by"] for node in lowered.graph.nodes}
     assert torch.allclose(before(X), normal(X), atol=1e-6)
-    assert torch.equal(before(X), lowered(X))
+    assert torch.allclose(before(X), lowered(X), atol=1e-6)
 
 
 def test_the_check_explains_why_the_rewrite_did_not_fire(known: Extension) -> None:
@@ -104,7 +104,7 @@ def test_the_check_explains_why_the_rewrite_did_not_fire(known: Extension) -> No
 
     trace = Trace()
     apply(fxmerge.capture(Scalar(), (X,)), known.rewrites, trace)
-    assert trace.text().startswith("find-gate: did not fire; refused: the scale is no vector of the features, at %mul")
+    assert str(trace.refusals["find-gate"]).startswith("the scale is no vector of the features, at %mul")
 
 
 def test_the_rules_couple_what_the_operators_couple(known: Extension) -> None:
