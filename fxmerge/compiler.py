@@ -32,11 +32,11 @@ from fxmerge.methods.base import Options
 from fxmerge.methods.student import pool_of
 from fxmerge.pipeline import Pipeline, run_pass
 from fxmerge.progress import Stages
-from fxmerge.write import save_merged
 from fxmerge.teach import Pool
 from fxmerge.train import Settings, silent
 from fxmerge.version import __version__
 from fxmerge.watch import Watch
+from fxmerge.write import save_merged
 
 __all__ = ["catalogue", "check", "examine", "inspect", "merge"]
 
@@ -202,9 +202,7 @@ class _Merge:
 
         def fold_trunk(program: Program) -> Program:
             hoisted = self._pass("hoist", program, tails=False)
-            return self._pass(
-                "fold-merge", hoisted, tasks=supernet.tasks, template=supernet.template, tails=False
-            )
+            return self._pass("fold-merge", hoisted, tasks=supernet.tasks, template=supernet.template, tails=False)
 
         return Job(
             supernet=supernet,

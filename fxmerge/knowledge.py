@@ -1,4 +1,4 @@
-"""What is known in this run: the built-in passes, installed packages' and those of `--extension`. The one look-up of `passes`."""
+"""What is known in this run: the built-in passes, installed packages' and those of `--extension`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Compute every fold: the SuperNet becomes an ordinary network.
 
-    fold([W_1 … W_K], maps, axes)   -->   one tensor          unmerge(x, U, k)   -->   linear(x, U_k)
+fold([W_1 … W_K], maps, axes)   -->   one tensor          unmerge(x, U, k)   -->   linear(x, U_k)
 """
 
 from __future__ import annotations

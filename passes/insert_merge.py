@@ -77,7 +77,7 @@ class Net:
     # -- one trunk, or one behind every stem ---------------------------------------------------------
 
     def takes_one_input(self) -> bool:
-        """Whether all parents can be given the same tensors: inputs of equal shapes and types, tables of equal length."""
+        """Whether all parents can be given the same tensors: inputs of one shape and type, tables of one length."""
         ports = {tuple((p.shape, p.dtype) for p in parent.inputs) for parent in self.parents}
         sites = [s for n, s in self.sites.sites.items() if s.kind != "direct" and n not in self.sites.tail]
         return len(ports) == 1 and all(self.same_size(o) for site in sites for o in site.operands)
@@ -135,7 +135,7 @@ class Net:
         return sizes
 
     def named(self, k: int, shape: Sequence[int | str]) -> tuple[int | str, ...]:
-        """A shape of parent k with its dynamic sizes named apart from the other parents', where their inputs are apart."""
+        """A shape of parent k; its dynamic sizes have names of their own where the inputs do."""
         suffix = f"_{k}" if self.apart_inputs and k else ""
         return tuple(size + suffix if isinstance(size, str) else size for size in shape)
 

@@ -50,7 +50,7 @@ ADDS = frozenset(
 class AxisUse:
     """What one axis of a parameter does at a site: it writes, or reads, axis `axis` of the value `on`.
 
-    `axis` is None where the parameter's axis is spread over several axes of the operand (a weight viewed as heads × width).
+    `axis` is None where the parameter's axis is spread over several axes of the operand (heads × width, say).
     """
 
     role: Role

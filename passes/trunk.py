@@ -112,10 +112,8 @@ class Trunk:
         return result
 
     def _writers_of(self, site: Site) -> list[int]:
-        """The parents whose calls are merged: all, but this task's own parent where the call reads the task's own input."""
-        reads_trunk = any(
-            self.sites.merged_axes(n) for n in operands(site.node) if self.sites.values[n] != "parameter"
-        )
+        """The parents whose calls are merged: all; this task's own where the call reads the task's own input."""
+        reads_trunk = any(self.sites.merged_axes(n) for n in operands(site.node) if self.sites.values[n] != "parameter")
         return self.everyone if self.only is None or reads_trunk else [self.only]
 
     @property
@@ -169,9 +167,9 @@ class Trunk:
             return value
         return self._copy(
             operand.node,
-            lambda n: self._chain(replace(operand, node=n), value)
-            if self.sites.values[n] == "parameter"
-            else self.where[n],
+            lambda n: (
+                self._chain(replace(operand, node=n), value) if self.sites.values[n] == "parameter" else self.where[n]
+            ),
         )
 
     # -- tails ---------------------------------------------------------------------------------------
@@ -324,7 +322,9 @@ class Trunk:
         node.meta = {"by": "insert-merge", **({"source": like.meta["source"]} if "source" in like.meta else {})}
         return node
 
-    def _cached(self, target: Any, args: tuple[Any, ...], like: fx.Node, known: dict[Any, fx.Node] | None = None) -> fx.Node:
+    def _cached(
+        self, target: Any, args: tuple[Any, ...], like: fx.Node, known: dict[Any, fx.Node] | None = None
+    ) -> fx.Node:
         """The node of this call, made once (for all trunks, where `known` is the net's)."""
         known = self.copies if known is None else known
         key = (target, repr(args))

@@ -65,7 +65,9 @@ def _resize_tensor(tensor: Tensor, axes: tuple[AxisExpr, ...], sizes: Mapping[st
         index, size = _positions(axis, sizes)
         if size != axis.size:
             moved = tensor.movedim(number, 0)
-            tensor = moved.new_zeros(size, *moved.shape[1:]).index_copy(0, index.to(tensor.device), moved).movedim(0, number)
+            tensor = (
+                moved.new_zeros(size, *moved.shape[1:]).index_copy(0, index.to(tensor.device), moved).movedim(0, number)
+            )
     return tensor.contiguous()
 
 

@@ -35,7 +35,7 @@ def capture(
     """Trace `model` in eval mode on `inputs` (positional values or keyword values; rows first).
 
     Values that are no tensors are bound as constants. All rows given are kept as the program's samples.
-    The batch, and the second axis of integer (token) inputs, stay dynamic unless the model forbids it; then a note says so.
+    The batch, and the second axis of integer (token) inputs, stay dynamic unless the model forbids it; a note says so.
     `dynamic_shapes` overrides that: a dict from input name to the form torch.export takes.
     Raises `CaptureError` if the model cannot be traced.
     """
@@ -112,13 +112,15 @@ def _assemble(
         if node.op == "call_function":
             if isinstance(node.target, torch._ops.HigherOrderOperator):
                 raise CaptureError(
-                    f"the traced model holds a control-flow operator ({node.target}) at {source_of(node) or 'an unknown line'}",
+                    f"the traced model branches on data: {node.target} at {source_of(node) or 'an unknown line'}",
                     "merge the part of the model without it, or write it with ordinary operators",
                 )
             where[node] = graph.node_copy(node, lambda n: where[n])
             where[node].meta = {"source": source_of(node)} if source_of(node) else {}
         elif node.op == "get_attr":
-            raise CaptureError(f"the traced model refers to a graph of its own ({node.target})", "trace it without control flow")
+            raise CaptureError(
+                f"the traced model refers to a graph of its own ({node.target})", "trace it without control flow"
+            )
     results, result_ports = [], []
     kept = 0
     last = nodes[-1]
@@ -292,7 +294,9 @@ def _trace(bound: _Bound, rows: Mapping[str, Tensor], given: Any) -> tuple[Progr
     plans: list[tuple[Any, tuple[str, ...]]] = []
     if tokens:
         plans.append((tuple(both), ()))
-    plans.append((tuple(batch), ("the sequence length is fixed: the model does not trace with a dynamic one",) if tokens else ()))
+    plans.append(
+        (tuple(batch), ("the sequence length is fixed: the model does not trace with a dynamic one",) if tokens else ())
+    )
     plans.append((None, ("all sizes are fixed: the model does not trace with a dynamic batch",)))
     failure: Exception | None = None
     for shapes, notes in plans:
@@ -314,7 +318,7 @@ def _attempt(bound: _Bound, args: tuple[Tensor, ...], shapes: Any) -> Program:
         place = _user_frame(error)
         raise CaptureError(
             f"the model cannot be traced: {first}" + (f" (at {place})" if place else ""),
-            "make the forward pass free of branches on data; try torch.export.export(model, inputs, strict=False) on its own",
+            "keep branches on data out of forward; torch.export.export(model, inputs, strict=False) must work on its own",
         ) from error
     return from_exported(exported, names=bound.names, outputs=bound.outputs, prefix="model.")
 
@@ -356,6 +360,12 @@ def _untie(state: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[Any, str] = {}
     canonical = {}
     for name, tensor in state.items():
-        where = id(tensor) if tensor.device.type == "meta" else (tensor.data_ptr(), tensor.stride()) if tensor.numel() else name
+        where = (
+            id(tensor)
+            if tensor.device.type == "meta"
+            else (tensor.data_ptr(), tensor.stride())
+            if tensor.numel()
+            else name
+        )
         canonical[name] = first.setdefault((where, tuple(tensor.shape), tensor.dtype), name)
     return canonical

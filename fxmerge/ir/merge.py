@@ -183,9 +183,7 @@ class AxisMap(nn.Module):
     parents as it is (raw input features, say) and passes unchanged. Positions live on `device`.
     """
 
-    def __init__(
-        self, kind: Kind, size: int, sizes: Sequence[int], device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, kind: Kind, size: int, sizes: Sequence[int], device: torch.device | str | None = None) -> None:
         super().__init__()
         self.device = device
         self.kind: Kind = kind

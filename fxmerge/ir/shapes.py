@@ -95,7 +95,7 @@ class _Propagate(fx.Interpreter):
 
 
 def _frozen(value: Any) -> Any:
-    """An argument as a value to compare: a node stands for its fake value, which is held so that no other takes its place."""
+    """An argument as a value to compare; a node stands for its fake value, held so that no other takes its place."""
     if isinstance(value, fx.Node):
         return _Held(value.meta["val"])
     if isinstance(value, tuple | list):
@@ -127,4 +127,3 @@ def _mode_of(program: Program) -> FakeTensorMode:
         if isinstance(value, FakeTensor):
             return value.fake_mode
     return FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
-

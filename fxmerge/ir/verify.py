@@ -49,9 +49,9 @@ def require(what: str, found: Difference, tolerance: float) -> None:
     """Raise `VerificationError` if a difference exceeds the tolerance (absolute, or relative to outputs above one)."""
     if not found.relative <= tolerance:
         raise VerificationError(
-            f"{what}: outputs differ by {found.absolute:.3g} (largest output {found.scale:.3g}, tolerance {tolerance:.3g})",
-            "nothing was written; this is a fault of fxmerge or of an extension, please report it with the models' graphs "
-            "(fxmerge inspect)",
+            f"{what}: outputs differ by {found.absolute:.3g}"
+            f" (largest output {found.scale:.3g}, tolerance {tolerance:.3g})",
+            "nothing was written; this is a fault of fxmerge or of an extension, please report it",
         )
 
 

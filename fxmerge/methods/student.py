@@ -14,7 +14,7 @@ from fxmerge.train import Log, fit
 
 
 def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]:
-    """Train what is trainable in `program` until the features it shows are the parents'; the part trained, and the log."""
+    """Train what is trainable in `program` until it shows the parents' features; the part trained, and the log."""
     assert job.pool is not None
     student = program.only(feature.port for feature in job.wanted())
     for name, parameter in student.module.named_parameters():
@@ -29,7 +29,9 @@ def targets_of(student: Program, supernet: SuperNet, job: Job) -> Targets:
     by_port = {feature.port: feature for feature in supernet.features}
     features = [by_port[port.name] for port in student.outputs]
     weights = tuple(1.0 if f.final else job.options.inner for f in features)
-    return Targets(teachers(supernet, features), weights, tuple(padding(student, port, job.pool) for port in student.outputs))
+    return Targets(
+        teachers(supernet, features), weights, tuple(padding(student, port, job.pool) for port in student.outputs)
+    )
 
 
 def teachers(supernet: SuperNet, features: Sequence[Feature]) -> nn.Module:
@@ -55,13 +57,13 @@ class _Teachers(nn.Module):
 
 
 def padding(program: Program, feature: Port, pool: Pool | None) -> int | None:
-    """Position of the input that says which of the feature's places count: integers 0 and 1 along its first two axes."""
+    """Position of the input that says which places of the feature count: 0s and 1s along its first two axes."""
     if pool is None or len(feature.shape) < 3:
         return None
     for position, (port, values) in enumerate(zip(program.inputs, pool.inputs, strict=True)):
-        if port.shape == feature.shape[:2] and not port.dtype.is_floating_point:
-            if bool(((values == 0) | (values == 1)).all()) and bool((values == 0).any()):
-                return position
+        fits = port.shape == feature.shape[:2] and not port.dtype.is_floating_point
+        if fits and bool(((values == 0) | (values == 1)).all()) and bool((values == 0).any()):
+            return position
     return None
 
 

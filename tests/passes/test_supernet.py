@@ -138,7 +138,10 @@ def test_one_linear_layer_has_nothing_to_merge() -> None:
 
 
 APART = {
-    "mlp": lambda MLP, **_: [(MLP(20, (16, 12), 3), (torch.randn(5, 20),)), (MLP(30, (24, 10), 3), (torch.randn(4, 30),))],
+    "mlp": lambda MLP, **_: [
+        (MLP(20, (16, 12), 3), (torch.randn(5, 20),)),
+        (MLP(30, (24, 10), 3), (torch.randn(4, 30),)),
+    ],
     "vit": lambda ViT, **_: [
         (
             ViT(image=i, patch=2, width=w, heads=h, hidden=m, depth=2, classes=5, channels=c),
