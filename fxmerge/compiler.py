@@ -256,7 +256,7 @@ class _Merge:
 
     def _augmented(self, tasks: list[Samples], parent: Program, count: int) -> Samples:
         config = self.config
-        kind = config.augment
+        kind: str = config.augment
         if kind == "auto":
             ports = [replace(port, name=name) for port, name in zip(parent.inputs, tasks[0], strict=True)]
             kind = augmentation.kind_of(ports, tasks[0])

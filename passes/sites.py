@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import RuleSet, Signature, labels_of, signature
 from fxmerge.ir.program import Program, target_name
-from fxmerge.ir.space import AxisExpr, leaves
-from passes.spaces import Spaces, SpacesOf
+from fxmerge.ir.space import AxisExpr, Spaces, leaves
+from passes.spaces import SpacesOf
 
 Role = Literal["write", "read"]
 Value = Literal["size", "constant", "parameter", "data"]
@@ -296,7 +296,7 @@ def _trace(
             if line.numel() != size or not bool((line == torch.arange(size)).all()):
                 covers[axis] = line
         elif varies:
-            reached = value.unique().long()
+            reached = torch.tensor(sorted({int(v) for v in value.reshape(-1).tolist()}))
             covers[axis] = None if reached.numel() == size else reached
     return places, tuple(covers)
 
@@ -318,7 +318,7 @@ def _run(program: Program, root: fx.Node, positions: Tensor, chain: list[fx.Node
     def value(node: fx.Node) -> Any:
         if node not in known:
             fake = node.meta.get("val")
-            if not _has_tensor(fake):
+            if fake is None or not _has_tensor(fake):
                 return fake
             if node.op == "get_attr":
                 known[node] = program.tensors[str(node.target)]

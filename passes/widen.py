@@ -138,5 +138,5 @@ def _literal(given: Any, axis: AxisExpr, sizes: Mapping[str, int]) -> Any:
 
 def _dim(node: fx.Node, place: int) -> int:
     value = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
-    rank = node.args[0].meta["val"].ndim  # type: ignore[union-attr]
+    rank: int = node.args[0].meta["val"].ndim  # type: ignore[union-attr]
     return int(value) % rank  # type: ignore[arg-type]

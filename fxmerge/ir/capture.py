@@ -318,7 +318,7 @@ def _attempt(bound: _Bound, args: tuple[Tensor, ...], shapes: Any) -> Program:
         place = _user_frame(error)
         raise CaptureError(
             f"the model cannot be traced: {first}" + (f" (at {place})" if place else ""),
-            "keep branches on data out of forward; torch.export.export(model, inputs, strict=False) must work on its own",
+            "keep branches on data out of forward; torch.export.export(model, inputs, strict=False) must work alone",
         ) from error
     return from_exported(exported, names=bound.names, outputs=bound.outputs, prefix="model.")
 

@@ -17,8 +17,11 @@ from fxmerge.train import Log, Pool, Progress, Settings
 class Init(Protocol):
     """A way to fill the maps before training; an alignment method is one too."""
 
-    name: str
-    summary: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str: ...
 
     def __call__(self, supernet: SuperNet) -> tuple[float, ...]:
         """The weight of every parent in the average that the maps start from."""
@@ -73,10 +76,18 @@ class Outcome:
 
 
 class Method(Protocol):
-    name: str
-    summary: str
-    """One line for `fxmerge methods`, with the paper."""
-    needs_data: bool
+    """A way to fill the maps of a SuperNet."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str:
+        """One line for `fxmerge methods`, with the paper."""
+        ...
+
+    @property
+    def needs_data(self) -> bool: ...
 
     def __call__(self, job: Job) -> Outcome: ...
 
