@@ -90,15 +90,15 @@ def _device(program: Program) -> torch.device:
 
 
 def _reason(error: BaseException) -> str:
-    """One line: the operator that has no ONNX form, where the exporter names one."""
-    text, cause = "", error
-    while cause is not None:
-        text += str(cause) + "\n"
-        cause = cause.__cause__  # type: ignore[assignment]
-    found = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'", text)
-    if found:
-        return f"ONNX has no form of the operator {found[1].replace('::', '.')}.{found[2]}"
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    """One line: the operator that has no ONNX form where the exporter names one, else the innermost cause."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    for cause in causes:
+        found = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'", str(cause))
+        if found:
+            return f"ONNX has no form of the operator {found[1].replace('::', '.')}.{found[2]}"
+    first = next((line.strip() for line in str(causes[-1]).splitlines() if line.strip()), type(causes[-1]).__name__)
     return f"the model cannot be written as ONNX: {first}"
 
 
