@@ -160,7 +160,7 @@ class Net:
             parameters=frozenset(self.trainable),
             maps=self.maps.modules,
             task="+".join(parent.task for parent in self.parents),
-            notes=tuple(dict.fromkeys(note for parent in self.parents for note in parent.notes)),
+            notes=tuple(dict.fromkeys(note for parent in self.parents for note in parent.notes)) + self._untied(),
             **sizes,  # type: ignore[arg-type]
         )
         return SuperNet(
@@ -171,6 +171,19 @@ class Net:
             self.own,
             self.maps.places,
             names,
+        )
+
+    def _untied(self) -> tuple[str, ...]:
+        """A note for every tensor that the template uses in two roles, and the merged model holds twice."""
+        roles: dict[str, set[tuple[str | None, ...]]] = {}
+        for node, site in self.sites.sites.items():
+            for operand in site.operands:
+                found = tuple(use.role if use else None for use in operand.uses)
+                roles.setdefault(operand.root, set()).add((*found, "head" if node in self.sites.tail else "trunk"))
+        return tuple(
+            f"{name} was tied and is untied: it is written in one place and read in another"
+            for name, uses in roles.items()
+            if len(uses) > 1
         )
 
     # -- what all trunks share -------------------------------------------------------------------------

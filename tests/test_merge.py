@@ -1,0 +1,141 @@
+"""The whole merge from Python: methods, starts, determinism, figures, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import fxmerge
+from fxmerge.errors import OptionError, VerificationError
+from fxmerge.export import run_onnx
+from fxmerge.ir.program import Program
+
+Parents = Callable[[str, int], list[Program]]
+QUICK = {"steps": 6, "batch_size": 8, "pool": 64, "init": "average"}
+
+
+def samples_of(programs: list[Program], rows: int = 12) -> dict[str, dict[str, torch.Tensor]]:
+    """More samples: the captured rows, repeated and (floats) varied."""
+    torch.manual_seed(5)
+    found = {}
+    for program in programs:
+        index = torch.arange(rows) % next(iter(program.samples.values())).shape[0]
+        own = {name: value[index] for name, value in program.samples.items()}
+        found[program.task] = {n: v + torch.randn_like(v) if v.is_floating_point() else v for n, v in own.items()}
+    return found
+
+
+@pytest.mark.parametrize("method", ["foldable", "distill"])
+def test_same_seed_same_weights_bit_for_bit(parents: Parents, method: str) -> None:
+    programs = parents("vit", 2)
+    data = samples_of(programs)
+    one, two, other = (
+        fxmerge.merge(programs, data=data, method=method, seed=seed, **QUICK).state_dict() for seed in (3, 3, 4)
+    )
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_parents_are_left_as_they_were(parents: Parents) -> None:
+    programs = parents("vit", 2)
+    before = [{name: tensor.clone() for name, tensor in program.tensors.items()} for program in programs]
+    fxmerge.merge(programs, data=samples_of(programs), method="distill", **QUICK)
+    for program, tensors in zip(programs, before, strict=True):
+        assert all(torch.equal(program.tensors[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("family", "count", "options"),
+    [
+        ("vit", 2, {}),
+        ("vit-fused", 3, {"like": 1}),
+        ("bert", 2, {"rank": 2}),
+        ("gpt", 2, {"width_scale": 1.5}),
+        ("mlp", 3, {"inner": 0.5, "full": True}),
+    ],
+)
+def test_training_lowers_the_loss_and_the_model_is_written(
+    parents: Parents, tmp_path: Path, family: str, count: int, options: dict[str, object]
+) -> None:
+    programs = parents(family, count)
+    out = tmp_path / "merged.onnx"
+    data = samples_of(programs)
+    settings = QUICK | {"steps": 40, "pool": 128, "out": str(out)} | options
+    merged = fxmerge.merge(programs, data=data, **settings)
+    training, checks = merged.result["training"], merged.result["checks"]
+    assert training["loss_last"] < training["loss_first"]
+    assert checks["all_gradients"] is True
+    assert checks["fold_max_abs"] < 1e-5 and checks["onnx_max_abs"] < 1e-5
+    assert [row["task"] for row in merged.result["tasks"]] == [p.task for p in programs]
+    inputs = next(iter(data.values()))
+    with torch.no_grad():
+        mine = merged(**inputs)
+    got = run_onnx(out, inputs)
+    assert set(got) == {f"{p.task}.logits" for p in programs}
+    for program in programs:
+        torch.testing.assert_close(got[f"{program.task}.logits"], mine[program.task], rtol=1e-4, atol=1e-5)
+
+
+def test_a_tied_table_is_untied_and_said(parents: Parents) -> None:
+    programs = parents("gpt", 2)
+    assert programs[0].aliases
+    merged = fxmerge.merge(programs, method="average")
+    assert any("untied" in note and "wte.weight" in note for note in merged.result["notes"])
+
+
+def test_auto_names_the_start_it_chose(parents: Parents) -> None:
+    programs = parents("mlp", 2)
+    merged = fxmerge.merge(programs, data=samples_of(programs), **(QUICK | {"init": "auto"}))
+    assert merged.result["init"] in ("first", "average")
+    assert any(note.startswith(f"init {merged.result['init']}") for note in merged.result["notes"])
+
+
+def test_an_unknown_start_names_the_nearest(parents: Parents) -> None:
+    programs = parents("mlp", 2)
+    with pytest.raises(OptionError, match="unknown init 'averag', did you mean 'average'"):
+        fxmerge.merge(programs, data=samples_of(programs), **(QUICK | {"init": "averag"}))
+
+
+def test_a_map_without_gradient_is_a_failed_verification(parents: Parents, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fxmerge.methods import foldable
+
+    class Blind(foldable.GradientWatch):
+        @property
+        def missing(self) -> list[str]:
+            return ["maps.m0 of parent 1"]
+
+    monkeypatch.setattr(foldable, "GradientWatch", Blind)
+    programs = parents("mlp", 2)
+    with pytest.raises(VerificationError, match=r"no gradient reached maps.m0 of parent 1"):
+        fxmerge.merge(programs, data=samples_of(programs), **QUICK)
+
+
+def test_parents_may_name_one_input_differently(parents: Parents) -> None:
+    from dataclasses import replace
+
+    one, two = parents("vit", 2)
+    port = replace(two.inputs[0], name="pixels")
+    two = two.evolve(inputs=(port,), samples={"pixels": two.samples["x"]})
+    merged = fxmerge.merge([one, two], **(QUICK | {"batch_size": 4}))
+    assert [p.name for p in merged.program.inputs] == ["x"]
+
+
+def test_of_unlabeled_data_only_the_inputs_are_used(parents: Parents, tmp_path: Path) -> None:
+    import numpy as np
+
+    programs = parents("mlp", 2)
+    data = samples_of(programs)
+    paths = {}
+    for labels in (0, 1):
+        for task, inputs in data.items():
+            path = tmp_path / f"{task}{labels}.npz"
+            np.savez(path, x=inputs["x"].numpy(), y=np.full(len(inputs["x"]), labels))
+            paths[labels, task] = str(path)
+    results = [
+        fxmerge.merge(programs, data={task: paths[labels, task] for task in data}, **QUICK).state_dict()
+        for labels in (0, 1)
+    ]
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
