@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fxmerge.errors import FxmergeError, SourceError
 from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
-from fxmerge.io.files import atomic_write, check_output, parse_json, printable
+from fxmerge.io.files import atomic_write, check_output, damaged, field, parse_json, printable
 from fxmerge.io.operators import DTYPES
 from fxmerge.ir.capture import LARGEST, capture
 from fxmerge.ir.program import Port, Program
@@ -132,20 +132,20 @@ def _program(description: Any, weights: Mapping[str, Tensor], samples: Mapping[s
     labels = description.get("labels")
     task = _text(description.get("task"))
     graph = graphs.decode(description)
-    inputs, outputs = (tuple(_read_port(p) for p in _list(description, key)) for key in ("inputs", "outputs"))
+    inputs, outputs = (tuple(_read_port(p) for p in field(description, key, list)) for key in ("inputs", "outputs"))
     if sum(n.op == "placeholder" for n in graph.nodes) != len(inputs) or len(description["results"]) != len(outputs):
-        raise SourceError("graph and ports do not agree", "capture the model again")
+        raise damaged("graph and ports do not agree")
     program = Program(
         graph=graph,
         tensors={graphs.tensor_name(name): weights[name] for name in _in_order(weights, description)},
         inputs=inputs,
         outputs=outputs,
-        parameters=frozenset(_text(n) for n in _list(description, "parameters")),
+        parameters=frozenset(_text(n) for n in field(description, "parameters", list)),
         task=path.stem if task == UNNAMED else task,
-        labels=None if labels is None else tuple(_text(name) for name in _list(description, "labels")),
+        labels=None if labels is None else tuple(_text(name) for name in field(description, "labels", list)),
         samples={name: samples[name] for name in sorted(samples)},
         aliases={graphs.tensor_name(a): graphs.tensor_name(n) for a, n in description["aliases"].items()},
-        notes=tuple(_text(note) for note in _list(description, "notes")),
+        notes=tuple(_text(note) for note in field(description, "notes", list)),
         ranges={_text(name): _range(bounds) for name, bounds in description["ranges"].items()},
     )
     _check(program)
@@ -165,19 +165,17 @@ def _check(program: Program) -> None:
     """The parts of the file agree with each other: names, ports and the values the graph gives."""
     used = {str(node.target) for node in program if node.op == "get_attr"}
     for missing in sorted(used - program.tensors.keys()):
-        raise SourceError(f"the weight {missing} is missing", "capture the model again")
+        raise damaged(f"the weight {missing} is missing")
     if not program.parameters | set(program.aliases.values()) <= program.tensors.keys():
-        raise SourceError("it names parameters it does not hold", "capture the model again")
+        raise damaged("it names parameters it does not hold")
     for port, node in zip(program.outputs, program.result, strict=True):
         value = node.meta["val"]
         if not isinstance(value, Tensor) or value.ndim != len(port.shape) or value.dtype != port.dtype:
-            raise SourceError(f"the graph does not give the output {port.name}", "capture the model again")
+            raise damaged(f"the graph does not give the output {port.name}")
     for node in program:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.numel() * value.element_size() > MOST_BYTES:
-            raise SourceError(
-                f"{node} would take {value.numel() * value.element_size() >> 30} GiB", "capture the model again"
-            )
+            raise damaged(f"{node} would take {value.numel() * value.element_size() >> 30} GiB")
 
 
 def _tensors(archive: Archive, member: str) -> dict[str, Tensor]:
@@ -212,36 +210,29 @@ def _port(port: Port) -> dict[str, Any]:
 
 
 def _read_port(value: Any) -> Port:
-    shape = tuple(_text(s) if isinstance(s, str) else _size(s) for s in _list(value, "shape"))
+    shape = tuple(_text(s) if isinstance(s, str) else _size(s) for s in field(value, "shape", list))
     dtype = DTYPES.get(value.get("dtype"))
     if dtype is None:
-        raise SourceError(f"unknown type {printable(str(value.get('dtype')))}", "capture the model again")
+        raise damaged(f"unknown type {printable(str(value.get('dtype')))}")
     return Port(_text(value.get("name")), shape, dtype)
 
 
 def _range(bounds: Any) -> tuple[int, int]:
     if not isinstance(bounds, list) or len(bounds) != 2:
-        raise SourceError("a range is not a pair of sizes", "capture the model again")
+        raise damaged("a range is not a pair of sizes")
     return _size(bounds[0]), _size(bounds[1])
 
 
 def _size(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= LARGEST:
-        raise SourceError(f"{printable(str(value))} is not a size", "capture the model again")
+        raise damaged(f"{printable(str(value))} is not a size")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or value != printable(value):
-        raise SourceError(f"{printable(str(value))!r} is not a line of text", "capture the model again")
+        raise damaged(f"{printable(str(value))!r} is not a line of text")
     return value
-
-
-def _list(value: Any, key: str) -> list[Any]:
-    items = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(items, list):
-        raise SourceError(f"{key!r} is not a list", "capture the model again")
-    return items
 
 
 def _version() -> str:

@@ -11,9 +11,11 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fxmerge.errors import OutputError, SourceError
+
+T = TypeVar("T")
 
 LARGEST_JSON = 32 << 20
 """A graph of 100 layers takes about 3 MiB; parsed JSON takes ten to twenty times its text."""
@@ -89,6 +91,19 @@ def read_json(path: Path) -> Any:
     if path.stat().st_size > LARGEST_JSON:
         raise SourceError(f"{path} is too large for JSON", f"the limit is {LARGEST_JSON >> 20} MiB")
     return parse_json(path.read_bytes(), str(path))
+
+
+def damaged(what: str) -> SourceError:
+    """The error for a file that says something impossible."""
+    return SourceError(f"the file is damaged: {what}", "capture or export the model again")
+
+
+def field(value: Any, key: str, kind: type[T]) -> T:
+    """`value[key]` of parsed JSON. Raises `SourceError` unless it is there and of that kind."""
+    item = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(item, kind):
+        raise damaged(f"{key!r} is missing or not a {kind.__name__}")
+    return item
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from fxmerge.errors import SourceError, UnsafeFileError
-from fxmerge.io.files import printable
+from fxmerge.io.files import damaged, field, printable
 from fxmerge.io.operators import DTYPES, LAYOUTS, MANY, MEMORY_FORMATS, NUMBER, PYTHON, find_operator, kind_of
 from fxmerge.ir.program import target_name
 
@@ -54,27 +54,27 @@ def decode(value: Mapping[str, Any]) -> fx.Graph:
     made: list[fx.Node] = []
     bits: dict[fx.Node, int] = {}
     inputs: set[str] = set()
-    entries = _list(value.get("nodes"), "nodes")
+    entries = field(value, "nodes", list)
     if len(entries) > MOST_NODES:
-        raise _damaged(f"{len(entries)} nodes, more than any model has")
+        raise damaged(f"{len(entries)} nodes, more than any model has")
     for entry in entries:
-        op, target = _field(entry, "op", str), _field(entry, "target", str)
+        op, target = field(entry, "op", str), field(entry, "target", str)
         if op == "placeholder":
             if not target.isidentifier() or keyword.iskeyword(target) or target in inputs:
-                raise _damaged(f"{printable(target)!r} is not the name of an input")
+                raise damaged(f"{printable(target)!r} is not the name of an input")
             inputs.add(target)
             node = graph.placeholder(target)
         elif op == "get_attr":
             node = graph.get_attr(tensor_name(target))
         elif op == "call_function":
-            args = tuple(_decode(a, made) for a in _list(entry.get("args"), "args"))
+            args = tuple(_decode(a, made) for a in field(entry, "args", list))
             kwargs = {_identifier(k): _decode(a, made) for k, a in entry.get("kwargs", {}).items()}
             node = call(graph, target, args, kwargs, bits)
         else:
-            raise _damaged(f"unknown kind of node {printable(op)!r}")
+            raise damaged(f"unknown kind of node {printable(op)!r}")
         node.meta = {key: printable(entry[key]) for key in ("source", "by") if isinstance(entry.get(key), str)}
         made.append(node)
-    graph.output(tuple(_node(i, made) for i in _list(value.get("results"), "results")))
+    graph.output(tuple(_node(i, made) for i in field(value, "results", list)))
     return graph
 
 
@@ -98,19 +98,19 @@ def call(
     if target == "operator.getitem":
         source, index = operands if len(operands) == 2 else (None, None)
         if not isinstance(source, fx.Node) or not _gives_many(source) or type(index) is not int:
-            raise _damaged("an item is taken of something that has none")
+            raise damaged("an item is taken of something that has none")
         return graph.call_function(PYTHON[target], args, dict(kwargs))
     size = [bits.get(a, -1) if isinstance(a, fx.Node) else _bits(a) for a in operands]
     if not size or min(size) < 0:
-        raise _damaged(f"{target} is called on something that is not a number")
+        raise damaged(f"{target} is called on something that is not a number")
     if target == "operator.pow":
         if len(operands) != 2 or type(operands[1]) is not int or not 0 <= operands[1] <= MOST_BITS:
-            raise _damaged("a power with an unbounded exponent")
+            raise damaged("a power with an unbounded exponent")
         total = size[0] * operands[1]
     else:
         total = sum(size) + 1
     if total > MOST_BITS:
-        raise _damaged("the graph computes sizes without bound")
+        raise damaged("the graph computes sizes without bound")
     node = graph.call_function(PYTHON[target], args, dict(kwargs))
     bits[node] = total
     return node
@@ -163,16 +163,16 @@ def _decode(value: Any, made: Sequence[fx.Node], depth: int = 0) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if depth > 8:
-        raise _damaged("arguments nested too deeply")
+        raise damaged("arguments nested too deeply")
     if isinstance(value, list):
         return [_decode(v, made, depth + 1) for v in value]
     if not isinstance(value, dict) or len(value) != 1:
-        raise _damaged("an argument of no known kind")
+        raise damaged("an argument of no known kind")
     [(kind, item)] = value.items()
     if kind == "node":
         return _node(item, made)
     if kind == "tuple":
-        return tuple(_decode(v, made, depth + 1) for v in _list(item, "tuple"))
+        return tuple(_decode(v, made, depth + 1) for v in field(value, kind, list))
     if kind == "float" and item in ("inf", "-inf", "nan"):
         return float(item)
     if (
@@ -186,7 +186,7 @@ def _decode(value: Any, made: Sequence[fx.Node], depth: int = 0) -> Any:
         return torch.device("cpu")
     if kind in _NAMED and isinstance(item, str) and item in _NAMED[kind]:
         return _NAMED[kind][item]
-    raise _damaged(f"an argument of no known kind ({printable(str(kind))})")
+    raise damaged(f"an argument of no known kind ({printable(str(kind))})")
 
 
 _NAMED: Mapping[str, Mapping[str, Any]] = {"dtype": DTYPES, "layout": LAYOUTS, "memory_format": MEMORY_FORMATS}
@@ -194,28 +194,11 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {"dtype": DTYPES, "layout": LAYOUTS, "
 
 def _node(position: Any, made: Sequence[fx.Node]) -> fx.Node:
     if type(position) is not int or not 0 <= position < len(made):
-        raise _damaged("a node refers to one that does not exist")
+        raise damaged("a node refers to one that does not exist")
     return made[position]
 
 
 def _identifier(name: Any) -> str:
     if not isinstance(name, str) or not name.isidentifier():
-        raise _damaged(f"{printable(str(name))!r} is not the name of an argument")
+        raise damaged(f"{printable(str(name))!r} is not the name of an argument")
     return name
-
-
-def _field(entry: Any, key: str, kind: type) -> Any:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, kind):
-        raise _damaged(f"a node without {key!r}")
-    return value
-
-
-def _list(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _damaged(f"{what!r} is not a list")
-    return value
-
-
-def _damaged(what: str) -> SourceError:
-    return SourceError(f"the graph in the file is damaged: {what}", "capture the model again")

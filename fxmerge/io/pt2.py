@@ -18,8 +18,8 @@ from torch.fx.traceback import preserve_node_meta
 from fxmerge.errors import FxmergeError, SourceError, UnsafeFileError
 from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
-from fxmerge.io.files import parse_json, printable
-from fxmerge.io.pt2_graph import DTYPES, STRIDED, Reader, Size, damaged, leaf_names, read_size
+from fxmerge.io.files import damaged, parse_json, printable
+from fxmerge.io.pt2_graph import DTYPES, STRIDED, Reader, Size, leaf_names, read_size
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 

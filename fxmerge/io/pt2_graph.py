@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 
 from fxmerge.errors import SourceError, UnsafeFileError
 from fxmerge.io import graphs
-from fxmerge.io.files import printable
+from fxmerge.io.files import damaged, field, printable
 from fxmerge.io.operators import NOTHING, PYTHON, find_operator, kind_of
 
 DTYPES: Mapping[int, torch.dtype] = {
@@ -61,37 +61,37 @@ class Reader:
 
     def body(self, serialized: Any, values: dict[str, Any]) -> list[Any]:
         """Add the calls of a serialized graph; its outputs. `values` has its inputs and gains its results."""
-        for entry in _list(serialized, "nodes"):
+        for entry in field(serialized, "nodes", list):
             self._node(entry, values)
-        return [self._argument(output, values) for output in _list(serialized, "outputs")]
+        return [self._argument(output, values) for output in field(serialized, "outputs", list)]
 
     def _node(self, entry: Any, values: dict[str, Any]) -> None:
-        target = _text(entry, "target")
-        names = _list(entry, "inputs")
+        target = field(entry, "target", str)
+        names = field(entry, "inputs", list)
         prefix, _, operator = target.partition("ops.")
         if prefix == "torch." and operator.startswith("higher_order."):
             results = self._inline(operator, names, values)
-            return self._name_all(_list(entry, "outputs"), results, values)
+            return self._name_all(field(entry, "outputs", list), results, values)
         name = operator if prefix == "torch." else target.removeprefix("_")
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for item in names:
-            value = self._argument(_mapping(item, "arg"), values)
+            value = self._argument(field(item, "arg", dict), values)
             if item.get("kind") == 1 or name in PYTHON:
                 args.append(value)
             else:
-                kwargs[_text(item, "name")] = value
+                kwargs[field(item, "name", str)] = value
         if name not in PYTHON:
             found = find_operator(name, mutable=True)
             if kind_of(found) == NOTHING:
                 return None  # an assertion
             _check_mode(found, names)
-            args, kwargs = _bind(found, names, args, kwargs)
+            args, kwargs = _bind(found, args, kwargs)
         node = graphs.call(self.graph, name, tuple(args), kwargs, self._bits, mutable=True)
         trace = (entry.get("metadata") or {}).get("stack_trace")
         if isinstance(trace, str):
             node.meta["stack_trace"] = trace
-        return self._name_results(_list(entry, "outputs"), node, values)
+        return self._name_results(field(entry, "outputs", list), node, values)
 
     def _inline(self, operator: str, names: Sequence[Any], values: Mapping[str, Any]) -> list[Any]:
         """The calls of a region that only switches gradients off, in place."""
@@ -104,33 +104,31 @@ class Reader:
                 "merge the part of the model without it, or write it with ordinary operators",
             )
         operands = [self._argument(a["arg"], values) for a in names if not {"as_graph", "as_bool"} & a["arg"].keys()]
-        inner = _mapping(graph, "graph")
-        inputs = [_name(value) for value in _list(inner, "inputs")]
+        inner = field(graph, "graph", dict)
+        inputs = [_name(value) for value in field(inner, "inputs", list)]
         if len(inputs) != len(operands):
             raise damaged("a region and its inputs do not agree")
         return self.body(inner, dict(zip(inputs, operands, strict=True)))
 
     def _name_results(self, outputs: Sequence[Any], node: fx.Node, values: dict[str, Any]) -> None:
-        many = outputs[0].get("as_tensors") if len(outputs) == 1 and isinstance(outputs[0], dict) else None
-        if many is None and len(outputs) == 1:
+        entries, many = _entries(outputs)
+        if not many:
             return self._name_all(outputs, [node], values)
-        entries = [{"as_tensor": item} for item in many] if isinstance(many, list) else list(outputs)
-        items = []
+        items: list[fx.Node | None] = []
         for index, entry in enumerate(entries):
-            wanted = isinstance(entry, dict) and "as_none" not in entry
-            items.append(graphs.call(self.graph, "operator.getitem", (node, index), {}, self._bits) if wanted else None)
-            if items[-1] is not None and "stack_trace" in node.meta:
-                items[-1].meta["stack_trace"] = node.meta["stack_trace"]
-        return self._name_all(entries, items, values)
+            if "as_none" in entry:
+                items.append(None)
+                continue
+            item = graphs.call(self.graph, "operator.getitem", (node, index), {}, self._bits)
+            item.meta = dict(node.meta)
+            items.append(item)
+        return self._name_all(outputs, items, values)
 
     def _name_all(self, outputs: Sequence[Any], results: Sequence[Any], values: dict[str, Any]) -> None:
-        if len(outputs) == 1 and isinstance(outputs[0], dict) and isinstance(outputs[0].get("as_tensors"), list):
-            outputs = [{"as_tensor": item} for item in outputs[0]["as_tensors"]]
-        if len(outputs) != len(results):
+        entries, _ = _entries(outputs)
+        if len(entries) != len(results):
             raise damaged("an operator and its results do not agree")
-        for output, result in zip(outputs, results, strict=True):
-            if "as_none" not in output:
-                values[_name(output)] = result
+        values |= {_name(e): result for e, result in zip(entries, results, strict=True) if "as_none" not in e}
 
     def _argument(self, value: Any, values: Mapping[str, Any]) -> Any:
         """An argument: a value made before, or a constant."""
@@ -142,7 +140,7 @@ class Reader:
         if kind in PLAIN:
             return _plain(item)
         if kind in LISTS:
-            return [self._element(element, kind, values) for element in _list(value, kind)]
+            return [self._element(element, kind, values) for element in field(value, kind, list)]
         if kind in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool", "as_optional_tensor"):
             return self._element(item, kind, values)
         if kind == "as_scalar_type" and item in DTYPES:
@@ -173,6 +171,13 @@ class Reader:
         raise damaged("an argument refers to nothing")
 
 
+def _entries(outputs: Sequence[Any]) -> tuple[list[Any], bool]:
+    """The results of a call one by one, and whether it gives several."""
+    if len(outputs) == 1 and isinstance(outputs[0], dict) and "as_tensors" in outputs[0]:
+        return [{"as_tensor": item} for item in field(outputs[0], "as_tensors", list)], True
+    return list(outputs), len(outputs) != 1
+
+
 @dataclass(frozen=True)
 class Size:
     """A serialized size: a number, or the name of a symbol ("" for an expression, which is never evaluated)."""
@@ -186,8 +191,8 @@ def read_size(value: Any) -> Size:
     """A size of a serialized tensor. Raises `SourceError` if it is none, or larger than any tensor."""
     number, symbol = value.get("as_int"), None
     if number is None:
-        expression = _mapping(value, "as_expr")
-        match = SYMBOL.fullmatch(_text(expression, "expr_str"))
+        expression = field(value, "as_expr", dict)
+        match = SYMBOL.fullmatch(field(expression, "expr_str", str))
         symbol = match.group(1) if match else ""
         number = (expression.get("hint") or {}).get("as_int", 0)
         number = max(number, 2) if type(number) is int else 2
@@ -224,9 +229,7 @@ def _leaves(tree: Any, prefix: str) -> list[str]:
     return names
 
 
-def _bind(
-    operator: OpOverload, names: Sequence[Any], args: list[Any], kwargs: dict[str, Any]
-) -> tuple[list[Any], dict[str, Any]]:
+def _bind(operator: OpOverload, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Arguments by position where the schema has them so, as older archives give all of them by name."""
     order = [a.name for a in operator._schema.arguments if not a.kwarg_only]
     if any(key not in {a.name for a in operator._schema.arguments} for key in kwargs):
@@ -261,28 +264,3 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str):
         raise damaged("a constant of no known kind")
     return value
-
-
-def _mapping(value: Any, key: str) -> Any:
-    item = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(item, dict):
-        raise damaged(f"{key!r} is missing")
-    return item
-
-
-def _list(value: Any, key: str) -> list[Any]:
-    items = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(items, list):
-        raise damaged(f"{key!r} is missing")
-    return items
-
-
-def _text(value: Any, key: str) -> str:
-    item = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(item, str):
-        raise damaged(f"{key!r} is missing")
-    return item
-
-
-def damaged(what: str) -> SourceError:
-    return SourceError(f"the archive is damaged: {what}", "export the model again with torch.export.save")

@@ -122,7 +122,7 @@ def _columns(path: Path) -> tuple[list[str], bool, dict[str, Any]]:
     A .tsv file has no quoting, so that a text may hold quotation marks.
     """
     tabs = path.suffix == ".tsv"
-    with open(path, encoding="utf-8", newline="") as stream:
+    with open(path, encoding="utf-8-sig", newline="") as stream:
         line = next(stream, "").rstrip("\r\n")
     first = line.split("\t") if tabs else next(csv.reader([line]), [])
     named = any(cell.strip().lower() in (*TEXTS, *LABELS) for cell in first)
@@ -186,6 +186,8 @@ def _ports(program: Program, where: str) -> dict[str, Port]:
         if not whole or kind in found:
             raise DataError(f"{where} is text, which cannot fill the input {port.name}", "give arrays (.npz) instead")
         found[kind] = port
+    if "ids" not in found:
+        raise DataError(f"{where} is text, but {program.task} takes no tokens", "give arrays (.npz) instead")
     return found
 
 
