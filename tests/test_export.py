@@ -210,7 +210,7 @@ def test_a_port_named_like_an_inner_value(tmp_path: Path) -> None:
     assert compare_onnx(tmp_path / "m.onnx", program) < 1e-6
 
 
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize(("written", "opset"), [("vit", 18), ("text", 23)], indirect=["written"])
 def test_other_operator_sets(written: Any, opset: int, tmp_path: Path) -> None:
     program, _, _ = written
     export_onnx(program, tmp_path / "m.onnx", opset=opset)
