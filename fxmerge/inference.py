@@ -259,7 +259,8 @@ class Constants:
         if node not in self._held:
             return None
         if node not in self._values:
-            self._values[node] = self._compute(node)
+            with torch.no_grad(), torch.device("cpu"):
+                self._values[node] = self._compute(node)
         return self._values[node]
 
     def _compute(self, node: fx.Node) -> Any:
@@ -285,8 +286,7 @@ class Constants:
             return None
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        with torch.no_grad():
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _states(program: Program, rules: RuleSet) -> frozenset[str]:

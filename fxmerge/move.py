@@ -70,6 +70,11 @@ class Move(Call):
         self.rigid(a)
         self.rigid(b)
 
+    def pair(self, value: Held, gate: Held) -> None:
+        """Couple the axes of two factors of a product of which only the first may scale."""
+        self.inference.coupler.unify(self.plain(value), self.plain(gate))
+        self.rigid(gate)
+
     def fresh(self, size: int) -> Axis:
         """An axis along which the result is constant: any permutation, no scale."""
         axis = leaf(size)

@@ -67,10 +67,11 @@ class Apply:
 
 @dataclass(frozen=True)
 class Isotropic:
-    """Division by the length along some labels: commutes with every rotation of them."""
+    """A function of the length along some labels, times the argument itself if it is `odd`: rotations do not change the length."""
 
     argument: Expr
     labels: frozenset[str]
+    odd: bool
 
 
 Expr = Operand | Sum | Product | Apply | Isotropic
@@ -104,11 +105,11 @@ def _parse(node: ast.expr) -> Expr:
         case ast.Call(func=ast.Name(id="power"), args=[argument, exponent]):
             degree = Fraction(ast.literal_eval(exponent)).limit_denominator(1000)
             return Apply(_parse(argument), degree, degree.numerator % 2 if degree.denominator == 1 else None)
-        case ast.Call(func=ast.Name(id="isotropic"), args=[argument, *labels]):
-            return Isotropic(_parse(argument), frozenset(ast.unparse(label) for label in labels))
+        case ast.Call(func=ast.Name(id="isotropic" | "length" as name), args=[argument, *labels]):
+            return Isotropic(_parse(argument), frozenset(map(ast.unparse, labels)), odd=name == "isotropic")
         case ast.Call(func=ast.Name(id=name), args=[argument]) if name in FUNCTIONS:
             return Apply(_parse(argument), *FUNCTIONS[name])
-    known = ", ".join((*FUNCTIONS, "power", "isotropic"))
+    known = ", ".join((*FUNCTIONS, "power", "isotropic", "length"))
     raise ValueError(f"a law is made of operand names, + - * / and the functions {known}; not {ast.unparse(node)!r}")
 
 
@@ -220,9 +221,11 @@ class _Label:
             case Sum(terms):
                 return self._sum(terms)
             case Apply(argument, degree, parity):
-                return self._apply(self.visit(argument), degree, parity)
-            case Isotropic(argument, labels):
-                return self._isotropic(self.visit(argument), self.label in labels)
+                # what is summed away of a single operand is summed after the function
+                visit = self._visit if isinstance(argument, Operand) else self.visit
+                return self._apply(visit(argument), degree, parity)
+            case Isotropic(argument, labels, odd):
+                return self._isotropic(self._visit(argument), self.label in labels, odd)
 
     def _product(self, factors: tuple[Expr, ...]) -> _Value | None:
         found = [(f, self.visit(f)) for f in factors]
@@ -264,12 +267,14 @@ class _Label:
             result.sign = {k: v * parity for k, v in value.sign.items()}
         return result
 
-    def _isotropic(self, value: _Value | None, along: bool) -> _Value | None:
+    def _isotropic(self, value: _Value | None, along: bool, odd: bool) -> _Value | None:
         if value is None or not value.carries:
             return value
         self.cap = min(self.cap, Cap.ORTHOGONAL if along else Cap.MONOMIAL)
         self.vanish(value.scale, {})
-        return _Value(True, {}, value.sign)
+        if along and not odd and not self.kept:  # nothing is left of the label
+            return _Value(False)
+        return _Value(True, {}, value.sign if odd else {})
 
 
 def _plus(a: Form, b: Form) -> Form:

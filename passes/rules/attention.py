@@ -5,8 +5,8 @@ from __future__ import annotations
 from fxmerge.coupling import Call, couples
 
 
-@couples("aten.scaled_dot_product_attention.default")
-def attention(call: Call) -> tuple[str, str]:
+def scores(call: Call) -> tuple[str, str]:
+    """Signature and law of attention: scores are contracted, made rigid by the softmax, and weigh the values."""
     q, k = ("q!", "k!") if call["is_causal"] else ("q", "k")
     law = "rigid(query * key + attn_mask) * value"
     if call["enable_gqa"] and call.shape("query")[-3] != call.shape("key")[-3]:
@@ -14,7 +14,18 @@ def attention(call: Call) -> tuple[str, str]:
     return f"... {q} d, ... {k} d, ... {k} e, ... {q} {k} -> ... {q} e", law
 
 
+attention = couples("aten.scaled_dot_product_attention.default")(scores)
+
+
+@couples("aten._scaled_dot_product_flash_attention_for_cpu.default")
+def flash_attention(call: Call) -> tuple[str, str]:
+    """The second result, the logarithm of the sum of all scores' exponentials, has an axis less."""
+    text, law = scores(call)
+    heads = text.partition(" -> ")[2].rpartition(" ")[0]
+    return f"{text}, {heads}", law
+
+
 softmax = couples(
     "aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int", "aten._log_softmax.default", "aten._safe_softmax.default",
-    "... -> ...", "rigid(self)",
+    "aten.special_softmax", "aten.special_log_softmax", "... -> ...", "rigid(self)",
 )  # fmt: skip

@@ -41,61 +41,73 @@ def _places(call: Call, window: tuple[int, ...]) -> str:
     return " ".join(f"p{i}" if plain else "_" for i, _ in enumerate(window))
 
 
-def _pooled(call: Call, places: int) -> str:
-    """Signature of an operator on the last `places` axes; what is pooled to one is summed over."""
+@couples("aten.conv_tbc.default")
+def conv_tbc(call: Call) -> tuple[str, str]:
+    return "_ n i, _ i o, o -> _ n o", "self * weight + bias"
+
+
+def _law(call: Call, rigid: bool = False) -> str:
     name = call.operands[0][0]
-    sizes = call.result[-places:]
-    given = call.shape(name)[-places:]
-    left = [f"p{i}" if new == 1 or new == old else "_" for i, (old, new) in enumerate(zip(given, sizes, strict=True))]
-    right = ["1" if new == 1 else "_" for new in sizes]
-    return f"... {' '.join(left)} -> ... {' '.join(right)}"
+    return f"rigid({name})" if rigid else name
 
 
-@couples("aten.adaptive_avg_pool1d.default")
-def average_pool_1d(call: Call) -> tuple[str, str]:
-    return _adaptive(call, 1), "self"
-
-
-@couples("aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default")
-def average_pool_2d(call: Call) -> tuple[str, str]:
-    return _adaptive(call, 2), "self"
-
-
-@couples("aten.adaptive_avg_pool3d.default", "aten._adaptive_avg_pool3d.default")
-def average_pool_3d(call: Call) -> tuple[str, str]:
-    return _adaptive(call, 3), "self"
-
-
-def _adaptive(call: Call, places: int) -> str:
-    """An adaptive average over everything is a mean, one that changes no size is nothing."""
-    old, new = call.shape("self")[-places:], call.result[-places:]
-    pairs = list(zip(old, new, strict=True))
-    left = " ".join(f"p{i}" if b in (1, a) else "_" for i, (a, b) in enumerate(pairs))
-    right = " ".join("1" if b == 1 else f"p{i}" if a == b else "_" for i, (a, b) in enumerate(pairs))
+def _everywhere(call: Call, places: int) -> str:
+    """Signature of an adaptive pool: over everything it is a reduction, at the size it finds it is nothing."""
+    pairs = list(zip(call.shape(call.operands[0][0])[-places:], call.result[-places:], strict=True))
+    left = " ".join(f"p{i}" if new in (1, old) else "_" for i, (old, new) in enumerate(pairs))
+    right = " ".join("1" if new == 1 else f"p{i}" if new == old else "_" for i, (old, new) in enumerate(pairs))
     return f"... {left} -> ... {right}"
 
 
-def _window(places: int) -> str:
+def _digit(call: Call) -> int:
+    """Number of places of an operator called "…2d"."""
+    return next(int(d) for d in str(call.node.target).rpartition("d")[0][::-1] if d.isdigit())
+
+
+@couples(
+    "aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d", "aten._adaptive_avg_pool2d",
+    "aten._adaptive_avg_pool3d",
+)  # fmt: skip
+def adaptive_average(call: Call) -> tuple[str, str]:
+    return _everywhere(call, _digit(call)), _law(call)
+
+
+@couples(
+    "aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d", "aten.upsample_linear1d", "aten.upsample_nearest1d",
+    "aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.upsample_bicubic2d", "aten._upsample_bilinear2d_aa",
+    "aten._upsample_bicubic2d_aa", "aten._upsample_nearest_exact1d", "aten._upsample_nearest_exact2d",
+    "aten._upsample_nearest_exact3d", "aten.upsample_nearest3d", "aten.upsample_trilinear3d",
+    "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d", "aten.replication_pad1d",
+    "aten.replication_pad2d", "aten.replication_pad3d",
+)  # fmt: skip
+def average(call: Call) -> tuple[str, str]:
+    """Linear maps over places: averages, resizing, mirrored borders."""
+    return _over_places(call, _digit(call)), _law(call)
+
+
+@couples("aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.lp_pool1d", "aten.lp_pool2d")
+def maximum(call: Call) -> tuple[str, str]:
+    return _over_places(call, _digit(call)), _law(call, rigid=True)
+
+
+@couples(
+    "aten.max_pool1d_with_indices", "aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices",
+    "aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d",
+)  # fmt: skip
+def maximum_with_places(call: Call) -> tuple[str, str]:
+    """The maxima, and where they were."""
+    places = _digit(call)
+    return f"{_over_places(call, places)}, ... {'_ ' * places}", _law(call, rigid=True)
+
+
+def _over_places(call: Call, places: int) -> str:
     return f"... {'_ ' * places}-> ... {'_ ' * places}"
 
 
-pool_1d = couples("aten.avg_pool1d.default", "aten.upsample_linear1d.default", "aten.upsample_nearest1d.default", _window(1), "self")
-pool_2d = couples(
-    "aten.avg_pool2d", "aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.upsample_bicubic2d",
-    "aten._upsample_bilinear2d_aa", "aten._upsample_bicubic2d_aa", "aten._upsample_nearest_exact2d",
-    _window(2), "self",
-)  # fmt: skip
-pool_3d = couples("aten.avg_pool3d", "aten.upsample_nearest3d", "aten.upsample_trilinear3d", _window(3), "self")
-max_pool_1d = couples("aten.max_pool1d.default", _window(1), "rigid(self)")
-max_pool_2d = couples("aten.max_pool2d.default", _window(2), "rigid(self)")
-max_pool_3d = couples("aten.max_pool3d.default", _window(3), "rigid(self)")
-
-
-@couples("aten.max_pool1d_with_indices.default", "aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default")
-def max_pool_with_places(call: Call) -> tuple[str, str]:
-    places = len(call["kernel_size"])
-    places = call.rank("self") - 2 if places == 1 else places
-    return f"{_window(places)}, ... {'_ ' * places}", "rigid(self)"
+@couples("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
+def grid_sampler(call: Call) -> tuple[str, str]:
+    places = call.rank("input") - 2
+    return f"n c {'_ ' * places}, n {'_ ' * (places + 1)}-> n c {'_ ' * places}", "input"
 
 
 @couples("aten._weight_norm.default")

@@ -24,7 +24,7 @@ def select(move: Move) -> Sequence[Held]:
     return axes
 
 
-@moves("aten.slice.Tensor", "aten.slice_copy.Tensor", "aten.narrow.default")
+@moves("aten.slice.Tensor", "aten.slice_copy.Tensor", "aten.narrow.default", "aten.narrow_copy.default")
 def slice_(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     dim = int(move["dim"] or 0) % len(axes)
@@ -56,7 +56,7 @@ def _every(move: Move, axes: list[Held], dim: int, start: int, stop: int, step: 
 @moves(
     "aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.default", "aten.chunk.default", "aten.tensor_split.sections",
     "aten.tensor_split.indices", "aten.unsafe_split.Tensor", "aten.unsafe_chunk.default", "aten.split_with_sizes_copy.default",
-    "aten.hsplit.int", "aten.split_copy.Tensor",
+    "aten.split_copy.Tensor", "aten.unsafe_split_with_sizes.default",
 )  # fmt: skip
 def split(move: Move) -> Sequence[Sequence[Held]]:
     """The axis is cut where the results end."""
@@ -81,10 +81,10 @@ def unbind(move: Move) -> Sequence[Sequence[Held]]:
     return results
 
 
-@moves("aten.diagonal.default")
+@moves("aten.diagonal.default", "aten.linalg_diagonal.default", "aten.diagonal_copy.default")
 def diagonal(move: Move) -> Sequence[Held]:
     axes = move.held("self")
-    a, b = move["dim1"] % len(axes), move["dim2"] % len(axes)
+    a, b = (int(move[name]) % len(axes) for name in ("dim1", "dim2"))
     rest = [axis for i, axis in enumerate(axes) if i not in (a, b)]
     if move["offset"] == 0 and axes[a].size == axes[b].size:
         move.couple(axes[a], axes[b])
@@ -200,6 +200,24 @@ def index_select(move: Move) -> Sequence[Held]:
     return _read(move, axes, [None] * dim + [move.arguments["index"]])
 
 
+@moves("aten.take_along_dim.default")
+def take_along(move: Move) -> Sequence[Held]:
+    """As `gather`, but value and index broadcast."""
+    axes, places, dim = move.axes("self"), move.axes("indices"), move["dim"]
+    if dim is None:
+        for axis in axes:
+            move.pin(axis)
+        return [move.rigid(place) for place in move.axes("indices")]
+    dim %= len(axes)
+    move.pin(axes[dim])
+    result: list[Held] = []
+    for i, (axis, place) in enumerate(zip(axes, places, strict=True)):
+        if i != dim and 1 not in (axis.size, place.size):
+            move.pair(axis, place)
+        result.append(move.rigid(place) if i == dim or axis.size == 1 else axis)
+    return result
+
+
 @moves("aten.gather.default")
 def gather(move: Move) -> Sequence[Held]:
     """The gathered axis tolerates nothing; along the others value and index move together."""
@@ -212,15 +230,9 @@ def gather(move: Move) -> Sequence[Held]:
             result.append(move.rigid(place))
         else:
             axes = move.narrow(axes, i, 0, place.size)
-            move.rigid(place)
-            result.append(_with(move, axes[i], place))
+            move.pair(axes[i], place)
+            result.append(axes[i])
     return result
-
-
-def _with(move: Move, axis: Held, index: Held) -> Held:
-    """The axis of a value along which an index moves with it."""
-    move.inference.coupler.unify(move.plain(axis), move.plain(index))
-    return axis
 
 
 @moves("aten.scatter", "aten.scatter_add.default", "aten.scatter_reduce.two")
@@ -234,14 +246,13 @@ def scatter(move: Move) -> Sequence[Held]:
     for i, place in enumerate(places):
         if source is not None:
             source = list(map(move.plain, move.narrow(source, i, 0, place.size)))
-        move.rigid(place)
         if i == dim:
             if source is not None:
                 move.pin(source[i])
             move.pin(place)
             continue
         part = move.narrow(part, i, 0, place.size)
-        _with(move, part[i], place)
+        move.pair(part[i], place)
         if source is not None:
             move.same([part[i], source[i]])
         else:

@@ -13,16 +13,17 @@ from fxmerge.move import Move
 @moves(
     "aten.clone.default", "aten.contiguous.default", "aten.detach.default", "aten.detach_.default", "aten.alias.default",
     "aten._to_copy.default", "aten.to", "aten.dropout.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default",
-    "aten.type_as.default", "aten.real.default", "aten.imag.default", "aten.view_as_real_copy", "aten.native_dropout",
+    "aten.type_as.default", "aten.real.default", "aten.imag.default", 
     "aten.resolve_conj.default", "aten.resolve_neg.default", "aten.feature_dropout.default", "aten._conj.default",
-    "aten.to_copy", "aten.alpha_dropout.default", "aten.view.dtype", "aten.float", "aten.half",
+    "aten.to_copy", "aten.alpha_dropout.default", "aten.feature_alpha_dropout.default", "aten.detach_copy.default", "aten.alias_copy.default",
+    "aten.conj.default", "aten.conj_physical.default", "aten.lift.default", "aten.data.default", "aten.cpu.default",
 )  # fmt: skip
 def same(move: Move) -> Sequence[Held]:
     """x  ->  x"""
     return move.held(move.operands[0][0])
 
 
-@moves("aten.transpose.int", "aten.swapaxes.default", "aten.swapdims.default")
+@moves("aten.transpose.int", "aten.swapaxes.default", "aten.swapdims.default", "aten.transpose_copy.int")
 def transpose(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     a, b = (move["dim0"], move["dim1"]) if move["dim0"] is not None else (move["axis0"], move["axis1"])
@@ -30,24 +31,24 @@ def transpose(move: Move) -> Sequence[Held]:
     return axes
 
 
-@moves("aten.t.default", "aten.numpy_T.default")
+@moves("aten.t.default", "aten.numpy_T.default", "aten.t_copy.default")
 def reverse(move: Move) -> Sequence[Held]:
     return move.held("self")[::-1]
 
 
-@moves("aten.mT.default", "aten.adjoint.default")
+@moves("aten.mT.default", "aten.mH.default", "aten.adjoint.default", "aten.matrix_H.default")
 def transpose_last(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     return [*axes[:-2], axes[-1], axes[-2]]
 
 
-@moves("aten.permute.default")
+@moves("aten.permute.default", "aten.permute_copy.default")
 def permute(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     return [axes[d] for d in move["dims"]]
 
 
-@moves("aten.movedim.int", "aten.movedim.intlist")
+@moves("aten.movedim.int", "aten.movedim.intlist", "aten.moveaxis.int", "aten.moveaxis.intlist")
 def movedim(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     source, target = (
@@ -58,14 +59,14 @@ def movedim(move: Move) -> Sequence[Held]:
     return [axes[source[target.index(i)]] if i in target else next(rest) for i in range(len(axes))]
 
 
-@moves("aten.unsqueeze.default")
+@moves("aten.unsqueeze.default", "aten.unsqueeze_copy.default")
 def unsqueeze(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     axes.insert(move["dim"] % (len(axes) + 1), move.fresh(1))
     return axes
 
 
-@moves("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
+@moves("aten.squeeze", "aten.squeeze_copy")
 def squeeze(move: Move) -> Sequence[Held]:
     dims = move.dims("dim", "self")
     return [axis for i, axis in enumerate(move.held("self")) if not (i in dims and axis.size == 1)]
@@ -223,6 +224,61 @@ def unfold(move: Move) -> Sequence[Held]:
     move.pin(axes[dim])
     axes[dim] = move.own(move.result[dim])
     return [*axes, move.own(move.result[-1])]
+
+
+@moves("aten.glu.default")
+def glu(move: Move) -> Sequence[Held]:
+    """[a b]  ->  a * sigmoid(b): both halves move alike, the gate neither scales nor mixes."""
+    axes = move.held("self")
+    dim = move["dim"] % len(axes)
+    half = axes[dim].size // 2
+    value, gate = move.narrow(axes, dim, 0, half), move.narrow(axes, dim, half, 2 * half)
+    for a, b in zip(value, gate, strict=True):
+        if move.plain(a) is not move.plain(b):
+            move.pair(a, b)
+        else:
+            move.rigid(a)
+    return value
+
+
+@moves("aten.hstack.default", "aten.vstack.default", "aten.dstack.default", "aten.column_stack.default", "aten.row_stack.default")
+def stack_along(move: Move) -> Sequence[Held]:
+    """Operands get the axes they lack (of size one), then are concatenated."""
+    kind = str(move.node.target).split(".")[1]
+    operands = []
+    for name, _ in move.operands:
+        axes = move.held(name)
+        if kind == "column_stack" and len(axes) < 2:
+            axes = [*axes, move.fresh(1)] if axes else [move.fresh(1), move.fresh(1)]
+        while len(axes) < len(move.result):
+            axes = [*axes, move.fresh(1)] if kind == "dstack" and len(axes) >= 2 else [move.fresh(1), *axes]
+        operands.append(axes)
+    dim = {"hstack": int(len(move.result) > 1), "column_stack": 1, "dstack": 2}.get(kind, 0)
+    return [
+        move.concat([axes[i] for axes in operands]) if i == dim else move.same([axes[i] for axes in operands])
+        for i in range(len(move.result))
+    ]
+
+
+@moves("aten.atleast_1d.default", "aten.atleast_2d.default", "aten.atleast_3d.default")
+def at_least(move: Move) -> Sequence[Held]:
+    axes, rank = move.held("self"), len(move.result)
+    if len(axes) == rank:
+        return axes
+    if rank == 3 and len(axes) == 2:
+        return [*axes, move.fresh(1)]
+    middle = [*axes, *[move.fresh(1)] * (rank == 3)]
+    return [*[move.fresh(1)] * (rank - len(middle)), *middle]
+
+
+@moves("aten.fliplr.default", "aten.flipud.default", "aten.rot90.default")
+def turned(move: Move) -> Sequence[Held]:
+    """The first two axes (or those given) change order: both tolerate nothing."""
+    axes = move.held("self")
+    dims = move["dims"] if move["dims"] is not None else (0, 1)
+    for dim in dims:
+        move.pin(axes[dim])
+    return [axis if i not in [d % len(axes) for d in dims] else move.own(move.result[i]) for i, axis in enumerate(axes)]
 
 
 @moves("aten.meshgrid.default", "aten.meshgrid.indexing", "aten.broadcast_tensors.default")

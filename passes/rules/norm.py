@@ -12,14 +12,15 @@ def _trailing(count: int) -> str:
 @couples("aten.layer_norm.default", "aten.native_layer_norm.default")
 def layer_norm(call: Call) -> tuple[str, str]:
     d = _trailing(len(call["normalized_shape"]))
-    more = ", ".join(["", *("..." for _ in call.results[1:])]).replace("...", "... " + " ".join("1" for _ in d.split()))
+    more = (", ... " + "1 " * len(d.split())) * (len(call.results) - 1)
     return f"... {d}, {d}, {d} -> ... {d}{more}", "rigid(input) * weight + bias"
 
 
-@couples("aten.rms_norm.default")
+@couples("aten.rms_norm.default", "aten._fused_rms_norm.default")
 def rms_norm(call: Call) -> tuple[str, str]:
     d = _trailing(len(call["normalized_shape"]))
-    return f"... {d}, {d} -> ... {d}", f"isotropic(input, {d.replace(' ', ', ')}) * weight"
+    more = ", ... " + "1 " * len(d.split()) if len(call.results) > 1 else ""
+    return f"... {d}, {d} -> ... {d}{more}", f"isotropic(input, {d.replace(' ', ', ')}) * weight"
 
 
 BATCH_NORM = "(input + running_mean) * rigid(running_var) * weight + bias"
@@ -47,6 +48,3 @@ def group_norm(call: Call) -> tuple[str, str]:
     channels = f"(g={groups} c)" if groups > 1 else "c"
     more = ", _ _" * (len(call.results) - 1)
     return f"n {channels} ..., {channels}, {channels} -> n {channels} ...{more}", "rigid(input) * weight + bias"
-
-
-local_response_norm = couples("aten.local_response_norm.default", "n c! ... -> n c! ...")

@@ -15,23 +15,28 @@ def _names(text: str) -> tuple[str, ...]:
 rigid_functions = couples(
     *_names(
         """gelu silu sigmoid exp exp2 expm1 log log2 log10 log1p softplus hardswish hardsigmoid hardtanh elu selu celu mish
-        logit log_sigmoid log_sigmoid_forward.default acos acosh ceil floor round.default round.decimals frac
-        trunc clamp.default clamp_min.default clamp_max.default clamp.Tensor clamp_min.Tensor clamp_max.Tensor
-        logical_not bitwise_not isnan isinf isfinite lgamma digamma threshold.default nan_to_num special_expit
-        eq.Scalar ne.Scalar ge.Scalar gt.Scalar le.Scalar lt.Scalar remainder.Scalar fmod.Scalar bitwise_and.Scalar
-        bitwise_or.Scalar bitwise_xor.Scalar __and__.Scalar __or__.Scalar __lshift__.Scalar __rshift__.Scalar
-        floor_divide.Scalar pow.Scalar rrelu_with_noise_functional erfinv i0"""
+        logit log_sigmoid relu6 rrelu acos acosh arccos arccosh ceil floor round trunc fix frac clamp.default clip.default
+        clamp_min.default clamp_max.default logical_not bitwise_not isnan isinf isfinite isneginf isposinf signbit
+        lgamma digamma erfc erfinv i0 sinc threshold nan_to_num angle deg2rad rad2deg ge.Scalar gt.Scalar le.Scalar
+        lt.Scalar eq.Scalar ne.Scalar greater.Scalar greater_equal.Scalar less.Scalar less_equal.Scalar not_equal.Scalar
+        remainder.Scalar fmod.Scalar floor_divide.Scalar pow.Scalar bitwise_and.Scalar bitwise_or.Scalar
+        bitwise_xor.Scalar __and__.Scalar __or__.Scalar __xor__.Scalar __lshift__.Scalar __rshift__.Scalar special_expit
+        special_erf special_erfc special_expm1 special_log1p special_log_ndtr special_ndtr special_entr special_sinc"""
     ),
     UNARY,
     "rigid(self)",
 )
 odd_functions = couples(
-    *_names("tanh erf sin asin sinh asinh atan atanh tan softsign hardshrink.default softshrink sign sgn"), UNARY, "odd(self)"
+    *_names(
+        """tanh erf sin asin sinh asinh atan atanh tan arcsin arcsinh arctan arctanh hardshrink softshrink sign sgn"""
+    ),
+    UNARY,
+    "odd(self)",
 )
 even_functions = couples(*_names("cos cosh"), UNARY, "even(self)")
 relu = couples(*_names("relu leaky_relu"), UNARY, "positive(self)")
-absolute = couples(*_names("abs"), UNARY, "absolute(self)")
-neg = couples(*_names("neg mul.Scalar div.Scalar positive conj_physical"), UNARY, "self")
+absolute = couples(*_names("abs absolute"), UNARY, "absolute(self)")
+linear_functions = couples(*_names("neg negative positive mul.Scalar multiply.Scalar div.Scalar divide.Scalar"), UNARY, "self")
 square = couples(*_names("square"), UNARY, "power(self, 2)")
 sqrt = couples(*_names("sqrt"), UNARY, "power(self, 0.5)")
 rsqrt = couples(*_names("rsqrt"), UNARY, "power(self, -0.5)")
@@ -48,12 +53,12 @@ def divide_by_number(call: Call) -> tuple[str, str]:
     return UNARY, "self" if call["rounding_mode"] is None else "rigid(self)"
 
 
-@couples(*_names("add.Scalar sub.Scalar rsub.Scalar"))
+@couples(*_names("add.Scalar sub.Scalar subtract.Scalar rsub.Scalar"))
 def shift(call: Call) -> tuple[str, str]:
     return UNARY, "self + other"
 
 
-add = couples(*_names("add.Tensor sub.Tensor rsub.Tensor"), BINARY, "self + other")
+add = couples(*_names("add.Tensor sub.Tensor subtract.Tensor rsub.Tensor"), BINARY, "self + other")
 multiply = couples(*_names("mul.Tensor multiply.Tensor"), BINARY, "self * other")
 divide = couples(*_names("div.Tensor divide.Tensor true_divide.Tensor"), BINARY, "self / other")
 
@@ -65,22 +70,40 @@ def divide_rounded(call: Call) -> tuple[str, str]:
 
 rigid_pairs = couples(
     *_names(
-        """eq.Tensor ne.Tensor ge.Tensor gt.Tensor le.Tensor lt.Tensor logical_and logical_or logical_xor
-        bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor __and__.Tensor __or__.Tensor __xor__.Tensor
-        min.other max.other minimum maximum fmod.Tensor remainder.Tensor floor_divide.default atan2 pow.Tensor_Tensor
-        logaddexp xlogy.Tensor hypot nextafter copysign.Tensor heaviside __lshift__.Tensor __rshift__.Tensor"""
+        """eq.Tensor ne.Tensor ge.Tensor gt.Tensor le.Tensor lt.Tensor greater.Tensor greater_equal.Tensor less.Tensor
+        less_equal.Tensor not_equal.Tensor logical_and logical_or logical_xor bitwise_and.Tensor bitwise_or.Tensor
+        bitwise_xor.Tensor __and__.Tensor __or__.Tensor __xor__.Tensor __lshift__.Tensor __rshift__.Tensor min.other
+        max.other minimum maximum fmin fmax fmod.Tensor remainder.Tensor floor_divide.default atan2 arctan2 logaddexp
+        logaddexp2 xlogy.Tensor hypot nextafter copysign.Tensor heaviside isclose ldexp.Tensor"""
     ),
     BINARY,
     "rigid(self + other)",
 )
+powers = couples(*_names("pow.Tensor_Tensor float_power.Tensor_Tensor"), BINARY, "rigid(self + exponent)")
 lerp = couples(*_names("lerp.Tensor"), "..., ..., ... -> ...", "self + end * weight + self * weight")
 lerp_number = couples(*_names("lerp.Scalar"), BINARY, "self + end")
 addcmul = couples(*_names("addcmul"), "..., ..., ... -> ...", "self + tensor1 * tensor2")
 addcdiv = couples(*_names("addcdiv"), "..., ..., ... -> ...", "self + tensor1 / tensor2")
-prelu = couples(*_names("prelu"), "n ..., 1 -> n ...", "positive(self)")
+clamp = couples(*_names("clamp.Tensor clip.Tensor"), "..., ..., ... -> ...", "rigid(self + min + max)")
+clamp_min = couples(*_names("clamp_min.Tensor"), BINARY, "rigid(self + min)")
+clamp_max = couples(*_names("clamp_max.Tensor"), BINARY, "rigid(self + max)")
+
+
+@couples("aten.prelu.default", "aten._prelu_kernel.default")
+def prelu(call: Call) -> tuple[str, str]:
+    """One slope for all, or one for each channel."""
+    slope = "..." if call.rank("weight") == call.rank("self") else "1" if call.shape("weight") in ((1,), ()) else "c"
+    channels = "n c ..." if slope == "c" else "..."
+    return f"{channels}, {slope} -> {channels}", "positive(self) * rigid(weight)"
+
 
 WHERE = "rigid(condition) * (self + other)"
 
 where = couples(*_names("where.self where.ScalarSelf where.ScalarOther where.Scalar"), "..., ..., ... -> ...", WHERE)
-masked_fill = couples(*_names("masked_fill.Scalar masked_fill.Tensor"), "..., ..., ... -> ...", "rigid(mask) * (self + value)")
-glu_halves = couples(*_names("_glu_halves"), BINARY, "self * rigid(other)")
+masked_fill = couples(*_names("masked_fill"), "..., ..., ... -> ...", "rigid(mask) * (self + value)")
+
+
+@couples("aten.log_sigmoid_forward.default")
+def log_sigmoid_forward(call: Call) -> tuple[str, str]:
+    buffer = "..." if call.results[1] == call.result else "_"
+    return f"... -> ..., {buffer}", "rigid(self)"

@@ -26,10 +26,23 @@ def sum_over(call: Call) -> tuple[str, str]:
     "aten.amax.default", "aten.amin.default", "aten.max.default", "aten.min.default", "aten.any.default", "aten.any.dim",
     "aten.all.default", "aten.all.dim", "aten.any.dims", "aten.all.dims", "aten.prod.default", "aten.logsumexp.default",
     "aten.var.correction", "aten.std.correction", "aten.var.dim", "aten.std.dim", "aten.var.default", "aten.std.default",
-    "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim", "aten.norm.Scalar", "aten.prod.dim_int",
+    "aten.prod.dim_int", "aten.count_nonzero.default", "aten.count_nonzero.dim_IntList",
 )  # fmt: skip
 def reduce_rigidly(call: Call) -> tuple[str, str]:
     return reduce(_letters(call.rank("self")), call.dims("dim", "self"), bool(call["keepdim"])), "rigid(self)"
+
+
+@couples(
+    "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim", "aten.norm.Scalar", "aten.norm.ScalarOpt_dim_dtype",
+    "aten.frobenius_norm.dim", "aten.linalg_norm.default",
+)  # fmt: skip
+def norm(call: Call) -> tuple[str, str]:
+    """The Euclidean length does not know the directions of its axes; other norms know them up to order and sign."""
+    axes, dims = _letters(call.rank("self")), call.dims("dim", "self")
+    order = call["ord"] if call["ord"] is not None else call["p"] if call["p"] is not None else 2
+    along = ", ".join(axes[d] for d in dims)
+    law = f"length(self, {along})" if order == 2 else "absolute(self)" if order and order > 0 else "rigid(self)"
+    return reduce(axes, dims, bool(call["keepdim"])), law
 
 
 @couples("aten.var_mean.correction", "aten.std_mean.correction", "aten.aminmax.default")
@@ -54,7 +67,7 @@ def position(call: Call) -> tuple[str, str]:
     return reduce(axes, dims, bool(call["keepdim"])), "rigid(self)"
 
 
-@couples("aten.cumsum.default", "aten.flip.default", "aten.roll.default", "aten.cumsum.dimname", "aten.triu.default", "aten.tril.default")
+@couples("aten.cumsum.default", "aten.flip.default", "aten.roll.default", "aten.triu.default", "aten.tril.default")
 def along(call: Call) -> tuple[str, str]:
     """Linear maps along axes that know the order of their entries."""
     axes = _letters(call.rank("self"))
@@ -83,16 +96,12 @@ def ordered(call: Call) -> tuple[str, str]:
     return f"{text} -> {text}, {text}", "rigid(self)"
 
 
-@couples("aten.argsort.default", "aten.argsort.stable")
+@couples("aten.argsort.default", "aten.argsort.stable", "aten.msort.default")
 def order(call: Call) -> tuple[str, str]:
-    return ordered_text(call), "rigid(self)"
-
-
-def ordered_text(call: Call) -> str:
     axes = _letters(call.rank("self"))
-    axes[int(call["dim"])] += "!"
+    axes[int(call["dim"] if call["dim"] is not None else 0)] += "!"
     text = " ".join(axes)
-    return f"{text} -> {text}"
+    return f"{text} -> {text}", "rigid(self)"
 
 
 @couples("aten.topk.default", "aten.kthvalue.default")
@@ -114,3 +123,15 @@ def diff(call: Call) -> tuple[str, str]:
 
 
 histc = couples("aten.histc.default", "aten.bincount.default", "x! -> _", "rigid(self)")
+
+
+@couples("aten.one_hot.default")
+def one_hot(call: Call) -> tuple[str, str]:
+    return "... -> ... _", "rigid(self)"
+
+
+@couples("aten.searchsorted.Tensor", "aten.bucketize.Tensor")
+def search(call: Call) -> tuple[str, str]:
+    """Where values belong among sorted ones."""
+    sorted_first = call.operands[0][0] == "sorted_sequence"
+    return "_, ... -> ..." if sorted_first else "..., _ -> ...", "rigid(self)"
