@@ -39,6 +39,14 @@ def run(
         model = parent(name, partial(build, task), partial(fit, task), own)
         score = partial(accuracy, inputs=list(task.test.values()), labels=task.test_labels)
         parents.append(Parent(task.name, model, score, tuple(task.test)))
+    facts = {
+        "what": setting,
+        "steps": given.steps,
+        "chance": sum(1 / task.classes for task in tasks) / len(tasks),
+        "test_inputs": {task.name: len(task.test_labels) for task in tasks},
+        "parents": list(settings),
+        "merging": options,
+    }
     rows: list[Row] = [_row("parents", parents, [p.model for p in parents])]
     if heads is not None:
         rows.append(_row("weight average (torch)", parents, averaged([p.model for p in parents], heads)))
@@ -50,11 +58,8 @@ def run(
             rates = rates or choose_rates(parents, data, steps=given.steps, **options)
             found = merge_each(parents, data, rates, seed=seed, steps=given.steps, **options)
             rows += [{"setting": setting, "inputs": count, **row} for row in found]
-    figures = [*(task.name for task in tasks), "mean", "seconds"]
-    show(f"{setting}: test accuracy", rows, ("inputs", "method"), figures)
-    chance = sum(1 / task.classes for task in tasks) / len(tasks)
-    counts = {task.name: len(task.test_labels) for task in tasks}
-    save(given.out, rows, what=setting, steps=given.steps, chance=chance, test_inputs=counts, parents=list(settings))
+        save(given.out, rows, **facts)
+    show(f"{setting}: test accuracy", rows, ("inputs", "method"), [*(task.name for task in tasks), "mean", "seconds"])
     return rows
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +44,7 @@ def merge_each(
     methods: Sequence[str] = ("average", *TRAINED),
     **options: Any,
 ) -> list[Row]:
-    """One row a method: score of each task, their mean, seconds, the three checks."""
+    """One row a method: score of each task, their mean, seconds, the checks (that of ONNX Runtime for seed 0 only)."""
     programs = [_program(p, data) for p in parents]
     rows = []
     for method in methods:
@@ -54,6 +56,8 @@ def merge_each(
         row: Row = {"method": method, "seed": seed, **scores, "mean": sum(scores.values()) / len(scores)}
         row |= {"lr": rates.get(method), "seconds": seconds, "cpu_seconds": cpu}
         row |= {"checks": merged.result["checks"], "parameters": merged.result["merged"]["parameters"]}
+        if seed == 0:
+            row["checks"] = {**merged.result["checks"], "onnx_max_abs": _onnx_gap(merged)}
         rows.append(row)
         print(f"  {method:9} seed {seed}: " + ", ".join(f"{t} {s:.4g}" for t, s in scores.items()), flush=True)
     return rows
@@ -93,6 +97,12 @@ def _distance(parent: Parent, merged: Any, inputs: Mapping[str, Tensor]) -> floa
     got = _answer(merged, parent.task)(*values)
     spread = (wanted - wanted.flatten(0, -2).mean(0)).square().mean()
     return float((got - wanted).square().mean() / spread)
+
+
+def _onnx_gap(merged: Any) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        gap: float = merged.export_onnx(Path(folder) / "merged.onnx")
+    return gap
 
 
 def _answer(merged: Any, task: str) -> Callable[..., Tensor]:

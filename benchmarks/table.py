@@ -16,6 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import fxmerge
+
 RESULTS = Path(__file__).parent / "results"
 
 Row = dict[str, Any]
@@ -40,8 +42,8 @@ def arguments(what: str, name: str, seeds: int = 1) -> argparse.Namespace:
 
 def environment() -> Row:
     """What a reader needs to judge figures by; nothing that names the machine."""
-    packages = ("fxmerge", "torch", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime")
-    versions = {}
+    packages = ("torch", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime")
+    versions = {"fxmerge": fxmerge.__version__}
     for package in packages:
         try:
             versions[package] = metadata.version(package)
@@ -66,7 +68,7 @@ def save(path: Path, rows: Sequence[Row], **facts: Any) -> None:
 
 
 def show(title: str, rows: Sequence[Row], keys: Sequence[str], figures: Sequence[str], digits: int = 3) -> None:
-    """Print the mean of `figures` for each value of `keys`, and the range where seeds differ."""
+    """Print the mean of `figures` over seeds for each value of `keys`, and the range of their mean."""
     table = Table(title=title)
     for key in keys:
         table.add_column(key)
@@ -76,7 +78,7 @@ def show(title: str, rows: Sequence[Row], keys: Sequence[str], figures: Sequence
         cells = []
         for figure in figures:
             known = [row[figure] for row in group if row.get(figure) is not None]
-            cells.append(_cell(known, digits))
+            cells.append(_cell(known, 1 if figure == "seconds" else digits, spread=figure in ("mean", "perplexity")))
         table.add_row(*(str(v) for v in values), *cells, str(len(group)))
     Console().print(table)
 
@@ -89,11 +91,11 @@ def grouped(rows: Sequence[Row], keys: Sequence[str]) -> Mapping[tuple[Any, ...]
     return groups
 
 
-def _cell(values: Sequence[float], digits: int) -> str:
+def _cell(values: Sequence[float], digits: int, spread: bool) -> str:
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.{digits}f}"
-    if max(values) == min(values):
+    if max(values) == min(values) or not spread:
         return mean
     return f"{mean} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
