@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -286,6 +286,10 @@ class Rule:
     def name(self) -> str:
         return ", ".join(self.ops)
 
+    def __call__(self, function: Callable[[Call], Couples]) -> Rule:
+        """The same rule with its signature as a function of the call: what `@couples(op)` does."""
+        return replace(self, couples=function, owner=function.__module__)
+
     def signature(self, call: Call) -> Signature | None:
         """The call in terms of labels; None for an operator that only moves axes."""
         if self.couples is None:
@@ -329,17 +333,16 @@ class RuleSet:
 
 def couples(
     *ops_and_form: str, law: str = "", state: tuple[str, ...] = (), roles: Mapping[str, str] | None = None
-) -> Any:
-    """A rule by signature. `couples(op, signature[, law])` is the rule; `@couples(op, …)` makes one of a function of the call.
+) -> Rule:
+    """A rule by signature: `couples(op, signature[, law])`, or `@couples(op, …)` above a function of the call.
 
     The function returns a signature, or a signature and a law.
     """
     owner = sys._getframe(1).f_globals.get("__name__", "")
-    forms = [i for i, text in enumerate(ops_and_form) if "->" in text]
-    if forms:
-        ops, form = ops_and_form[: forms[0]], ops_and_form[forms[0] :]
-        return Rule(tuple(ops), form[0], law=form[1] if len(form) > 1 else law, state=state, roles=roles or {}, owner=owner)
-    return lambda function: Rule(tuple(ops_and_form), function, None, law, state, roles=roles or {}, owner=function.__module__)
+    start = next((i for i, text in enumerate(ops_and_form) if "->" in text), len(ops_and_form))
+    ops, form = ops_and_form[:start], ops_and_form[start:]
+    text = form[0] if form else None
+    return Rule(ops, text, law=form[1] if len(form) > 1 else law, state=state, roles=roles or {}, owner=owner)
 
 
 def moves(*ops: str) -> Callable[[Callable[[Move], Any]], Rule]:
