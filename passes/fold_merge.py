@@ -6,6 +6,7 @@ fold([W_1 … W_K], maps, axes)   -->   one tensor          unmerge(x, U, k)   -
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -56,10 +57,11 @@ class _Namer:
         self.tasks, self.template, self.taken = tasks, template, taken
 
     def of(self, node: fx.Node) -> str:
+        args: tuple[Any, ...] = node.args
         if node.target is fold:
-            values, parents = node.args[0], list(node.args[3])  # type: ignore[arg-type]
+            values, parents = args[0], list(args[3])
             shared = len(parents) > 1
-            value = values[parents.index(self.template) if shared else 0]  # type: ignore[index, arg-type]
+            value = values[parents.index(self.template) if shared else 0]
         else:
             value, shared = node, False
         while value.op != "get_attr":
@@ -74,12 +76,13 @@ class _Namer:
 
 def _value(node: fx.Node, program: Program) -> Tensor:
     """What a fold computes, in float64, in its parents' dtype."""
-    values, maps, axes, parents = node.args
-    wide = [_tensor(v, program).to(torch.float64) for v in values]  # type: ignore[union-attr]
+    args: tuple[Any, ...] = node.args
+    values, maps, axes, parents = args
+    wide = [_tensor(v, program).to(torch.float64) for v in values]
     with torch.no_grad():
-        modules = [_axis_map(program, m) for m in maps]  # type: ignore[union-attr]
-        folded = fold(wide, modules, axes, parents)  # type: ignore[arg-type]
-    return folded.to(_tensor(values[0], program).dtype)  # type: ignore[index, arg-type]
+        modules = [_axis_map(program, m) for m in maps]
+        folded = fold(wide, modules, axes, parents)
+    return folded.to(_tensor(values[0], program).dtype)
 
 
 def _axis_map(program: Program, node: object) -> AxisMap:
@@ -98,7 +101,8 @@ def _tensor(node: fx.Node, program: Program) -> Tensor:
         return _tensor(n, program) if isinstance(n.meta.get("val"), Tensor) else n.meta["val"]
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-    result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    target: Any = node.target
+    result: Tensor = target(*args, **kwargs)
     return result
 
 
@@ -107,17 +111,18 @@ def _lower_unmerge(graph: fx.Graph, program: Program, tensors: dict[str, Tensor]
     for node in list(graph.nodes):
         if node.target is not unmerge:
             continue
-        x, axis_map, axis, k = node.args
+        args: tuple[Any, ...] = node.args
+        x, axis_map, axis, k = args
         module = _axis_map(program, axis_map)
         with torch.no_grad():
-            matrix = module.to_parent(torch.eye(module.size, dtype=torch.float64), k, 1).T  # type: ignore[arg-type]
+            matrix = module.to_parent(torch.eye(module.size, dtype=torch.float64), k, 1).T
         if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype)):
-            node.replace_all_uses_with(x)  # type: ignore[arg-type]
+            node.replace_all_uses_with(x)
             continue
-        name = f"{axis_map.target}.{k}".replace("maps.", "unmerge.")  # type: ignore[union-attr]
-        tensors[name] = matrix.to(x.meta["val"].dtype).contiguous()  # type: ignore[union-attr]
+        name = f"{axis_map.target}.{k}".replace("maps.", "unmerge.")
+        tensors[name] = matrix.to(x.meta["val"].dtype).contiguous()
         parameters.add(name)
-        rank = x.meta["val"].ndim  # type: ignore[union-attr]
+        rank = x.meta["val"].ndim
         order = [i for i in range(rank) if i != axis] + [axis]
         with graph.inserting_before(node):
             weight = graph.get_attr(name)

@@ -123,8 +123,8 @@ def _assemble(
             )
     results, result_ports = [], []
     kept = 0
-    last = nodes[-1]
-    for value, spec in zip(last.args[0], signature.output_specs, strict=True):  # type: ignore[arg-type]
+    returned: Any = nodes[-1].args[0]
+    for value, spec in zip(returned, signature.output_specs, strict=True):
         if spec.kind is not OutputKind.USER_OUTPUT or not isinstance(value, fx.Node):
             continue
         fake = value.meta["val"]

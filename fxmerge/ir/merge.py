@@ -142,11 +142,12 @@ class Map(nn.Module):
     def matrix(self, k: int) -> Tensor:
         """The matrix of parent k, dense."""
         if isinstance(self.form, str):
-            return self.dense[k]
+            dense: Tensor = self.dense[k]
+            return dense
         merged, own = self.support(k)
         rows, columns = (merged, own) if self.kind == "merge" else (own, merged)
         diagonal = self.diagonals[k]
-        matrix = diagonal.new_zeros(self.shape(k)).index_put((rows, columns), diagonal)
+        matrix: Tensor = diagonal.new_zeros(self.shape(k)).index_put((rows, columns), diagonal)
         return matrix + self.lefts[k] @ self.rights[k] if self.form else matrix
 
     def apply_along(self, tensor: Tensor, k: int, axis: int, *, transposed: bool = False) -> Tensor:
@@ -163,7 +164,7 @@ class Map(nn.Module):
         rows, columns = (merged, own) if (self.kind == "merge") != transposed else (own, merged)
         size = self.shape(k)[1 if transposed else 0]
         moved = tensor.movedim(axis, -1)
-        taken = moved.index_select(-1, columns) * self.diagonals[k].to(tensor.dtype)
+        taken: Tensor = moved.index_select(-1, columns) * self.diagonals[k].to(tensor.dtype)
         result = taken.new_zeros(*moved.shape[:-1], size).index_copy(-1, rows, taken)
         if self.form:
             first, second = self.rights[k].to(tensor.dtype), self.lefts[k].to(tensor.dtype)

@@ -99,7 +99,8 @@ class Program:
 
     def copy_graph(self) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
         """A copy of the graph to edit, and where each node went."""
-        graph, where = fx.Graph(), {}
+        graph = fx.Graph()
+        where: dict[fx.Node, fx.Node] = {}
         result = graph.graph_copy(self.graph, where)
         last = next(iter(reversed(self.graph.nodes)))
         out = graph.output(result)
@@ -126,7 +127,8 @@ class Program:
         keep = set(names)
         graph, _ = self.copy_graph()
         last = next(iter(reversed(graph.nodes)))
-        chosen = [(p, n) for p, n in zip(self.outputs, last.args[0], strict=True) if p.name in keep]  # type: ignore[arg-type]
+        results: Any = last.args[0]
+        chosen = [(p, n) for p, n in zip(self.outputs, results, strict=True) if p.name in keep]
         last.args = (tuple(n for _, n in chosen),)
         prune(graph)
         ports = self.inputs
@@ -169,7 +171,8 @@ class Program:
     def result(self) -> tuple[fx.Node, ...]:
         """The nodes that are the outputs, one per output port."""
         last = next(iter(reversed(self.graph.nodes)))
-        return tuple(last.args[0])  # type: ignore[arg-type]
+        results: Any = last.args[0]
+        return tuple(results)
 
     @property
     def placeholders(self) -> tuple[fx.Node, ...]:

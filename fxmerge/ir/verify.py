@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,17 +61,18 @@ class GradientWatch:
 
     def __init__(self, maps: Iterable[tuple[str, Map]]) -> None:
         self.reached: dict[str, bool] = {}
-        self._handles = []
+        self._handles: list[Any] = []
         for name, block in maps:
             for k in range(len(block.sizes)):
                 parts = [p for p in _parts(block, k) if p.requires_grad]
                 if parts:
                     self.reached[f"{name} of parent {k}"] = False
                 for part in parts:
+                    owner: Any = part
                     hook = self._hook(f"{name} of parent {k}")
-                    self._handles.append(part.register_post_accumulate_grad_hook(hook))
+                    self._handles.append(owner.register_post_accumulate_grad_hook(hook))
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
         def seen(parameter: Tensor) -> None:
             if not self.reached[name] and parameter.grad is not None:
                 self.reached[name] = bool((parameter.grad != 0).any())
