@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import IO
 
 from fxmerge.errors import SourceError, UnsafeFileError
-from fxmerge.io.files import LARGEST_JSON, listed, printable
+from fxmerge.io.files import LARGEST_JSON, listed, printable, reason
 
 MOST_MEMBERS = 200_000
 
@@ -89,5 +89,6 @@ class Archive:
         return data
 
     def _damaged(self, error: BaseException) -> SourceError:
-        reason = printable(str(error)) or type(error).__name__
-        return SourceError(f"{self.path} is damaged or truncated: {reason}", "write the file again, or copy it again")
+        return SourceError(
+            f"{self.path} is damaged or truncated: {reason(error)}", "write the file again, or copy it again"
+        )

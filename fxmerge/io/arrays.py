@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fxmerge.errors import DataError, FxmergeError, UnsafeFileError
-from fxmerge.io.files import printable
+from fxmerge.io.files import reason
 
 Array = np.ndarray[Any, np.dtype[Any]] | Tensor
 
@@ -39,9 +39,8 @@ def read_arrays(path: Path) -> dict[str, Array]:
     except FxmergeError:
         raise
     except Exception as error:  # numpy, zipfile, zlib and safetensors each have errors of their own
-        reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
         raise DataError(
-            f"{path} cannot be read: {reason}", "write the file again: it is damaged or of another format"
+            f"{path} cannot be read: {reason(error)}", "write the file again: it is damaged or of another format"
         ) from error
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fxmerge.errors import FxmergeError, SourceError
 from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
-from fxmerge.io.files import atomic_write, check_output, damaged, field, parse_json, printable
+from fxmerge.io.files import atomic_write, check_output, damaged, field, parse_json, printable, reason
 from fxmerge.io.operators import DTYPES
 from fxmerge.ir.capture import LARGEST, capture
 from fxmerge.ir.program import Port, Program
@@ -117,8 +117,7 @@ def load_bundle(path: str | Path) -> Program:
         raise type(error)(f"{path}: {error.what}", error.todo) from error
     except Exception as error:
         # Operators meet arguments here that no capture wrote; torch answers with many kinds of errors.
-        reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
-        raise SourceError(f"{path} is damaged: {reason}", "capture the model again") from error
+        raise SourceError(f"{path} is damaged: {reason(error)}", "capture the model again") from error
 
 
 def _program(description: Any, weights: Mapping[str, Tensor], samples: Mapping[str, Tensor], path: Path) -> Program:
@@ -182,9 +181,7 @@ def _tensors(archive: Archive, member: str) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(archive.read(member))
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise SourceError(
-            f"{archive.path} is damaged: {member}: {printable(str(error))}", "capture the model again"
-        ) from error
+        raise SourceError(f"{archive.path} is damaged: {member}: {reason(error)}", "capture the model again") from error
     return tensors
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import SourceError
-from fxmerge.io.files import listed, nearest, printable
+from fxmerge.io.files import listed, nearest, printable, reason
 
 FORMS = "module:callable, file.py:callable, timm:NAME, torchvision:NAME or a Hugging Face config.json"
 
@@ -80,12 +80,12 @@ def _own(origin: str, name: str) -> nn.Module:
         model = factory()
     except TypeError as error:
         raise SourceError(
-            f"{origin}:{name} cannot be called without arguments: {printable(str(error))}",
+            f"{origin}:{name} cannot be called without arguments: {reason(error)}",
             "write a function without parameters that builds the model, and name that",
         ) from error
     except Exception as error:  # it is the user's own code
         raise SourceError(
-            f"{origin}:{name} failed: {type(error).__name__}: {printable(str(error))}", "repair the factory"
+            f"{origin}:{name} failed: {type(error).__name__}: {reason(error)}", "repair the factory"
         ) from error
     if not isinstance(model, nn.Module):
         raise SourceError(f"{origin}:{name} gives a {type(model).__name__}, not a torch.nn.Module", "return the model")
@@ -108,7 +108,7 @@ def _callable(origin: str, name: str) -> Callable[[], Any]:
             module = importlib.import_module(origin)
     except Exception as error:  # importing runs the user's own code
         raise SourceError(
-            f"--arch {origin}:{name}: {printable(str(error))}",
+            f"--arch {origin}:{name}: {reason(error)}",
             f"run from the folder that holds the module; give {FORMS}",
         ) from error
     found = module

@@ -82,7 +82,7 @@ def parse_json(data: bytes, what: str) -> Any:
         return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise SourceError(
-            f"{what} is not valid JSON ({_first_line(error)})", "write the file again: it is damaged"
+            f"{what} is not valid JSON ({reason(error)})", "write the file again: it is damaged"
         ) from error
 
 
@@ -124,7 +124,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:300]
 
 
-def _first_line(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The first line of an error's text, or its kind."""
     return printable(next(iter(str(error).splitlines()), "") or type(error).__name__)
 
 

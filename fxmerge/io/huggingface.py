@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fxmerge.errors import SourceError
 from fxmerge.io.bundle import KNOWN_ASSETS, tokenizer_bytes
-from fxmerge.io.files import LARGEST_JSON, listed, nearest, printable, read_json
+from fxmerge.io.files import LARGEST_JSON, listed, nearest, printable, read_json, reason
 from fxmerge.io.state_dict import read_weights
 
 CONFIG = "config.json"
@@ -60,9 +60,8 @@ def build(config_file: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, tu
         except SourceError:
             raise
         except Exception as error:  # a config can be wrong in as many ways as there are model classes
-            reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
             raise SourceError(
-                f"{config_file}: {model_class.__name__} cannot be built: {reason}", "repair the config"
+                f"{config_file}: {model_class.__name__} cannot be built: {reason(error)}", "repair the config"
             ) from error
     if wrong := sorted(str(k) for k in found["mismatched_keys"]):
         raise SourceError(
@@ -166,9 +165,7 @@ def _config(file: Path, tensors: int) -> Any:
     try:
         return known[kind].from_dict(plain | {"output_hidden_states": False, "output_attentions": False})
     except Exception as error:  # each config class checks its values in its own way
-        raise SourceError(
-            f"{file} is not a valid {kind} config: {printable(str(error))}", "repair the config"
-        ) from error
+        raise SourceError(f"{file} is not a valid {kind} config: {reason(error)}", "repair the config") from error
 
 
 def _check_size(model_class: Any, config: Any, state: Mapping[str, Tensor], file: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fxmerge.errors import DataError
-from fxmerge.io.files import listed, printable
+from fxmerge.io.files import listed, printable, reason
 from fxmerge.io.samples import Raw
 from fxmerge.ir.program import Port, Program
 
@@ -91,7 +91,7 @@ def _open(file: Path, mode: str) -> Image.Image:
                     raise ValueError("more than 8 bits per colour")
                 return image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read: {printable(str(error))}", "remove or repair that image") from error
+        raise DataError(f"{file} cannot be read: {reason(error)}", "remove or repair that image") from error
 
 
 def _resize(image: Image.Image, width: int, height: int, config: dict[str, Any]) -> Image.Image:

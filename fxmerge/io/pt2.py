@@ -18,7 +18,7 @@ from torch.fx.traceback import preserve_node_meta
 from fxmerge.errors import FxmergeError, SourceError, UnsafeFileError
 from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
-from fxmerge.io.files import damaged, parse_json, printable
+from fxmerge.io.files import damaged, parse_json, printable, reason
 from fxmerge.io.pt2_graph import DTYPES, STRIDED, Reader, Size, leaf_names, read_size
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
@@ -41,8 +41,9 @@ def load_pt2(path: str | Path) -> Program:
     except FxmergeError as error:
         raise type(error)(error.what if str(path) in error.what else f"{path}: {error.what}", error.todo) from error
     except Exception as error:  # any operator may meet arguments that no export wrote
-        reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
-        raise SourceError(f"{path} is damaged: {reason}", "export the model again with torch.export.save") from error
+        raise SourceError(
+            f"{path} is damaged: {reason(error)}", "export the model again with torch.export.save"
+        ) from error
 
 
 def is_pt2(names: Any) -> bool:

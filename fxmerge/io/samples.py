@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxmerge.errors import DataError
 from fxmerge.io.arrays import Array, as_tensor
-from fxmerge.io.files import listed, nearest, printable
+from fxmerge.io.files import listed, nearest, printable, reason
 from fxmerge.ir.program import Port, Program
 
 
@@ -233,8 +233,7 @@ def _try(inputs: Mapping[str, Tensor], program: Program, where: str) -> None:
         with torch.no_grad():
             program.run({n: t[index] if n in ports else t for n, t in inputs.items()})
     except (RuntimeError, IndexError, ValueError) as error:
-        reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
         raise DataError(
-            f"{where}: the model does not run on these samples: {reason}",
+            f"{where}: the model does not run on these samples: {reason(error)}",
             "check that indices (token ids) are smaller than the model's tables, and the sizes: " + wanted(program),
         ) from error

@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from fxmerge.errors import FxmergeError, SourceError, UnsafeFileError
+from fxmerge.errors import SourceError, UnsafeFileError
 from fxmerge.io.archives import Archive
-from fxmerge.io.files import printable
+from fxmerge.io.files import printable, reason
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")
 """Keys under which training scripts keep the state dict in a checkpoint."""
@@ -63,7 +63,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise SourceError(f"{path} is damaged: {_reason(error)}", "copy or write the file again") from error
+        raise SourceError(f"{path} is damaged: {reason(error)}", "copy or write the file again") from error
 
 
 def _unpickle(path: Path, allow_pickle: bool) -> Any:
@@ -79,14 +79,14 @@ def _unpickle(path: Path, allow_pickle: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
         if allow_pickle:
-            raise SourceError(f"{path} is damaged: {_reason(error)}", "copy or write the file again") from error
+            raise SourceError(f"{path} is damaged: {reason(error)}", "copy or write the file again") from error
         raise UnsafeFileError(
             f"{path} is a pickled object: reading it would execute code from the file", CAPTURE
         ) from error
     except Exception as error:  # damaged pickles fail in many ways; with allow_pickle the file's own code may fail too
         missing = isinstance(error, AttributeError | ImportError)
         todo = "run from the folder that holds its code" if allow_pickle and missing else "copy or write the file again"
-        raise SourceError(f"{path} cannot be read: {_reason(error)}", todo) from error
+        raise SourceError(f"{path} cannot be read: {reason(error)}", todo) from error
 
 
 def _state_of(value: Any) -> dict[str, Tensor]:
@@ -124,9 +124,3 @@ def check_weights(tensors: Mapping[str, Tensor], trained: frozenset[str], where:
                 f"{where}: {int(bad.sum())} of {tensor.numel()} numbers of {name} are NaN or infinite",
                 "use a checkpoint from before the training diverged",
             )
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, FxmergeError):
-        return error.what
-    return printable(next(iter(str(error).splitlines()), "") or type(error).__name__)

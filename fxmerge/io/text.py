@@ -13,7 +13,7 @@ import numpy as np
 
 from fxmerge.errors import DataError
 from fxmerge.io.arrays import Array
-from fxmerge.io.files import listed, printable
+from fxmerge.io.files import listed, printable, reason
 from fxmerge.io.samples import Raw
 from fxmerge.ir.program import Port, Program
 
@@ -112,8 +112,9 @@ def _rows(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], bool]:
                 data = IterableDataset.from_parquet(str(link), cache_dir=folder)
             return [dict(row) for row in (data if limit is None else data.take(limit))], named
         except Exception as error:  # pandas, pyarrow and the library itself each have their own errors
-            reason = printable(next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__))
-            raise DataError(f"{path} cannot be read: {reason}", "repair the file, or write it again") from error
+            raise DataError(
+                f"{path} cannot be read: {reason(error.__cause__ or error)}", "repair the file, or write it again"
+            ) from error
 
 
 def _columns(path: Path) -> tuple[list[str], bool, dict[str, Any]]:
@@ -172,7 +173,7 @@ def _tokenizer(program: Program, where: str) -> Any:
         return Tokenizer.from_str(data.decode())
     except Exception as error:  # the library raises plain Exception
         raise DataError(
-            f"the tokenizer of {program.task} cannot be read: {printable(str(error))}",
+            f"the tokenizer of {program.task} cannot be read: {reason(error)}",
             "capture it again with its tokenizer.json",
         ) from error
 
