@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.coupling import Call, Rule, RuleSet, Signature, labels_of, operator_name
-from fxmerge.ir.axes import Axis, Coupler, leaf, product, twin
+from fxmerge.ir.axes import ONE, Axis, Coupler, leaf, product, twin
 from fxmerge.ir.law import RESULT
 from fxmerge.ir.program import Program
 from fxmerge.ir.views import Held, View, redeem
@@ -115,7 +115,7 @@ class Inference:
         return self.tensors[name]
 
     def _pinned(self, shape: Sequence[int], reason: str) -> tuple[Axis, ...]:
-        axes = tuple(leaf(size) for size in shape)
+        axes = tuple(leaf(size) if isinstance(size, int) else ONE for size in shape)
         for axis in axes:
             self.pin(axis, reason)
         return axes
@@ -137,19 +137,20 @@ class Inference:
         if node.target is operator.getitem:
             source, index = node.args
             return self.values[source][index]
+        if any(map(_sized_by_data, (node, *node.all_input_nodes))):
+            return self._unknown(node, f"a size that depends on data, at {Call.of(node)}")
         rule = self.rules.find(node)
         if rule is None:
-            return self._unknown(node)
+            return self._unknown(node, f"no rule for {operator_name(node)}")
         if rule.moves is not None:
             call = Call.of(node)
             moved = rule.moves(Move(node, call.arguments, self))
             return _checked(moved, node)
         return self._couple(node, rule)
 
-    def _unknown(self, node: fx.Node) -> Any:
+    def _unknown(self, node: fx.Node, reason: str) -> Any:
         """Without a rule everything the call touches tolerates nothing."""
         opaque = node if node in self.trained else None
-        reason = f"no rule for {operator_name(node)}"
         if opaque is not None:
             for argument in node.all_input_nodes:
                 if isinstance(argument.meta.get("val"), Tensor):
@@ -312,6 +313,13 @@ def _live(program: Program) -> set[fx.Node]:
                 found.add(node)
                 todo.append(node)
     return found
+
+
+def _sized_by_data(node: fx.Node) -> bool:
+    """Whether a size of a value depends on the data, so that nobody knows it."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(v, Tensor) and not all(isinstance(n, int) for n in v.shape) for v in values)
 
 
 def _equal_along(value: Tensor, dim: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fxmerge.coupling import Call, couples
+from passes.rules.names import aten
 
 
 def scores(call: Call) -> tuple[str, str]:
@@ -26,6 +27,12 @@ def flash_attention(call: Call) -> tuple[str, str]:
 
 
 softmax = couples(
-    "aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int", "aten._log_softmax.default", "aten._safe_softmax.default",
-    "aten.special_softmax", "aten.special_log_softmax", "... -> ...", "rigid(self)",
-)  # fmt: skip
+    *aten(
+        """
+        softmax.int _softmax.default log_softmax.int _log_softmax.default _safe_softmax.default special_softmax
+        special_log_softmax
+        """
+    ),
+    "... -> ...",
+    "rigid(self)",
+)

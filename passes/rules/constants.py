@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from fxmerge.coupling import fills
+from passes.rules.names import aten
 
 filled = fills(
-    "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.new_zeros", "aten.new_ones", "aten.new_full",
-    "aten.zeros", "aten.ones", "aten.full", "aten.arange", "aten.scalar_tensor", "aten.eye", "aten.linspace",
-    "aten.tril_indices", "aten.triu_indices",
-)  # fmt: skip
+    *aten(
+        """
+        zeros_like ones_like full_like new_zeros new_ones new_full zeros ones full arange scalar_tensor eye linspace
+        tril_indices triu_indices
+        """
+    ),
+)
 blank = fills(
-    "aten.empty_like", "aten.new_empty", "aten.empty", "aten.empty_strided", "aten.new_empty_strided", "aten.empty_permuted",
+    *aten("empty_like new_empty empty empty_strided new_empty_strided empty_permuted"),
     blank=True,
-)  # fmt: skip
+)

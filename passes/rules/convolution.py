@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from fxmerge.coupling import Call, couples
+from passes.rules.names import aten
 
 LAW = "input * weight + bias"
 
 
 @couples(
-    "aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default",
-    "aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding", "aten.convolution.default",
-)  # fmt: skip
+    *aten(
+        """
+        conv1d.default conv2d.default conv3d.default conv1d.padding conv2d.padding conv3d.padding
+        convolution.default
+        """
+    ),
+)
 def convolution(call: Call) -> tuple[str, str]:
     if call["transposed"]:
         return transposed(call)
@@ -21,7 +26,7 @@ def convolution(call: Call) -> tuple[str, str]:
     return f"{batch}{ins} {places}, {outs} i {'_ ' * len(window)}, {outs} -> {batch}{outs} {places}", LAW
 
 
-@couples("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
+@couples(*aten("conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input"))
 def transposed_convolution(call: Call) -> tuple[str, str]:
     return transposed(call)
 
@@ -65,35 +70,44 @@ def _digit(call: Call) -> int:
 
 
 @couples(
-    "aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d", "aten._adaptive_avg_pool2d",
-    "aten._adaptive_avg_pool3d",
-)  # fmt: skip
+    *aten(
+        """
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
+        """
+    ),
+)
 def adaptive_average(call: Call) -> tuple[str, str]:
     return _everywhere(call, _digit(call)), _law(call)
 
 
 @couples(
-    "aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d", "aten.upsample_linear1d", "aten.upsample_nearest1d",
-    "aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.upsample_bicubic2d", "aten._upsample_bilinear2d_aa",
-    "aten._upsample_bicubic2d_aa", "aten._upsample_nearest_exact1d", "aten._upsample_nearest_exact2d",
-    "aten._upsample_nearest_exact3d", "aten.upsample_nearest3d", "aten.upsample_trilinear3d",
-    "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d", "aten.replication_pad1d",
-    "aten.replication_pad2d", "aten.replication_pad3d",
-)  # fmt: skip
+    *aten(
+        """
+        avg_pool1d avg_pool2d avg_pool3d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_bilinear2d
+        upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d
+        _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_nearest3d upsample_trilinear3d reflection_pad1d
+        reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
+        """
+    ),
+)
 def average(call: Call) -> tuple[str, str]:
     """Linear maps over places: averages, resizing, mirrored borders."""
     return _over_places(call, _digit(call)), _law(call)
 
 
-@couples("aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.lp_pool1d", "aten.lp_pool2d")
+@couples(*aten("max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d"))
 def maximum(call: Call) -> tuple[str, str]:
     return _over_places(call, _digit(call)), _law(call, rigid=True)
 
 
 @couples(
-    "aten.max_pool1d_with_indices", "aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices",
-    "aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d",
-)  # fmt: skip
+    *aten(
+        """
+        max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
+        adaptive_max_pool2d adaptive_max_pool3d
+        """
+    ),
+)
 def maximum_with_places(call: Call) -> tuple[str, str]:
     """The maxima, and where they were."""
     places = _digit(call)
@@ -104,7 +118,7 @@ def _over_places(call: Call, places: int) -> str:
     return f"... {'_ ' * places}-> ... {'_ ' * places}"
 
 
-@couples("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
+@couples(*aten("grid_sampler.default grid_sampler_2d.default grid_sampler_3d.default"))
 def grid_sampler(call: Call) -> tuple[str, str]:
     places = call.rank("input") - 2
     return f"n c {'_ ' * places}, n {'_ ' * (places + 1)}-> n c {'_ ' * places}", "input"

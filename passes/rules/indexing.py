@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from fxmerge.coupling import moves
 from fxmerge.ir.views import Held
 from fxmerge.move import Move
+from passes.rules.names import aten
 
 
 @moves("aten.select.int", "aten.select_copy.int")
@@ -24,7 +25,7 @@ def select(move: Move) -> Sequence[Held]:
     return axes
 
 
-@moves("aten.slice.Tensor", "aten.slice_copy.Tensor", "aten.narrow.default", "aten.narrow_copy.default")
+@moves(*aten("slice.Tensor slice_copy.Tensor narrow.default narrow_copy.default"))
 def slice_(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     dim = int(move["dim"] or 0) % len(axes)
@@ -54,10 +55,14 @@ def _every(move: Move, axes: list[Held], dim: int, start: int, stop: int, step: 
 
 
 @moves(
-    "aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.default", "aten.chunk.default", "aten.tensor_split.sections",
-    "aten.tensor_split.indices", "aten.unsafe_split.Tensor", "aten.unsafe_chunk.default", "aten.split_with_sizes_copy.default",
-    "aten.split_copy.Tensor", "aten.unsafe_split_with_sizes.default",
-)  # fmt: skip
+    *aten(
+        """
+        split.Tensor split.sizes split_with_sizes.default chunk.default tensor_split.sections tensor_split.indices
+        unsafe_split.Tensor unsafe_chunk.default split_with_sizes_copy.default split_copy.Tensor
+        unsafe_split_with_sizes.default
+        """
+    ),
+)
 def split(move: Move) -> Sequence[Sequence[Held]]:
     """The axis is cut where the results end."""
     axes = move.held("self")
@@ -81,7 +86,7 @@ def unbind(move: Move) -> Sequence[Sequence[Held]]:
     return results
 
 
-@moves("aten.diagonal.default", "aten.linalg_diagonal.default", "aten.diagonal_copy.default")
+@moves(*aten("diagonal.default linalg_diagonal.default diagonal_copy.default"))
 def diagonal(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     a, b = (int(move[name]) % len(axes) for name in ("dim1", "dim2"))
@@ -101,7 +106,11 @@ def slice_scatter(move: Move) -> Sequence[Held]:
     source = move.held("src")
     dim = int(move["dim"] or 0) % len(axes)
     start, stop, step = slice(move["start"], move["end"], move["step"]).indices(axes[dim].size)
-    read = move.narrow(axes, dim, start, max(start, stop)) if step == 1 else _every(move, list(axes), dim, start, stop, step)
+    read = (
+        move.narrow(axes, dim, start, max(start, stop))
+        if step == 1
+        else _every(move, list(axes), dim, start, stop, step)
+    )
     for a, b in zip(read, source, strict=True):
         move.same([a, b])
     return axes
@@ -178,7 +187,7 @@ def _indices(move: Move) -> list[fx.Node | None]:
     return list(move.arguments["indices"])
 
 
-@moves("aten.index_put.default", "aten.index_put_.default", "aten._unsafe_index_put.default")
+@moves(*aten("index_put.default index_put_.default _unsafe_index_put.default"))
 def index_put(move: Move) -> Sequence[Held]:
     """The values written are the same axes as what the indices would read."""
     axes = move.held("self")
@@ -187,7 +196,9 @@ def index_put(move: Move) -> Sequence[Held]:
     for a, b in zip(read[len(read) - len(values) :], values, strict=True):
         if a.size == b.size:
             move.same([a, b])
-    if len(values) < len(read) or any(a.size != b.size for a, b in zip(read[-len(values) :] if values else [], values, strict=True)):
+    if len(values) < len(read) or any(
+        a.size != b.size for a, b in zip(read[-len(values) :] if values else [], values, strict=True)
+    ):
         for axis in read:
             move.rigid(axis)
     return axes
@@ -235,7 +246,7 @@ def gather(move: Move) -> Sequence[Held]:
     return result
 
 
-@moves("aten.scatter", "aten.scatter_add.default", "aten.scatter_reduce.two")
+@moves(*aten("scatter scatter_add.default scatter_reduce.two"))
 def scatter(move: Move) -> Sequence[Held]:
     """What `gather` would read is the same axes as what is written."""
     axes, places = move.held("self"), move.axes("index")
@@ -260,7 +271,7 @@ def scatter(move: Move) -> Sequence[Held]:
     return axes
 
 
-@moves("aten.index_add.default", "aten.index_copy.default", "aten.index_fill.int_Scalar")
+@moves(*aten("index_add.default index_copy.default index_fill.int_Scalar"))
 def index_add(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     dim = move["dim"] % max(len(axes), 1)

@@ -8,22 +8,26 @@ from fxmerge.coupling import couples, moves
 from fxmerge.ir.axes import Axis
 from fxmerge.ir.views import Held
 from fxmerge.move import Move
+from passes.rules.names import aten
 
 
 @moves(
-    "aten.clone.default", "aten.contiguous.default", "aten.detach.default", "aten.detach_.default", "aten.alias.default",
-    "aten._to_copy.default", "aten.to", "aten.dropout.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default",
-    "aten.type_as.default", "aten.real.default", "aten.imag.default", 
-    "aten.resolve_conj.default", "aten.resolve_neg.default", "aten.feature_dropout.default", "aten._conj.default",
-    "aten.to_copy", "aten.alpha_dropout.default", "aten.feature_alpha_dropout.default", "aten.detach_copy.default", "aten.alias_copy.default",
-    "aten.conj.default", "aten.conj_physical.default", "aten.lift.default", "aten.data.default", "aten.cpu.default",
-)  # fmt: skip
+    *aten(
+        """
+        clone.default contiguous.default detach.default detach_.default alias.default _to_copy.default to
+        dropout.default lift_fresh_copy.default lift_fresh.default type_as.default real.default imag.default
+        resolve_conj.default resolve_neg.default feature_dropout.default _conj.default to_copy alpha_dropout.default
+        feature_alpha_dropout.default detach_copy.default alias_copy.default conj.default conj_physical.default
+        lift.default data.default cpu.default
+        """
+    ),
+)
 def same(move: Move) -> Sequence[Held]:
     """x  ->  x"""
     return move.held(move.operands[0][0])
 
 
-@moves("aten.transpose.int", "aten.swapaxes.default", "aten.swapdims.default", "aten.transpose_copy.int")
+@moves(*aten("transpose.int swapaxes.default swapdims.default transpose_copy.int"))
 def transpose(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     a, b = (move["dim0"], move["dim1"]) if move["dim0"] is not None else (move["axis0"], move["axis1"])
@@ -31,12 +35,12 @@ def transpose(move: Move) -> Sequence[Held]:
     return axes
 
 
-@moves("aten.t.default", "aten.numpy_T.default", "aten.t_copy.default")
+@moves(*aten("t.default numpy_T.default t_copy.default"))
 def reverse(move: Move) -> Sequence[Held]:
     return move.held("self")[::-1]
 
 
-@moves("aten.mT.default", "aten.mH.default", "aten.adjoint.default", "aten.matrix_H.default")
+@moves(*aten("mT.default mH.default adjoint.default matrix_H.default"))
 def transpose_last(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     return [*axes[:-2], axes[-1], axes[-2]]
@@ -48,7 +52,7 @@ def permute(move: Move) -> Sequence[Held]:
     return [axes[d] for d in move["dims"]]
 
 
-@moves("aten.movedim.int", "aten.movedim.intlist", "aten.moveaxis.int", "aten.moveaxis.intlist")
+@moves(*aten("movedim.int movedim.intlist moveaxis.int moveaxis.intlist"))
 def movedim(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     source, target = (
@@ -73,14 +77,18 @@ def squeeze(move: Move) -> Sequence[Held]:
 
 
 @moves(
-    "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.flatten.using_ints", "aten.unflatten.int",
-    "aten.reshape_as.default", "aten.view_as.default", "aten.view_copy.default", "aten.ravel.default", "aten._reshape_copy.default",
-)  # fmt: skip
+    *aten(
+        """
+        view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int reshape_as.default
+        view_as.default view_copy.default ravel.default _reshape_copy.default
+        """
+    ),
+)
 def view(move: Move) -> Sequence[Held]:
     return move.reshape(move.held("self"), move.result)
 
 
-@moves("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default", "aten.expand_copy.default")
+@moves(*aten("expand.default expand_as.default broadcast_to.default expand_copy.default"))
 def expand(move: Move) -> Sequence[Held]:
     """An axis of one that becomes n is a fresh axis along which the value is constant."""
     axes = move.held("self")
@@ -111,7 +119,7 @@ def repeat_interleave(move: Move) -> Sequence[Held]:
     ]
 
 
-@moves("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
+@moves(*aten("cat.default concat.default concatenate.default"))
 def cat(move: Move) -> Sequence[Held]:
     """Concatenate along one axis; the others are the same axis."""
     operands = [move.held(name) for name, node in move.operands if node is not None]
@@ -241,7 +249,7 @@ def glu(move: Move) -> Sequence[Held]:
     return value
 
 
-@moves("aten.hstack.default", "aten.vstack.default", "aten.dstack.default", "aten.column_stack.default", "aten.row_stack.default")
+@moves(*aten("hstack.default vstack.default dstack.default column_stack.default row_stack.default"))
 def stack_along(move: Move) -> Sequence[Held]:
     """Operands get the axes they lack (of size one), then are concatenated."""
     kind = str(move.node.target).split(".")[1]
@@ -260,7 +268,7 @@ def stack_along(move: Move) -> Sequence[Held]:
     ]
 
 
-@moves("aten.atleast_1d.default", "aten.atleast_2d.default", "aten.atleast_3d.default")
+@moves(*aten("atleast_1d.default atleast_2d.default atleast_3d.default"))
 def at_least(move: Move) -> Sequence[Held]:
     axes, rank = move.held("self"), len(move.result)
     if len(axes) == rank:
@@ -271,7 +279,7 @@ def at_least(move: Move) -> Sequence[Held]:
     return [*[move.fresh(1)] * (rank - len(middle)), *middle]
 
 
-@moves("aten.fliplr.default", "aten.flipud.default", "aten.rot90.default")
+@moves(*aten("fliplr.default flipud.default rot90.default"))
 def turned(move: Move) -> Sequence[Held]:
     """The first two axes (or those given) change order: both tolerate nothing."""
     axes = move.held("self")
@@ -281,7 +289,7 @@ def turned(move: Move) -> Sequence[Held]:
     return [axis if i not in [d % len(axes) for d in dims] else move.own(move.result[i]) for i, axis in enumerate(axes)]
 
 
-@moves("aten.meshgrid.default", "aten.meshgrid.indexing", "aten.broadcast_tensors.default")
+@moves(*aten("meshgrid.default meshgrid.indexing broadcast_tensors.default"))
 def meshgrid(move: Move) -> Sequence[Sequence[Held]]:
     """Every result varies along one axis and is constant along the others."""
     results = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fxmerge.coupling import Call, couples
+from passes.rules.names import aten
 
 linear = couples("aten.linear.default", "... i, o i, o -> ... o", "input * weight + bias")
 mm = couples("aten.mm.default", "a k, k b -> a b", "self * mat2")
@@ -25,7 +26,7 @@ def addmm(call: Call) -> tuple[str, str]:
 
 @couples("aten.baddbmm.default", "aten.addbmm.default")
 def baddbmm(call: Call) -> tuple[str, str]:
-    added = " ".join("n a b".split()[3 - call.rank("self") :])
+    added = " ".join(["n", "a", "b"][3 - call.rank("self") :])
     return f"{added}, n a k, n k b -> n a b", "self + batch1 * batch2" if call["beta"] else "batch1 * batch2"
 
 
@@ -68,13 +69,19 @@ def cosine_similarity(call: Call) -> tuple[str, str]:
     return f"{text}, {text} -> {kept}", f"isotropic(x1, {along}) * isotropic(x2, {along})"
 
 
-@couples("aten.cdist.default", "aten._cdist_forward.default", "aten._euclidean_dist.default")
+@couples(*aten("cdist.default _cdist_forward.default _euclidean_dist.default"))
 def cdist(call: Call) -> tuple[str, str]:
     euclidean = call["p"] in (2, 2.0, None)
     return "... a k, ... b k -> ... a b", "length(x1 + x2, k)" if euclidean else "rigid(x1 + x2)"
 
 
-@couples("aten.embedding_bag.default", "aten.embedding_bag.padding_idx", "aten._embedding_bag.default", "aten._embedding_bag_forward_only.default")
+@couples(
+    *aten(
+        """
+        embedding_bag.default embedding_bag.padding_idx _embedding_bag.default _embedding_bag_forward_only.default
+        """
+    )
+)
 def embedding_bag(call: Call) -> tuple[str, str]:
     more = "".join(", " + "_ " * len(shape) for shape in call.results[1:])
     return f"v! d, {'_ ' * call.rank('indices')}, _, _ -> _ d{more}", "weight"

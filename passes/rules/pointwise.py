@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from fxmerge.coupling import Call, couples
+from passes.rules.names import aten
 
 UNARY = "... -> ..."
 BINARY = "..., ... -> ..."
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(f"aten.{name}" for name in text.split())
-
-
 rigid_functions = couples(
-    *_names(
+    *aten(
         """gelu silu sigmoid exp exp2 expm1 log log2 log10 log1p softplus hardswish hardsigmoid hardtanh elu selu celu mish
         logit log_sigmoid relu6 rrelu acos acosh arccos arccosh ceil floor round trunc fix frac clamp.default clip.default
         clamp_min.default clamp_max.default logical_not bitwise_not isnan isinf isfinite isneginf isposinf signbit
@@ -27,20 +24,22 @@ rigid_functions = couples(
     "rigid(self)",
 )
 odd_functions = couples(
-    *_names(
+    *aten(
         """tanh erf sin asin sinh asinh atan atanh tan arcsin arcsinh arctan arctanh hardshrink softshrink sign sgn"""
     ),
     UNARY,
     "odd(self)",
 )
-even_functions = couples(*_names("cos cosh"), UNARY, "even(self)")
-relu = couples(*_names("relu leaky_relu"), UNARY, "positive(self)")
-absolute = couples(*_names("abs absolute"), UNARY, "absolute(self)")
-linear_functions = couples(*_names("neg negative positive mul.Scalar multiply.Scalar div.Scalar divide.Scalar"), UNARY, "self")
-square = couples(*_names("square"), UNARY, "power(self, 2)")
-sqrt = couples(*_names("sqrt"), UNARY, "power(self, 0.5)")
-rsqrt = couples(*_names("rsqrt"), UNARY, "power(self, -0.5)")
-reciprocal = couples(*_names("reciprocal"), UNARY, "power(self, -1)")
+even_functions = couples(*aten("cos cosh"), UNARY, "even(self)")
+relu = couples(*aten("relu leaky_relu"), UNARY, "positive(self)")
+absolute = couples(*aten("abs absolute"), UNARY, "absolute(self)")
+linear_functions = couples(
+    *aten("neg negative positive mul.Scalar multiply.Scalar div.Scalar divide.Scalar"), UNARY, "self"
+)
+square = couples(*aten("square"), UNARY, "power(self, 2)")
+sqrt = couples(*aten("sqrt"), UNARY, "power(self, 0.5)")
+rsqrt = couples(*aten("rsqrt"), UNARY, "power(self, -0.5)")
+reciprocal = couples(*aten("reciprocal"), UNARY, "power(self, -1)")
 
 
 @couples("aten.pow.Tensor_Scalar")
@@ -53,14 +52,14 @@ def divide_by_number(call: Call) -> tuple[str, str]:
     return UNARY, "self" if call["rounding_mode"] is None else "rigid(self)"
 
 
-@couples(*_names("add.Scalar sub.Scalar subtract.Scalar rsub.Scalar"))
+@couples(*aten("add.Scalar sub.Scalar subtract.Scalar rsub.Scalar"))
 def shift(call: Call) -> tuple[str, str]:
     return UNARY, "self + other"
 
 
-add = couples(*_names("add.Tensor sub.Tensor subtract.Tensor rsub.Tensor"), BINARY, "self + other")
-multiply = couples(*_names("mul.Tensor multiply.Tensor"), BINARY, "self * other")
-divide = couples(*_names("div.Tensor divide.Tensor true_divide.Tensor"), BINARY, "self / other")
+add = couples(*aten("add.Tensor sub.Tensor subtract.Tensor rsub.Tensor"), BINARY, "self + other")
+multiply = couples(*aten("mul.Tensor multiply.Tensor"), BINARY, "self * other")
+divide = couples(*aten("div.Tensor divide.Tensor true_divide.Tensor"), BINARY, "self / other")
 
 
 @couples("aten.div.Tensor_mode")
@@ -69,7 +68,7 @@ def divide_rounded(call: Call) -> tuple[str, str]:
 
 
 rigid_pairs = couples(
-    *_names(
+    *aten(
         """eq.Tensor ne.Tensor ge.Tensor gt.Tensor le.Tensor lt.Tensor greater.Tensor greater_equal.Tensor less.Tensor
         less_equal.Tensor not_equal.Tensor logical_and logical_or logical_xor bitwise_and.Tensor bitwise_or.Tensor
         bitwise_xor.Tensor __and__.Tensor __or__.Tensor __xor__.Tensor __lshift__.Tensor __rshift__.Tensor min.other
@@ -79,14 +78,14 @@ rigid_pairs = couples(
     BINARY,
     "rigid(self + other)",
 )
-powers = couples(*_names("pow.Tensor_Tensor float_power.Tensor_Tensor"), BINARY, "rigid(self + exponent)")
-lerp = couples(*_names("lerp.Tensor"), "..., ..., ... -> ...", "self + end * weight + self * weight")
-lerp_number = couples(*_names("lerp.Scalar"), BINARY, "self + end")
-addcmul = couples(*_names("addcmul"), "..., ..., ... -> ...", "self + tensor1 * tensor2")
-addcdiv = couples(*_names("addcdiv"), "..., ..., ... -> ...", "self + tensor1 / tensor2")
-clamp = couples(*_names("clamp.Tensor clip.Tensor"), "..., ..., ... -> ...", "rigid(self + min + max)")
-clamp_min = couples(*_names("clamp_min.Tensor"), BINARY, "rigid(self + min)")
-clamp_max = couples(*_names("clamp_max.Tensor"), BINARY, "rigid(self + max)")
+powers = couples(*aten("pow.Tensor_Tensor float_power.Tensor_Tensor"), BINARY, "rigid(self + exponent)")
+lerp = couples(*aten("lerp.Tensor"), "..., ..., ... -> ...", "self + end * weight + self * weight")
+lerp_number = couples(*aten("lerp.Scalar"), BINARY, "self + end")
+addcmul = couples(*aten("addcmul"), "..., ..., ... -> ...", "self + tensor1 * tensor2")
+addcdiv = couples(*aten("addcdiv"), "..., ..., ... -> ...", "self + tensor1 / tensor2")
+clamp = couples(*aten("clamp.Tensor clip.Tensor"), "..., ..., ... -> ...", "rigid(self + min + max)")
+clamp_min = couples(*aten("clamp_min.Tensor"), BINARY, "rigid(self + min)")
+clamp_max = couples(*aten("clamp_max.Tensor"), BINARY, "rigid(self + max)")
 
 
 @couples("aten.prelu.default", "aten._prelu_kernel.default")
@@ -99,8 +98,8 @@ def prelu(call: Call) -> tuple[str, str]:
 
 WHERE = "rigid(condition) * (self + other)"
 
-where = couples(*_names("where.self where.ScalarSelf where.ScalarOther where.Scalar"), "..., ..., ... -> ...", WHERE)
-masked_fill = couples(*_names("masked_fill"), "..., ..., ... -> ...", "rigid(mask) * (self + value)")
+where = couples(*aten("where.self where.ScalarSelf where.ScalarOther where.Scalar"), "..., ..., ... -> ...", WHERE)
+masked_fill = couples(*aten("masked_fill"), "..., ..., ... -> ...", "rigid(mask) * (self + value)")
 
 
 @couples("aten.log_sigmoid_forward.default")

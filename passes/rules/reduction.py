@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fxmerge.coupling import Call, couples
+from passes.rules.names import aten
 
 
 def _letters(rank: int) -> list[str]:
@@ -17,25 +18,32 @@ def reduce(axes: Sequence[str], dims: Sequence[int], keepdim: bool) -> str:
     return f"{' '.join(axes)} -> {' '.join(kept)}"
 
 
-@couples("aten.sum.default", "aten.sum.dim_IntList", "aten.mean.default", "aten.mean.dim", "aten.nansum.default")
+@couples(*aten("sum.default sum.dim_IntList mean.default mean.dim nansum.default"))
 def sum_over(call: Call) -> tuple[str, str]:
     return reduce(_letters(call.rank("self")), call.dims("dim", "self"), bool(call["keepdim"])), "self"
 
 
 @couples(
-    "aten.amax.default", "aten.amin.default", "aten.max.default", "aten.min.default", "aten.any.default", "aten.any.dim",
-    "aten.all.default", "aten.all.dim", "aten.any.dims", "aten.all.dims", "aten.prod.default", "aten.logsumexp.default",
-    "aten.var.correction", "aten.std.correction", "aten.var.dim", "aten.std.dim", "aten.var.default", "aten.std.default",
-    "aten.prod.dim_int", "aten.count_nonzero.default", "aten.count_nonzero.dim_IntList",
-)  # fmt: skip
+    *aten(
+        """
+        amax.default amin.default max.default min.default any.default any.dim all.default all.dim any.dims all.dims
+        prod.default logsumexp.default var.correction std.correction var.dim std.dim var.default std.default
+        prod.dim_int count_nonzero.default count_nonzero.dim_IntList
+        """
+    ),
+)
 def reduce_rigidly(call: Call) -> tuple[str, str]:
     return reduce(_letters(call.rank("self")), call.dims("dim", "self"), bool(call["keepdim"])), "rigid(self)"
 
 
 @couples(
-    "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim", "aten.norm.Scalar", "aten.norm.ScalarOpt_dim_dtype",
-    "aten.frobenius_norm.dim", "aten.linalg_norm.default",
-)  # fmt: skip
+    *aten(
+        """
+        linalg_vector_norm.default norm.ScalarOpt_dim norm.Scalar norm.ScalarOpt_dim_dtype frobenius_norm.dim
+        linalg_norm.default
+        """
+    ),
+)
 def norm(call: Call) -> tuple[str, str]:
     """The Euclidean length does not know the directions of its axes; other norms know them up to order and sign."""
     axes, dims = _letters(call.rank("self")), call.dims("dim", "self")
@@ -45,13 +53,13 @@ def norm(call: Call) -> tuple[str, str]:
     return reduce(axes, dims, bool(call["keepdim"])), law
 
 
-@couples("aten.var_mean.correction", "aten.std_mean.correction", "aten.aminmax.default")
+@couples(*aten("var_mean.correction std_mean.correction aminmax.default"))
 def reduce_twice(call: Call) -> tuple[str, str]:
     one = reduce(_letters(call.rank("self")), call.dims("dim", "self"), bool(call["keepdim"]))
     return f"{one}, {one.partition(' -> ')[2]}", "rigid(self)"
 
 
-@couples("aten.max.dim", "aten.min.dim", "aten.median.dim")
+@couples(*aten("max.dim min.dim median.dim"))
 def choose(call: Call) -> tuple[str, str]:
     """The values chosen, and their positions: whoever moves the axis changes the positions."""
     axes = _letters(call.rank("self"))
@@ -67,12 +75,14 @@ def position(call: Call) -> tuple[str, str]:
     return reduce(axes, dims, bool(call["keepdim"])), "rigid(self)"
 
 
-@couples("aten.cumsum.default", "aten.flip.default", "aten.roll.default", "aten.triu.default", "aten.tril.default")
+@couples(*aten("cumsum.default flip.default roll.default triu.default tril.default"))
 def along(call: Call) -> tuple[str, str]:
     """Linear maps along axes that know the order of their entries."""
     axes = _letters(call.rank("self"))
     given = call["dims"] if call["dims"] is not None else call["dim"]
-    dims = [given] if isinstance(given, int) else given or (range(len(axes)) if call["shifts"] is not None else (-2, -1))
+    dims = (
+        [given] if isinstance(given, int) else given or (range(len(axes)) if call["shifts"] is not None else (-2, -1))
+    )
     for dim in dims:
         axes[dim] += "!"
     text = " ".join(axes)
@@ -87,7 +97,7 @@ def along_rigidly(call: Call) -> tuple[str, str]:
     return f"{text} -> {text}", "rigid(self)"
 
 
-@couples("aten.cummax.default", "aten.cummin.default", "aten.sort.default", "aten.sort.stable")
+@couples(*aten("cummax.default cummin.default sort.default sort.stable"))
 def ordered(call: Call) -> tuple[str, str]:
     axes = _letters(call.rank("self"))
     dim = int(call["dim"] if call["dim"] is not None else -1)
@@ -96,7 +106,7 @@ def ordered(call: Call) -> tuple[str, str]:
     return f"{text} -> {text}, {text}", "rigid(self)"
 
 
-@couples("aten.argsort.default", "aten.argsort.stable", "aten.msort.default")
+@couples(*aten("argsort.default argsort.stable msort.default"))
 def order(call: Call) -> tuple[str, str]:
     axes = _letters(call.rank("self"))
     axes[int(call["dim"] if call["dim"] is not None else 0)] += "!"

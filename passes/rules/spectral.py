@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from fxmerge.coupling import Call, couples
+from passes.rules.names import aten
 
 
 @couples(
-    "aten.fft_fft.default", "aten.fft_ifft.default", "aten.fft_rfft.default", "aten.fft_irfft.default", "aten.fft_fftn.default",
-    "aten.fft_ifftn.default", "aten.fft_rfftn.default", "aten.fft_irfftn.default", "aten.fft_fft2.default", "aten.fft_ifft2.default",
-    "aten.fft_rfft2.default", "aten.fft_irfft2.default", "aten._fft_r2c.default", "aten._fft_c2c.default", "aten._fft_c2r.default",
-    "aten.fft_hfft.default", "aten.fft_ihfft.default", "aten.fft_fftshift.default", "aten.fft_ifftshift.default",
-)  # fmt: skip
+    *aten(
+        """
+        fft_fft.default fft_ifft.default fft_rfft.default fft_irfft.default fft_fftn.default fft_ifftn.default
+        fft_rfftn.default fft_irfftn.default fft_fft2.default fft_ifft2.default fft_rfft2.default fft_irfft2.default
+        _fft_r2c.default _fft_c2c.default _fft_c2r.default fft_hfft.default fft_ihfft.default fft_fftshift.default
+        fft_ifftshift.default
+        """
+    ),
+)
 def transform(call: Call) -> tuple[str, str]:
     rank = call.rank("self")
     given = call["dim"]
