@@ -14,17 +14,27 @@ from passes.rules.names import aten
 @moves(
     *aten(
         """
-        clone.default contiguous.default detach.default detach_.default alias.default _to_copy.default to
-        dropout.default lift_fresh_copy.default lift_fresh.default type_as.default real.default imag.default
-        resolve_conj.default resolve_neg.default feature_dropout.default _conj.default to_copy alpha_dropout.default
+        clone.default contiguous.default detach.default detach_.default alias.default dropout.default lift_fresh_copy.default lift_fresh.default real.default imag.default
+        resolve_conj.default resolve_neg.default feature_dropout.default _conj.default alpha_dropout.default
         feature_alpha_dropout.default detach_copy.default alias_copy.default conj.default conj_physical.default
-        lift.default data.default cpu.default
+        lift.default data.default
         """
     ),
 )
 def same(move: Move) -> Sequence[Held]:
     """x  ->  x"""
     return move.held(move.operands[0][0])
+
+
+@moves(*aten("_to_copy.default to type_as.default cpu.default"))
+def cast(move: Move) -> Sequence[Held]:
+    """x  ->  x, rounded if the result holds whole numbers."""
+    axes = move.held("self")
+    before, after = (node.meta["val"].dtype for node in (move.arguments["self"], move.node))
+    if before.is_floating_point and not after.is_floating_point and not after.is_complex:
+        for axis in axes:
+            move.rigid(axis)
+    return axes
 
 
 @moves(*aten("transpose.int swapaxes.default swapdims.default transpose_copy.int"))
