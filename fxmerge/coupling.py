@@ -196,7 +196,9 @@ class _Expand:
         shapes = [shape for shape, _ in zip(shapes, terms, strict=False)]
         self._solve([(t, s) for t, s in (*zip(terms, shapes, strict=True),) if t is not None and s is not None])
         self._solve(list(zip(results, self.call.results, strict=False)))
-        fitted = tuple(self._fit(t, s) if t is not None else None for t, s in zip(terms, shapes, strict=True))
+        fitted = tuple(
+            self._fit(t, s) if t is not None and s is not None else None for t, s in zip(terms, shapes, strict=True)
+        )
         names = tuple(name for name, _ in operands)
         linear = laws.linear_in(laws.parse(self.law)) if self.law else frozenset()
         return Signature(

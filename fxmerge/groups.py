@@ -58,13 +58,13 @@ class Element:
     def _act(self, value: Tensor, axes: list[Axis], place: dict[Class, int]) -> Tensor:
         for dim, axis in enumerate(axes):
             if axis.kind == "cat":
-                parts = value.split([part.size for part in axis.parts], dim)
+                parts = torch.split(value, [part.size for part in axis.parts], dim)
                 return torch.cat(
                     [self._act(x, _at(axes, dim, [part]), place) for x, part in zip(parts, axis.parts, strict=True)], dim
                 )
             if axis.kind == "prod" and axis.parts:
                 sizes = [part.size for part in axis.parts]
-                apart = self._act(value.unflatten(dim, sizes), _at(axes, dim, list(axis.parts)), place)
+                apart = self._act(torch.unflatten(value, dim, sizes), _at(axes, dim, list(axis.parts)), place)
                 return apart.flatten(dim, dim + len(sizes) - 1)
         return self._act_plain(value, axes, place)
 
@@ -113,7 +113,7 @@ class Element:
 
         def draw() -> Tensor:
             square = torch.randn(cls.size, cls.size, generator=self.generator, dtype=torch.float64)
-            turn = torch.linalg.qr(square)[0]
+            turn: Tensor = torch.linalg.qr(square)[0]
             scales = torch.randn(cls.size, generator=self.generator, dtype=torch.float64).mul(SPREAD).exp()
             return turn * scales if group == "invertible" else turn
 

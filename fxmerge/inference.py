@@ -99,7 +99,7 @@ class Inference:
         if node.op == "placeholder" or any(argument in self.fed for argument in node.all_input_nodes):
             self.fed.add(node)
         if node.op == "placeholder":
-            self.values[node] = self._pinned(value.shape, "input")
+            self.values[node] = self._pinned(node.meta["val"].shape, "input")
         elif node.op == "get_attr":
             if node.target in self.transformed:
                 self.values[node] = self._tensor(str(node.target))
@@ -135,8 +135,8 @@ class Inference:
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
-            source, index = node.args
-            return self.values[source][index]
+            arguments: tuple[Any, ...] = node.args
+            return self.values[arguments[0]][arguments[1]]
         if any(map(_sized_by_data, (node, *node.all_input_nodes))):
             return self._unknown(node, f"a size that depends on data, at {Call.of(node)}")
         rule = self.rules.find(node)
@@ -210,7 +210,8 @@ class Inference:
         if not form.law:
             self.stiff += [axis for slots in labels.values() for axis in slots.values()]
             return
-        absent, zero = set(), set()
+        absent: set[str] = set()
+        zero: set[str] = set()
         for name, operand in call.operands:
             if operand is None:
                 (absent if call.arguments.get(name) is None else set()).add(name)

@@ -77,15 +77,16 @@ def audit(rule: Rule, *examples: Example, seed: int = 0, rounds: int = 3) -> Aud
 
 def operator(name: str) -> Any:
     """The operator of a name like "aten.linear.default" (or "aten.linear")."""
-    found = torch.ops
+    found: Any = torch.ops
     for part in name.split("."):
         found = getattr(found, part)
-    return found if isinstance(found, torch._ops.OpOverload) else found.default  # type: ignore[attr-defined]
+    return found if isinstance(found, torch._ops.OpOverload) else found.default
 
 
 def one_call(example: Example) -> Program:
     """A program of one call, every tensor argument a parameter of it."""
-    graph, tensors = fx.Graph(), {}
+    graph = fx.Graph()
+    tensors: dict[str, Tensor] = {}
 
     def place(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -170,7 +171,8 @@ def _made_up(rule: Rule, op: str) -> Example:
 
     terms = rule.couples.partition("->")[0].split(",")
     schema = operator(op)._schema
-    given, args = iter(terms), []
+    given = iter(terms)
+    args: list[Any] = []
     for argument in schema.arguments:
         if "Tensor" in str(argument.type):
             args.append(tensor(next(given, "")))

@@ -97,7 +97,7 @@ def _tensor(node: fx.Node, program: Program) -> Tensor:
     if node.op == "get_attr":
         return program.tensors[str(node.target)].detach()
 
-    def value(n: fx.Node) -> object:
+    def value(n: fx.Node) -> Any:
         return _tensor(n, program) if isinstance(n.meta.get("val"), Tensor) else n.meta["val"]
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)

@@ -31,7 +31,8 @@ def within(tolerances: Tolerances) -> dict[Class, Class]:
 
 def _candidates(tolerances: Tolerances) -> dict[Class, list[Class]]:
     """For each movable space the movable spaces that stand before it in every parameter that carries it."""
-    inference, found = tolerances.inference, {}
+    inference = tolerances.inference
+    found: dict[Class, list[Class]] = {}
     movable = {cls for cls, group in tolerances.groups.items() if group != "identity"}
     for name in inference.transformed & inference.tensors.keys():
         for component in _ordered(inference.tensors[name]):
@@ -54,7 +55,9 @@ def _values(inference: Inference) -> Iterator[Sequence[Axis]]:
 def _undivided(axes: Sequence[Held]) -> list[Axis]:
     plain: dict[int, Axis] = {}
     for axis in axes:
-        if isinstance(axis, Promise):
+        if isinstance(axis, Promise) and axis.view.redeemed:  # its other factors may stand elsewhere, in a product
+            plain[id(axis)] = axis.view.parts[axis.index]
+        elif isinstance(axis, Promise):
             plain.setdefault(id(axis.view), axis.view.base)
         else:
             plain[id(axis) if axis.size > 1 else -1] = axis

@@ -177,7 +177,7 @@ def _tables(cls: Class, found: Evidence) -> set[str]:
 
 
 def _contracting(node: fx.Node) -> bool:
-    return sum(argument.meta["val"].is_floating_point() for argument in node.all_input_nodes) > 1
+    return sum(bool(argument.meta["val"].is_floating_point()) for argument in node.all_input_nodes) > 1
 
 
 def _split_groups(roles: dict[Class, str], tolerances: Tolerances, found: Evidence) -> None:

@@ -178,7 +178,8 @@ class Coupler:
         return self._split_segments(axis, minor) if len(segments(axis)) > 1 else self._split_factors(axis, minor)
 
     def _split_factors(self, axis: Axis, minor: int) -> tuple[Axis, Axis]:
-        left, right, need = factors(axis), [], minor
+        left, need = factors(axis), minor
+        right: list[Axis] = []
         while need > 1:
             last = left.pop()
             if need % last.size == 0:
@@ -207,18 +208,19 @@ class Coupler:
                 for position in (low, low + minor):
                     if 0 < position < axis.size:
                         axis = concat(self.cut(axis, position))
-        majors, minors = [], []
+        majors: list[Axis] = []
+        minors: list[Axis] = []
         run: list[Axis] = []
         for segment in segments(axis):
             run.append(segment)
             if sum(part.size for part in run) % minor == 0:
-                major, low = self.split(concat(run), minor)
-                majors.append(major)
-                minors.append(low)
+                upper, lower = self.split(concat(run), minor)
+                majors.append(upper)
+                minors.append(lower)
                 run = []
-        for low in minors[1:]:
-            self.unify(minors[0], low)
-            self.equate(minors[0], low)
+        for other in minors[1:]:
+            self.unify(minors[0], other)
+            self.equate(minors[0], other)
         return concat(majors), minors[0]
 
     def cut(self, axis: Axis, position: int) -> tuple[Axis, Axis]:
@@ -250,13 +252,13 @@ class Coupler:
             left, right = self.cut(major, row)
             return product([left, minor]), product([right, minor])
         low, high = self.cut(minor, inside)
-        left, right = [low], [high]
+        lows, highs = [low], [high]
         if row > 0:
             before, major = self.cut(major, row)
-            left.insert(0, product([before, minor]))
+            lows.insert(0, product([before, minor]))
         if major.size > 1:
-            right.append(product([self.cut(major, 1)[1], minor]))
-        return concat(left), concat(right)
+            highs.append(product([self.cut(major, 1)[1], minor]))
+        return concat(lows), concat(highs)
 
     def take(self, axis: Axis, start: int, stop: int) -> Axis:
         """The part of an axis from `start` to `stop`."""

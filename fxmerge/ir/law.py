@@ -250,7 +250,8 @@ class _Label:
                 self.vanish(value.scale, value.sign)
         for value in carrying[1:]:
             self.vanish(_minus(value.scale, carrying[0].scale), _minus(value.sign, carrying[0].sign))
-        return (carrying or values or [None])[0]
+        found = carrying or values
+        return found[0] if found else None
 
     def _apply(self, value: _Value | None, degree: Fraction | None, parity: int | None) -> _Value | None:
         if value is None or not value.carries:

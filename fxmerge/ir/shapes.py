@@ -76,7 +76,8 @@ class _Propagate(fx.Interpreter):
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         if n.target in SHAPES:
-            like, shape = SHAPES[n.target](*args, **kwargs)  # type: ignore[index]
+            target: Any = n.target
+            like, shape = SHAPES[target](*args, **kwargs)
             return torch.empty(shape, dtype=like.dtype, device=like.device)
         return self.call_function(n.target, args, kwargs)
 

@@ -32,7 +32,7 @@ def begin(job: Job, start: Start) -> tuple[str, SuperNet, Program]:
 def best_init(job: Job, start: Start) -> str:
     """Name of the start with the smallest reconstruction error on held-back inputs after a short trial of each."""
     assert job.pool is not None
-    pool, held = _parts(job.pool)
+    pool, held = _parts(job.pool, job.settings.batch_size)
     steps = max(FEWEST, job.settings.steps // SHARE)
     short = replace(job, pool=pool, settings=replace(job.settings, steps=steps), progress=silent, state=None)
     errors: dict[str, float] = {}
@@ -48,7 +48,9 @@ def best_init(job: Job, start: Start) -> str:
     return best
 
 
-def _parts(pool: Pool) -> tuple[Pool, Pool]:
-    """What trials train on, and what they are judged by: from both ends of the pool."""
-    rows = min(ROWS, max(1, pool.rows // 2))
+def _parts(pool: Pool, batch: int) -> tuple[Pool, Pool]:
+    """What trials train on, and what they are judged by: from both ends of the pool, all of it if it is small."""
+    rows = min(ROWS, pool.rows // 2)
+    if rows < batch:
+        return pool, pool
     return pool.first(rows), Pool(tuple(value[-rows:] for value in pool.inputs))
