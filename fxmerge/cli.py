@@ -311,16 +311,24 @@ def rules(extension: EXTENSION = None, verbose: VERBOSE = False, quiet: QUIET = 
 
 
 @_verb
-def demo(verbose: VERBOSE = False, quiet: QUIET = False) -> None:
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Seed of training and merging.")] = 0,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Keep the merged model here (.onnx).")] = None,
+    overwrite: OVERWRITE = False,
+    verbose: VERBOSE = False,
+    quiet: QUIET = False,
+) -> None:
     """Do the main job on real data that ships with a dependency, in under four minutes.
 
     [bold]Example:[/]
 
-      fxmerge demo
+      fxmerge demo --out digits.onnx
     """
+    if out:
+        check_output(out, overwrite=overwrite)
     from fxmerge.demo import run
 
-    run()
+    run(seed=seed, out=Path(out) if out else None, console=Console(quiet=quiet))
 
 
 def _list(kind: Literal["methods", "passes", "rules"], extension: Sequence[str] | None) -> None:

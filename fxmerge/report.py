@@ -64,10 +64,17 @@ def _tasks(result: Mapping[str, Any]) -> Table:
     for name, parent in parents.items():
         row = figures.get(name, {})
         table.add_row(
-            Text(name), f"{row['samples']:,}" if row.get("samples") else "–", percent(row.get("agreement")),
+            Text(name), _samples(row), percent(row.get("agreement")),
             _number(row.get("feature_r2")), f"{parent['parameters']:,}",
         )  # fmt: skip
     return table
+
+
+def _samples(row: Mapping[str, Any]) -> str:
+    """How many there were, and how many of them the agreement is measured on."""
+    if not row.get("samples"):
+        return "–"
+    return f"{row['samples']:,}" + (f" ({row['held_back']:,} held back)" if row.get("held_back") else "")
 
 
 def _sizes(result: Mapping[str, Any]) -> Text:

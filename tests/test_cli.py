@@ -201,6 +201,17 @@ def test_lists_have_a_line_each(verb: str, name: str, capsys: pytest.CaptureFixt
     assert any(line.split()[0] == name and len(line.split()) > 3 for line in out.splitlines())
 
 
+def test_demo_hands_its_flags_on(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("fxmerge.demo.run", lambda **options: given.update(options))
+    assert run(capsys, "demo", "--seed", "3", "--out", "d.onnx")[0] == 0
+    assert (given["seed"], given["out"]) == (3, Path("d.onnx"))
+    (here / "d.onnx").write_text("")
+    assert run(capsys, "demo", "--out", "d.onnx")[0] == 2
+
+
 EXTENSION = """
 from fxmerge import Extension
 from fxmerge.pattern import op, var

@@ -19,7 +19,7 @@ RESULT: dict[str, Any] = {
     ],
     "merged": {"parameters": 1100, "spaces": 21, "opaque_axes": 2, "trainable": 5000},
     "tasks": [
-        {"task": "mnist", "samples": 1000, "agreement": 0.97, "feature_r2": 0.93},
+        {"task": "mnist", "samples": 1000, "held_back": 125, "agreement": 0.97, "feature_r2": 0.93},
         {"task": "<b>[red]x", "samples": 500, "agreement": None, "feature_r2": None},
     ],
     "checks": {"fold_max_abs": 3e-7, "onnx_max_abs": None, "all_gradients": True},
@@ -39,6 +39,7 @@ def test_merge_table() -> None:
     text = printed(report.merge(RESULT))
     parts = (
         "mnist",
+        "1,000 (125 held back)",
         "97.0%",
         "0.93",
         "<b>[red]x",
