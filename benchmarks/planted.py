@@ -44,18 +44,22 @@ class Planted:
     """Outputs of the merge without re-basing, against the parent's: what a wrong map would show."""
 
 
-def plant(program: Program, seed: int = 0, inputs: Mapping[str, Tensor] | None = None) -> Planted:
-    """Average `program` and a copy transformed by a random group element, with and without the way back."""
+def plant(program: Program, seed: int = 0, back: int | None = None) -> Planted:
+    """Average `program` and a copy transformed by a random group element, with and without the way back.
+
+    `back` draws the element whose inverse is taken as the way back; by default it is the one that was planted.
+    """
     with _doubles(), torch.no_grad():
-        parent = lived_in(doubled(passes.cleanup(passes.normalize(program))), seed)
-        x = {name: _wide(value)[:3] for name, value in (inputs or parent.samples).items()}
+        parent = lived_in(doubled(program), seed)
+        x = parent.samples
         element = random_element(parent, seed)
+        way = element if back is None else random_element(parent, back)
         twin = transformed(parent, element).evolve(task="twin")
         expected, seen = parent.run(x), twin.run(x)
         net = passes.insert_merge([parent.evolve(task="own"), twin], passes.BUILTIN.rules, 0)
-        apart, merged = folded(net.start([1.0, 1.0])), folded(rebased(net, element))
+        apart, merged = folded(net.start([1.0, 1.0])), folded(rebased(net, way))
         names = parent.parameters & merged.tensors.keys()
-        back = transformed(twin, element.inverse())
+        back = transformed(twin, way.inverse())
         moved = [n for n in parent.parameters if not torch.equal(parent.tensors[n], twin.tensors[n])]
         return Planted(
             twin=max(_error(seen[name], value) for name, value in expected.items()),
@@ -67,19 +71,28 @@ def plant(program: Program, seed: int = 0, inputs: Mapping[str, Tensor] | None =
         )
 
 
+def change(program: Program, tensors: Mapping[str, Tensor]) -> float:
+    """Largest relative change of an output of `program` (in float64) with other tensors."""
+    with _doubles(), torch.no_grad():
+        before, after = program.run(program.samples), program.run(program.samples, {**program.tensors, **tensors})
+    return max(_error(after[name], value) for name, value in before.items())
+
+
 def doubled(program: Program) -> Program:
-    """`program` in float64: its tensors, its ports, and every cast inside it."""
+    """`program`, normalized, in float64: its tensors, its ports, and every cast inside it."""
+    program = passes.cleanup(passes.normalize(program))
     graph, _ = program.copy_graph()
     for node in graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _wide_dtype)
-    return program.evolve(
-        graph=graph,
-        tensors={name: _wide(tensor.detach()) for name, tensor in program.tensors.items()},
-        inputs=tuple(_wide_port(port) for port in program.inputs),
-        outputs=tuple(_wide_port(port) for port in program.outputs),
-        samples={name: _wide(value) for name, value in program.samples.items()},
-    )
+    with _doubles():
+        return program.evolve(
+            graph=graph,
+            tensors={name: _wide(tensor.detach()) for name, tensor in program.tensors.items()},
+            inputs=tuple(_wide_port(port) for port in program.inputs),
+            outputs=tuple(_wide_port(port) for port in program.outputs),
+            samples={name: _wide(value) for name, value in program.samples.items()},
+        )
 
 
 def lived_in(program: Program, seed: int) -> Program:
@@ -106,11 +119,18 @@ def random_element(program: Program, seed: int) -> Element:
 
 def transformed(program: Program, element: Element) -> Program:
     """`program` with every space transformed: another program with the same function."""
+    return program.evolve(tensors={**program.tensors, **changes(program, element)})
+
+
+def changes(program: Program, element: Element) -> dict[str, Tensor]:
+    """The tensors of `program` that `element` changes, changed."""
     inference = element.tolerances.inference
-    tensors = dict(program.tensors)
-    for name in inference.transformed & inference.tensors.keys():
-        tensors[name] = _acted(element, tensors[name], inference.tensors[name])
-    return program.evolve(tensors=tensors)
+    found = {}
+    for name in sorted(inference.transformed & inference.tensors.keys()):
+        value = _acted(element, program.tensors[name], inference.tensors[name])
+        if not torch.equal(value, program.tensors[name]):
+            found[name] = value
+    return found
 
 
 def rebased(net: SuperNet, element: Element) -> SuperNet:

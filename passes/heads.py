@@ -100,7 +100,7 @@ def _drop_mixed(law: Lawful, owners: dict[Class, list[Class]]) -> None:
                 h
                 for h in owners[cls]
                 if h in set().union(*slots.values())
-                or any(all(h in other.get(slot, ()) for slot in needed) for name, other in places.items() if name != label)
+                or any(
+                    all(h in other.get(slot, ()) for slot in needed) for name, other in places.items() if name != label
+                )
             ]
-
-
