@@ -1,8 +1,8 @@
 """Merge trained PyTorch models into one, whatever their architecture, and serve it as ONNX.
 
-    fxmerge.save(model, "a.pt", inputs=(x,), task="mnist")        trace a model; keep weights and samples in one file
-    merged = fxmerge.merge(["a.pt", "b.pt"])                      train M and U, fold, verify
-    merged(x)["mnist"]; merged.export_onnx("merged.onnx")
+fxmerge.save(model, "a.pt", inputs=(x,), task="mnist")        trace a model; keep weights and samples in one file
+merged = fxmerge.merge(["a.pt", "b.pt"])                      train M and U, fold, verify
+merged(x)["mnist"]; merged.export_onnx("merged.onnx")
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@
     def transpose(move): ...
 
 A signature has one term per tensor operand, in the order of the operator's schema. A term has one token per axis: a
-label (`d`), a product of labels major to minor (`(h d)`), `...` for any leading axes (they broadcast), `1` for an axis
-of size one, `_` for an axis of its own that tolerates nothing. `d!` says that the label tolerates nothing, `g=2` how long
-it is where the shapes leave that open. An axis of size one beside a label of another size broadcasts. The law (see `fxmerge.ir.law`) says how the result depends on the
-operands; without one, every label tolerates permutations and no more.
+label (`d`), a product of labels major to minor (`(h d)`), `...` for any leading axes (they broadcast), `1` for an
+axis of size one, `_` for an axis of its own that tolerates nothing. `d!` says that the label tolerates nothing, `g=2`
+how long it is where the shapes leave that open. An axis of size one beside a label of another size broadcasts. The
+law (see `fxmerge.ir.law`) says how the result depends on the operands; without one, every label tolerates
+permutations and no more.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def _plain(node: fx.Node) -> Any:
 
 @dataclass(frozen=True)
 class Signature:
-    """One call in terms of labels. An axis is written as its label, or as a product "(g i)"; "1" is an axis of size one."""
+    """One call in terms of labels. An axis is its label, or a product "(g i)"; "1" is an axis of size one."""
 
     operands: tuple[tuple[str, ...] | None, ...]
     """Per tensor operand, in the order of the schema; None if it was not given."""
@@ -199,7 +200,7 @@ class _Expand:
         fitted = tuple(
             self._fit(t, s) if t is not None and s is not None else None for t, s in zip(terms, shapes, strict=True)
         )
-        names = tuple(name for name, _ in operands)
+        names = tuple(name for name, _ in operands[: len(terms)])
         linear = laws.linear_in(laws.parse(self.law)) if self.law else frozenset()
         return Signature(
             operands=fitted,

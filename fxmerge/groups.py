@@ -60,7 +60,8 @@ class Element:
             if axis.kind == "cat":
                 parts = torch.split(value, [part.size for part in axis.parts], dim)
                 return torch.cat(
-                    [self._act(x, _at(axes, dim, [part]), place) for x, part in zip(parts, axis.parts, strict=True)], dim
+                    [self._act(x, _at(axes, dim, [part]), place) for x, part in zip(parts, axis.parts, strict=True)],
+                    dim,
                 )
             if axis.kind == "prod" and axis.parts:
                 sizes = [part.size for part in axis.parts]
@@ -76,7 +77,10 @@ class Element:
             dim = leaves[owners[0]]
             if self.undoes:  # the owner's order first: its rows know their elements by the places they came from
                 value = self._leaf(value, dim, axes[dim], place)
-            rows = [self._act_plain(x, axes[:dim] + axes[dim + 1 :], {**place, owners[0]: i}) for i, x in enumerate(value.unbind(dim))]
+            rows = [
+                self._act_plain(x, axes[:dim] + axes[dim + 1 :], {**place, owners[0]: i})
+                for i, x in enumerate(value.unbind(dim))
+            ]
             stacked = torch.stack(rows, dim)
             return stacked if self.undoes else self._leaf(stacked, dim, axes[dim], place)
         for dim, axis in enumerate(axes):
@@ -91,7 +95,11 @@ class Element:
             return value
         owner = self.within.get(cls)
         index = place.get(owner, -1) if owner is not None else -1
-        if group in ("invertible", "orthogonal") and "dense" in self.kinds and (value.is_floating_point() or value.is_complex()):
+        if (
+            group in ("invertible", "orthogonal")
+            and "dense" in self.kinds
+            and (value.is_floating_point() or value.is_complex())
+        ):
             matrix = self._dense(axis, index, group).to(value.dtype)
             matrix = torch.linalg.inv(matrix) if self.undoes else matrix
             return torch.movedim(torch.movedim(value, dim, -1) @ matrix.T, -1, dim)
@@ -105,7 +113,13 @@ class Element:
     # -- drawing -----------------------------------------------------------------------------------
 
     def _order(self, cls: Class, index: int) -> Tensor:
-        return self._draw(("order", cls, index), lambda: torch.randperm(cls.size, generator=self.generator))
+        """A random order that is not the one there is."""
+
+        def draw() -> Tensor:
+            order = torch.randperm(cls.size, generator=self.generator)
+            return order if bool((order != torch.arange(cls.size)).any()) else order.roll(1)
+
+        return self._draw(("order", cls, index), draw)
 
     def _dense(self, axis: Axis, index: int, group: str) -> Tensor:
         """T where the exponent is +1, the inverse transpose where it is -1."""
@@ -134,7 +148,9 @@ class Element:
                 value = value * (logarithm * power).exp().reshape(shape)
         if "sign" in self.kinds:
             for free in self.tolerances.sign_of(axis):
-                value = value * self._draw(("sign", axis.cls, free, index), lambda: self._normal(axis.size).sign()).reshape(shape)
+                value = value * self._draw(
+                    ("sign", axis.cls, free, index), lambda: self._normal(axis.size).sign()
+                ).reshape(shape)
         return value
 
     def _normal(self, size: int) -> Tensor:

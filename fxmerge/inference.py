@@ -92,8 +92,10 @@ class Inference:
     def _visit(self, node: fx.Node) -> None:
         if node.op == "output":
             for result in self.program.result:
-                for axis in self.held(result) if self.pin_outputs else ():
-                    self.pin(redeem(axis, self.coupler), "output")
+                for axis in self.held(result):
+                    plain = redeem(axis, self.coupler)
+                    if self.pin_outputs:
+                        self.pin(plain, "output")
             return
         value = node.meta.get("val")
         if node.op == "placeholder" or any(argument in self.fed for argument in node.all_input_nodes):
@@ -127,7 +129,9 @@ class Inference:
             axis = leaf(size)
             if size > 1:
                 if value is None or not _equal_along(value, dim):
-                    self.pin(axis, f"a constant that varies, from {Call.of(node) if node.op != 'get_attr' else node.target}")
+                    self.pin(
+                        axis, f"a constant that varies, from {Call.of(node) if node.op != 'get_attr' else node.target}"
+                    )
                 elif not self.constants.zero(node):
                     self.rigid(axis)
             axes.append(axis)
@@ -190,9 +194,9 @@ class Inference:
             return
         for label, part in zip(names, View(axis, [form.sizes[n] for n in names]).redeem(self.coupler), strict=True):
             slots = labels.setdefault(label, {})
-            if slot in slots:  # one operand carries it twice: both must move and scale alike
+            if slot in slots:  # one operand carries it twice: a diagonal is read
                 self.coupler.unify(slots[slot], part)
-                self.equate(slots[slot], part)
+                self.stiff += [slots[slot], part]
             slots.setdefault(slot, part)
 
     def _result(self, labels: dict[str, dict[str, Axis]], form: Signature, text: str, number: int) -> Axis:
@@ -333,16 +337,22 @@ def _checked(moved: Any, node: fx.Node) -> Any:
     value = node.meta["val"]
     if isinstance(value, Tensor):
         sizes = tuple(axis.size for axis in moved)
-        assert sizes == tuple(value.shape), f"the rule of {Call.of(node)} gives {sizes}, the result is {tuple(value.shape)}"
+        assert sizes == tuple(value.shape), (
+            f"the rule of {Call.of(node)} gives {sizes}, the result is {tuple(value.shape)}"
+        )
         return tuple(moved)
     for axes, each in zip(moved, value, strict=True):
         sizes = tuple(axis.size for axis in axes)
-        assert sizes == tuple(each.shape), f"the rule of {Call.of(node)} gives {sizes}, the result is {tuple(each.shape)}"
+        assert sizes == tuple(each.shape), (
+            f"the rule of {Call.of(node)} gives {sizes}, the result is {tuple(each.shape)}"
+        )
     return tuple(tuple(axes) for axes in moved)
 
 
 def _pad(results: list[tuple[Axis, ...]], node: fx.Node) -> tuple[tuple[Axis, ...], ...]:
     """Axes of results the signature does not mention: empty ones have none."""
     values = node.meta["val"]
-    assert len(results) == len(values), f"the rule of {Call.of(node)} has {len(results)} results, the call {len(values)}"
+    assert len(results) == len(values), (
+        f"the rule of {Call.of(node)} has {len(results)} results, the call {len(values)}"
+    )
     return tuple(results)

@@ -29,7 +29,12 @@ TOLERANCE = 1e-9
 ROUNDS: tuple[tuple[Kind, ...], ...] = (("permutation",), ("permutation", "scale", "sign", "dense"))
 """What is drawn in each round: a permutation of every space, then everything its group holds."""
 
-WIDER = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
+WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,9 @@ class _Run:
         if node.op == "get_attr":
             return tensors[str(node.target)]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: WIDER.get(a, a) if isinstance(a, torch.dtype) else a)
+        args, kwargs = fx.node.map_aggregate(
+            (args, kwargs), lambda a: WIDER.get(a, a) if isinstance(a, torch.dtype) else a
+        )
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def first_bad(self, changed: Mapping[str, Tensor], element: Element) -> str | None:

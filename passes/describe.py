@@ -31,11 +31,14 @@ def describe(program: Program, rules: RuleSet = BUILTIN) -> dict[str, Any]:
             for name in (*names, *aliases)
         },
         "opaque": [
-            {"parameter": o.parameter, "axis": o.axis, "operator": o.operator, "at": o.at, "message": o.message} for o in found.opaque
+            {"parameter": o.parameter, "axis": o.axis, "operator": o.operator, "at": o.at, "message": o.message}
+            for o in found.opaque
         ],
         "coverage": coverage(program, found),
         "free_axes": free_axes(program, found),
-        "operators": dict(Counter(operator_name(n) for n in program.graph.nodes if n.op == "call_function").most_common()),
+        "operators": dict(
+            Counter(operator_name(n) for n in program.graph.nodes if n.op == "call_function").most_common()
+        ),
     }
 
 

@@ -64,7 +64,9 @@ def _gather(found: Evidence, inference: Inference, law: Lawful, home: Mapping[Ax
     owned = {name for name, node in operands.items() if node in inference.trained and node not in inference.fed}
     expr = parse(law.signature.law)
     mentioned = names(expr)
-    contracts = [label for label, slots in law.labels.items() if RESULT not in slots and len(slots.keys() & mentioned) > 1]
+    contracts = [
+        label for label, slots in law.labels.items() if RESULT not in slots and len(slots.keys() & mentioned) > 1
+    ]
     rule = inference.rules.find(law.node)
     window = any(label.startswith("_") for label in law.labels)
     for label, slots in law.labels.items():
@@ -199,7 +201,9 @@ def _everywhere(cls: Class, tolerances: Tolerances, roles: Mapping[Class, str]) 
         for component in components(axes)
         if any(roles.get(c) in ("query_key", "value_output") for c in component)
     ]
-    mine = {c for component in inner if cls in component for c in component if roles.get(c) in ("query_key", "value_output")}
+    mine = {
+        c for component in inner if cls in component for c in component if roles.get(c) in ("query_key", "value_output")
+    }
     return all(cls in component for component in inner if mine & component.keys())
 
 

@@ -157,7 +157,7 @@ def suggestion(node: fx.Node) -> str:
     right = ", ".join(" ".join(_LETTERS[i % 26] for i in range(out.ndim)) for out in outs)
     return (
         "from fxmerge import Extension, couples\n"
-        f'rule = couples("{operator_name(node)}", "{", ".join(terms)} -> {right}")  # equal letters: one axis; "a!": frozen\n'
+        f'rule = couples("{operator_name(node)}", "{", ".join(terms)} -> {right}")  # equal letters: one axis\n'
         "extension = Extension(rules=rule)"
     )
 

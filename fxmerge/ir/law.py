@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 
 RESULT = "->"
 """The slot of the result in an equation."""
@@ -67,7 +67,7 @@ class Apply:
 
 @dataclass(frozen=True)
 class Isotropic:
-    """A function of the length along some labels, times the argument itself if it is `odd`: rotations do not change the length."""
+    """A function of the length along some labels, which rotations keep; times the argument itself if it is `odd`."""
 
     argument: Expr
     labels: frozenset[str]
@@ -86,7 +86,7 @@ FUNCTIONS: dict[str, tuple[Fraction | None, int | None]] = {
 """Name in a law -> (degree under positive scales, parity under signs)."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(text: str) -> Expr:
     """The formula as an expression. Raises ValueError on anything but names, + - * / and the functions of a law."""
     return _parse(ast.parse(text, mode="eval").body)
@@ -141,7 +141,7 @@ def _nonlinear(expr: Sum) -> frozenset[str]:
     return frozenset().union(*(names(term) - linear_in(term) for term in expr.terms))
 
 
-@lru_cache(maxsize=None)
+@cache
 def equations(
     law: str, label: str, carriers: frozenset[str], absent: frozenset[str], zero: frozenset[str], kept: bool
 ) -> Equations:

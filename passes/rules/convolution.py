@@ -95,7 +95,7 @@ def average(call: Call) -> tuple[str, str]:
     return _over_places(call, _digit(call)), _law(call)
 
 
-@couples(*aten("max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d"))
+@couples(*aten("max_pool1d max_pool2d max_pool3d"))
 def maximum(call: Call) -> tuple[str, str]:
     return _over_places(call, _digit(call)), _law(call, rigid=True)
 

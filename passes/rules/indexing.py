@@ -88,7 +88,7 @@ def unbind(move: Move) -> Sequence[Sequence[Held]]:
 
 @moves(*aten("diagonal.default linalg_diagonal.default diagonal_copy.default"))
 def diagonal(move: Move) -> Sequence[Held]:
-    axes = move.held("self")
+    axes = move.held(move.operands[0][0])
     a, b = (int(move[name]) % len(axes) for name in ("dim1", "dim2"))
     rest = [axis for i, axis in enumerate(axes) if i not in (a, b)]
     if move["offset"] == 0 and axes[a].size == axes[b].size:
@@ -250,6 +250,9 @@ def gather(move: Move) -> Sequence[Held]:
 def scatter(move: Move) -> Sequence[Held]:
     """What `gather` would read is the same axes as what is written."""
     axes, places = move.held("self"), move.axes("index")
+    if move["reduce"] not in (None, "sum", "mean", "add"):
+        for axis in (*axes, *move.held("src")):
+            move.rigid(axis)
     source = move.axes("src") if isinstance(move.arguments.get("src"), fx.Node) else None
     dim = move["dim"] % max(len(axes), 1)
     move.pin(axes[dim])
@@ -276,6 +279,8 @@ def index_add(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     dim = move["dim"] % max(len(axes), 1)
     move.pin(axes[dim])
+    for axis in move.held("index"):
+        move.pin(axis)
     if isinstance(move.arguments.get("source"), fx.Node):
         for i, axis in enumerate(move.held("source")):
             move.pin(axis) if i == dim else move.same([axes[i], axis])

@@ -14,7 +14,8 @@ from passes.rules.names import aten
 @moves(
     *aten(
         """
-        clone.default contiguous.default detach.default detach_.default alias.default dropout.default lift_fresh_copy.default lift_fresh.default real.default imag.default
+                clone.default contiguous.default detach.default alias.default dropout.default
+        lift_fresh_copy.default lift_fresh.default real.default imag.default
         resolve_conj.default resolve_neg.default feature_dropout.default _conj.default alpha_dropout.default
         feature_alpha_dropout.default detach_copy.default alias_copy.default conj.default conj_physical.default
         lift.default data.default
@@ -299,7 +300,7 @@ def turned(move: Move) -> Sequence[Held]:
     return [axis if i not in [d % len(axes) for d in dims] else move.own(move.result[i]) for i, axis in enumerate(axes)]
 
 
-@moves(*aten("meshgrid.default meshgrid.indexing broadcast_tensors.default"))
+@moves(*aten("meshgrid.default meshgrid.indexing"))
 def meshgrid(move: Move) -> Sequence[Sequence[Held]]:
     """Every result varies along one axis and is constant along the others."""
     results = []

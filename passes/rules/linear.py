@@ -24,7 +24,7 @@ def addmm(call: Call) -> tuple[str, str]:
     return f"{added}, a k, k b -> a b", "self + mat1 * mat2" if call["beta"] else "mat1 * mat2"
 
 
-@couples("aten.baddbmm.default", "aten.addbmm.default")
+@couples("aten.baddbmm.default")
 def baddbmm(call: Call) -> tuple[str, str]:
     added = " ".join(["n", "a", "b"][3 - call.rank("self") :])
     return f"{added}, n a k, n k b -> n a b", "self + batch1 * batch2" if call["beta"] else "batch1 * batch2"

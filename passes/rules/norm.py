@@ -46,5 +46,5 @@ def instance_norm(call: Call) -> tuple[str, str]:
 def group_norm(call: Call) -> tuple[str, str]:
     groups = call["num_groups"] or call["group"]
     channels = f"(g={groups} c)" if groups > 1 else "c"
-    more = ", _ _" * (len(call.results) - 1)
+    more = f", n {'g' if groups > 1 else '1'}" * (len(call.results) - 1)
     return f"n {channels} ..., {channels}, {channels} -> n {channels} ...{more}", "rigid(input) * weight + bias"

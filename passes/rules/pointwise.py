@@ -11,8 +11,11 @@ BINARY = "..., ... -> ..."
 
 rigid_functions = couples(
     *aten(
-        """gelu silu sigmoid exp exp2 expm1 log log2 log10 log1p softplus hardswish hardsigmoid hardtanh elu selu celu mish
-        logit log_sigmoid relu6 rrelu acos acosh arccos arccosh ceil floor round trunc fix frac clamp.default clip.default
+        """
+        gelu silu sigmoid exp exp2 expm1 log log2 log10 log1p softplus hardswish hardsigmoid hardtanh elu selu
+        celu mish
+                logit log_sigmoid relu6 rrelu acos acosh arccos arccosh ceil floor round trunc fix frac
+        clamp.default clip.default
         clamp_min.default clamp_max.default logical_not bitwise_not isnan isinf isfinite isneginf isposinf signbit
         lgamma digamma erfc erfinv i0 sinc threshold nan_to_num angle deg2rad rad2deg ge.Scalar gt.Scalar le.Scalar
         lt.Scalar eq.Scalar ne.Scalar greater.Scalar greater_equal.Scalar less.Scalar less_equal.Scalar not_equal.Scalar

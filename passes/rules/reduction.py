@@ -59,7 +59,7 @@ def reduce_twice(call: Call) -> tuple[str, str]:
     return f"{one}, {one.partition(' -> ')[2]}", "rigid(self)"
 
 
-@couples(*aten("max.dim min.dim median.dim"))
+@couples(*aten("max.dim min.dim median.dim kthvalue.default"))
 def choose(call: Call) -> tuple[str, str]:
     """The values chosen, and their positions: whoever moves the axis changes the positions."""
     axes = _letters(call.rank("self"))
@@ -114,7 +114,7 @@ def order(call: Call) -> tuple[str, str]:
     return f"{text} -> {text}", "rigid(self)"
 
 
-@couples("aten.topk.default", "aten.kthvalue.default")
+@couples("aten.topk.default")
 def largest(call: Call) -> tuple[str, str]:
     axes = _letters(call.rank("self"))
     dim = call.dim("dim", "self")

@@ -85,7 +85,7 @@ def test_halves_that_meet_each_other_crosswise_become_one(coupler: Coupler) -> N
 def test_a_concatenation_in_a_minor_place_stays_there(coupler: Coupler) -> None:
     """A qkv weight fused per head is `(h [q k v])`."""
     axis = leaf(36)
-    head, rest = coupler.split(axis, 9)
+    _, rest = coupler.split(axis, 9)
     coupler.cut(rest, 3)
     assert sizes(axis) == (4, [3, 6])
     assert coupler.take(rest, 3, 9).size == 6
