@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fxmerge.config import unknown
 from fxmerge.errors import DataError, SourceError
+from fxmerge.io.data import Samples as Loaded
 from fxmerge.io.data import load_samples
 from fxmerge.io.files import sha256
 from fxmerge.io.sources import load
@@ -61,7 +62,7 @@ def evaluate(
             continue
         with stages(f"eval {task}") as tell:
             parent = teachers.get(task)
-            samples = load_samples(path, parent or merged.shell(task), limit=limit)
+            samples = _read(path, parent, merged.shell(task), limit)
             notes += samples.notes
             labels = _by_name(samples.labels, merged.output(task), (parent or merged.shell(task)).labels)
             score = _Score(causal=merged.is_causal(task, samples.inputs))
@@ -210,6 +211,18 @@ class _Score:
                 found["parent_perplexity"] = math.exp(self.parent_loss / self.tokens)
             found["merged_perplexity"] = math.exp(self.loss / self.tokens)
         return found
+
+
+def _read(path: str, parent: Program | None, shell: Program, limit: int | None) -> Loaded:
+    """Samples as the parent takes them; an ONNX file knows its inputs, but no tokenizer."""
+    try:
+        return load_samples(path, parent or shell, limit=limit)
+    except DataError as error:
+        if parent is None and "tokenizer" in error.what:
+            raise DataError(
+                error.what, f"give --parent SOURCE: the tokenizer of {shell.task} is in its bundle"
+            ) from error
+        raise
 
 
 def _by_name(labels: Tensor | None, output: Port, names: Sequence[str] | None) -> Tensor | None:

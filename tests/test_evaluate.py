@@ -114,6 +114,12 @@ def test_unknown_tasks_and_strangers(two: Path) -> None:
         evaluate(two / "m.onnx", {"a": str(two / "a.npz")}, parents=[other])
 
 
+def test_text_needs_the_tokenizer_of_a_parent(two: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("hello\t1\n")
+    with pytest.raises(DataError, match=r"no tokenizer\ngive --parent SOURCE"):
+        evaluate(two / "m.onnx", {"a": str(tmp_path / "t.tsv")})
+
+
 def test_a_parent_that_was_not_merged_is_noted(two: Path, tmp_path: Path) -> None:
     program = capture(nn.Linear(6, 3), (torch.randn(2, 6),))
     path = write(program, tmp_path / "m.onnx", ["a.logits"], ["a"], parents={"a": "0" * 64})
