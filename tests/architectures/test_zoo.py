@@ -188,13 +188,15 @@ def test_an_architecture_of_the_zoo(zoo: ModuleType, name: str) -> None:
     model, inputs = zoo.build(entry)
     found = fxmerge.capture(model, inputs, task=name)
     sizes = {size for port in found.inputs for size in port.dynamic}
-    assert sizes == ({"batch", "sequence"} if "input_ids" in inputs else {"batch"})
+    lengths = {"input_ids": "sequence", "decoder_input_ids": "sequence2"}
+    assert sizes == {"batch", *(lengths[given] for given in lengths if given in inputs)}
     report = passes.check(found)
     assert report.ok, report
     _, movable, linear, free = PROTOTYPE[name]
     shown = summary(found)
     assert (shown["movable"], shown["linear"], shown["coverage"]) >= (movable, linear, 1.0)
-    assert shown["movable"] >= movable and shown["linear"] >= linear and shown["free_axes"] >= free
+    assert shown["movable"] >= movable and shown["linear"] >= linear
+    assert round(shown["free_axes"], 2) >= free, "the prototype's figure has two decimals"
     _undone(found)
 
 
