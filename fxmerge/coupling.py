@@ -329,8 +329,11 @@ class RuleSet:
 
     def find(self, node: fx.Node) -> Rule | None:
         """The rule for a call: for its overload, else for all overloads of its operator."""
+        return self.find_named(operator_name(node))
+
+    def find_named(self, name: str) -> Rule | None:
+        """The rule for an operator by its full name."""
         table: dict[str, Rule] = self.__dict__["_table"]
-        name = operator_name(node)
         return table.get(name) or table.get(name.rpartition(".")[0])
 
 

@@ -76,7 +76,7 @@ rigid_pairs = couples(
         less_equal.Tensor not_equal.Tensor logical_and logical_or logical_xor bitwise_and.Tensor bitwise_or.Tensor
         bitwise_xor.Tensor __and__.Tensor __or__.Tensor __xor__.Tensor __lshift__.Tensor __rshift__.Tensor min.other
         max.other minimum maximum fmin fmax fmod.Tensor remainder.Tensor floor_divide.default atan2 arctan2 logaddexp
-        logaddexp2 xlogy.Tensor hypot nextafter copysign.Tensor heaviside isclose ldexp.Tensor"""
+        logaddexp2 xlogy.Tensor hypot nextafter copysign.Tensor isclose ldexp.Tensor"""
     ),
     BINARY,
     "rigid(self + other)",

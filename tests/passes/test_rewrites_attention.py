@@ -1,0 +1,413 @@
+"""Attention, softmax and masks written out become one operator; what is not the same function stays as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxmerge import Program, capture
+from fxmerge.ir.program import target_name
+from fxmerge.rewrite import Trace
+from passes import cleanup, normalize
+
+SDPA = "aten.scaled_dot_product_attention.default"
+HEADS, WIDTH = 3, 4
+MIN = torch.finfo(torch.float64).min
+
+
+Mix = Callable[..., Tensor]
+
+
+class Attention(nn.Module):
+    """Queries, keys and values of x, and several functions of them: an output each, so that one capture serves all."""
+
+    def __init__(self, mixes: dict[str, Mix]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mixes = mixes
+        self.q, self.k, self.v = (nn.Linear(12, HEADS * WIDTH) for _ in range(3))
+        self.register_buffer("tril", torch.ones(32, 32).tril()[None, None])
+        self.register_buffer("ragged", torch.ones(32, 32).tril(-3)[None, None])
+        self.bias = nn.Parameter(torch.randn(HEADS, 1, 1))
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], HEADS, WIDTH).transpose(1, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        q, k, v = (self.heads(layer(x)) for layer in (self.q, self.k, self.v))
+        return {name: mix(self, q, k, v, mask) for name, mix in self.mixes.items()}
+
+
+def inputs(rows: int, tokens: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    mask = torch.ones(rows, tokens)
+    mask[0, 4:] = 0
+    return torch.randn(rows, tokens, 12, generator=generator).double(), mask.double()
+
+
+def capture_all(mixes: dict[str, Mix]) -> Program:
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    return capture(Attention(mixes).double(), inputs(3), dynamic_shapes={"x": free, "mask": free})
+
+
+@cache
+def captured(table: str) -> Program:
+    """A program with an output for every entry of one of the tables below."""
+    values: dict[str, Any] = globals()[table]
+    return capture_all({name: value[0] if isinstance(value, tuple) else value for name, value in values.items()})
+
+
+def program(table: str, name: str) -> Program:
+    return captured(table).only([name])
+
+
+def called(program: Program) -> list[str]:
+    return [target_name(node.target) for node in program.graph.nodes if node.op == "call_function"]
+
+
+def attention_of(program: Program) -> torch.fx.Node:
+    (node,) = (node for node in program.graph.nodes if node.op == "call_function" and target_name(node.target) == SDPA)
+    return node
+
+
+def same(before: Program, after: Program) -> None:
+    for rows, tokens in ((2, 6), (5, 9)):
+        torch.testing.assert_close(after(*inputs(rows, tokens)), before(*inputs(rows, tokens)), rtol=1e-12, atol=1e-12)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, more: Callable[[Tensor], Tensor] = lambda scores: scores) -> Tensor:
+    return more(q @ k.transpose(-2, -1) / math.sqrt(WIDTH)).softmax(-1) @ v
+
+
+# -- where the scale and the mask stand --------------------------------------------------------------------
+
+SCALED: dict[str, Mix] = {
+    "after": lambda m, q, k, v, mask: ((q @ k.transpose(-2, -1)) * WIDTH**-0.5).softmax(-1) @ v,
+    "by division": lambda m, q, k, v, mask: ((q @ k.mT) / math.sqrt(WIDTH)).softmax(-1) @ v,
+    "queries before": lambda m, q, k, v, mask: ((q * WIDTH**-0.5) @ k.mT).softmax(-1) @ v,
+    "both before": lambda m, q, k, v, mask: ((q * WIDTH**-0.25) @ (k * WIDTH**-0.25).mT).softmax(-1) @ v,
+    "queries divided": lambda m, q, k, v, mask: ((q / 2) @ k.mT).softmax(-1) @ v,
+    "by a constant tensor": lambda m, q, k, v, mask: (
+        ((q @ k.mT) / torch.full([], WIDTH**0.5, dtype=q.dtype)).softmax(-1) @ v
+    ),
+    "by the root of one": lambda m, q, k, v, mask: (
+        ((q @ k.mT) / torch.sqrt(torch.full([], float(WIDTH), dtype=q.dtype))).softmax(-1) @ v
+    ),
+    "einsum": lambda m, q, k, v, mask: torch.einsum(
+        "bhij,bhjd->bhid", (torch.einsum("bhid,bhjd->bhij", q, k) * 0.5).softmax(-1), v
+    ),
+    "softmax written out": lambda m, q, k, v, mask: _softmax(q @ k.mT / 2) @ v,
+    "dropout": lambda m, q, k, v, mask: nn.functional.dropout((q @ k.mT / 2).softmax(-1), 0.1, m.training) @ v,
+    "cast": lambda m, q, k, v, mask: ((q @ k.mT / 2).softmax(-1, dtype=torch.float64)).to(q.dtype) @ v,
+}
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    powers = (scores - scores.amax(-1, keepdim=True)).exp()
+    return powers / powers.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_the_default_scale_in_every_place(name: str) -> None:
+    before = program("SCALED", name)
+    after = normalize(before)
+    node = attention_of(after)
+    assert "scale" not in node.kwargs
+    assert node.args[3:] in ((), (None, 0.0, False))
+    assert "aten.softmax.int" not in called(after) and "aten.matmul.default" not in called(after)
+    same(before, after)
+
+
+OTHER: dict[str, tuple[Mix, float]] = {
+    "written out": (lambda m, q, k, v, mask: ((q * 0.7) @ k.mT * 3).softmax(-1) @ v, 2.1),
+    "given": (lambda m, q, k, v, mask: nn.functional.scaled_dot_product_attention(q * 4, k, v, scale=0.5), 2.0),
+    "default": (lambda m, q, k, v, mask: nn.functional.scaled_dot_product_attention(q, k * 4, v), 2.0),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_another_scale_is_an_argument(name: str) -> None:
+    before = program("OTHER", name)
+    after = normalize(before)
+    assert attention_of(after).kwargs["scale"] == pytest.approx(OTHER[name][1])
+    same(before, after)
+
+
+def _keep(mask: Tensor) -> Tensor:
+    return mask[:, None, None, :]
+
+
+MASKED: dict[str, tuple[Mix, str]] = {
+    "added": (lambda m, q, k, v, mask: attend(q, k, v, lambda s: s + (1 - _keep(mask)) * -1e4), "float"),
+    "added before the scale": (
+        lambda m, q, k, v, mask: ((q @ k.mT + (1 - _keep(mask)) * -1e4) * 0.5).softmax(-1) @ v,
+        "float",
+    ),
+    "subtracted": (lambda m, q, k, v, mask: attend(q, k, v, lambda s: s - (1 - _keep(mask)) * 1e4), "float"),
+    "added twice": (
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: m.bias + s + (1 - _keep(mask)) * -1e4),
+        "float",
+    ),
+    "filled": (lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(_keep(mask) == 0, -math.inf)), "bool"),
+    "filled with the lowest number": (
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(_keep(mask) == 0, MIN)),
+        "float",
+    ),
+    "where": (
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: torch.where(_keep(mask) > 0, s, -math.inf)),
+        "bool",
+    ),
+    "where not": (
+        lambda m, q, k, v, mask: attend(
+            q, k, v, lambda s: torch.where(_keep(mask) == 0, torch.full([], MIN, dtype=s.dtype), s)
+        ),
+        "float",
+    ),
+    "filled twice": (
+        lambda m, q, k, v, mask: attend(
+            q,
+            k,
+            v,
+            lambda s: s.masked_fill(_keep(mask) == 0, -math.inf).masked_fill(
+                m.tril[..., : s.shape[-1], : s.shape[-1]] == 0, -math.inf
+            ),
+        ),
+        "bool",
+    ),
+    "biased, then filled": (
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: (s + m.bias).masked_fill(_keep(mask) == 0, -math.inf)),
+        "float",
+    ),
+    "biased, then filled with the lowest number": (
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: (s + m.bias).masked_fill(_keep(mask) == 0, MIN)),
+        "float",
+    ),
+    "filled, then biased": (
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(_keep(mask) == 0, -math.inf) + m.bias),
+        "float",
+    ),
+    "boolean": (
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(~_keep(mask).bool(), -math.inf)),
+        "bool",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_of_every_kind(name: str) -> None:
+    kind, before = MASKED[name][1], program("MASKED", name)
+    after = normalize(before)
+    node = attention_of(after)
+    assert isinstance(node.args[3], torch.fx.Node)
+    assert ("bool" if node.args[3].meta["val"].dtype is torch.bool else "float") == kind
+    assert "aten.softmax.int" not in called(after)
+    same(before, after)
+
+
+def test_a_row_that_is_masked_whole_keeps_its_mean() -> None:
+    before = program("MASKED", "filled with the lowest number")
+    x, mask = inputs(3)
+    mask[1] = 0
+    torch.testing.assert_close(normalize(before)(x, mask), before(x, mask), rtol=1e-12, atol=1e-12)
+
+
+# -- causal --------------------------------------------------------------------------------------------------
+
+
+def _causal(function: Mix) -> Mix:
+    """Attention with scores masked by a function of the module, the scores and their length."""
+    return lambda m, q, k, v, mask: attend(q, k, v, lambda s: function(m, s, s.shape[-1]))
+
+
+CAUSAL: dict[str, Mix] = {
+    "buffer": _causal(lambda m, s, t: s.masked_fill(m.tril[:, :, :t, :t] == 0, -math.inf)),
+    "buffer, not so low": _causal(lambda m, s, t: s.masked_fill(m.tril[:, :, :t, :t] == 0, -1e9)),
+    "buffer, where": _causal(lambda m, s, t: torch.where(m.tril[:, :, :t, :t].bool(), s, -1e4)),
+    "buffer, added": _causal(lambda m, s, t: s + (1 - m.tril[:, :, :t, :t]) * -1e4),
+    "tril of ones": _causal(lambda m, s, t: s.masked_fill(torch.tril(torch.ones(t, t)) == 0, -math.inf)),
+    "triu of true": _causal(
+        lambda m, s, t: s.masked_fill(torch.ones(t, t, dtype=torch.bool).triu(1), torch.finfo(s.dtype).min)
+    ),
+    "triu of minus infinity": _causal(
+        lambda m, s, t: s + torch.full((t, t), -math.inf, dtype=s.dtype).triu(1),
+    ),
+    "positions": _causal(lambda m, s, t: s.masked_fill(torch.arange(t)[:, None] < torch.arange(t)[None, :], -math.inf)),
+    "positions, other order": _causal(
+        lambda m, s, t: torch.where(torch.arange(t)[None, :] <= torch.arange(t)[:, None], s, -math.inf)
+    ),
+    "given": lambda m, q, k, v, mask: nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_causal_masks_are_recognised(name: str) -> None:
+    before = program("CAUSAL", name)
+    after = normalize(before)
+    assert attention_of(after).args[3:] == (None, 0.0, True)
+    assert "aten.masked_fill.Scalar" not in called(after)
+    same(before, after)
+
+
+NOT_CAUSAL: dict[str, Mix] = {
+    "another diagonal": _causal(lambda m, s, t: s.masked_fill(torch.ones(t, t).tril(1) == 0, -math.inf)),
+    "the past": _causal(lambda m, s, t: s.masked_fill(torch.ones(t, t).triu() == 0, -math.inf)),
+    "a window": _causal(
+        lambda m, s, t: s.masked_fill(
+            (torch.arange(t)[:, None] < torch.arange(t)[None, :])
+            | (torch.arange(t)[:, None] > torch.arange(t)[None, :] + 2),
+            -math.inf,
+        )
+    ),
+    "an end of the buffer": _causal(lambda m, s, t: s.masked_fill(m.tril[:, :, -t:, :t] == 0, -math.inf)),
+    "positions from one": _causal(
+        lambda m, s, t: s.masked_fill(torch.arange(1, t + 1)[:, None] < torch.arange(t)[None, :], -math.inf)
+    ),
+    "weak": _causal(lambda m, s, t: s + (1 - m.tril[:, :, :t, :t]) * -3.0),
+    "positive": _causal(lambda m, s, t: s + m.tril[:, :, :t, :t]),
+}
+
+
+@pytest.mark.parametrize("name", NOT_CAUSAL)
+def test_other_masks_are_not_causal(name: str) -> None:
+    before = program("NOT_CAUSAL", name)
+    after = normalize(before)
+    assert attention_of(after).args[5:] in ((), (False,))
+    same(before, after)
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[Mix, str]] = {
+    "a query that sees no key": (
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(_keep(mask) == 0, -1e9)),
+        "a query that sees no key would differ: hidden scores become -1e+09, not −∞",
+    ),
+    "a buffer with an empty row": (
+        _causal(lambda m, s, t: s.masked_fill(m.ragged[:, :, :t, :t] == 0, -1e9)),
+        "a query that sees no key would differ: hidden scores become -1e+09, not −∞",
+    ),
+    "a mask that is none": (
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(_keep(mask) == 0, -5.0)),
+        "hidden scores become -5.0, which is no mask",
+    ),
+    "a mask that multiplies": (
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s * _keep(mask)),
+        "aten.mul.Tensor stands between the scores and their softmax",
+    ),
+    "something between": (
+        lambda m, q, k, v, mask: attend(q, k, v, torch.tanh),
+        "aten.tanh.default stands between the scores and their softmax",
+    ),
+    "softmax over the queries": (
+        lambda m, q, k, v, mask: (q @ k.mT).softmax(-2) @ v,
+        "softmax is not over the keys",
+    ),
+    "keys of one head": (
+        lambda m, q, k, v, mask: (q @ k[:, :1].mT).softmax(-1) @ v,
+        "broadcast",
+    ),
+    "a negative scale": (
+        lambda m, q, k, v, mask: (q @ k.mT * -1.0).softmax(-1) @ v,
+        "the scores are not multiplied by a positive number",
+    ),
+    "a learnt scale": (
+        lambda m, q, k, v, mask: (q @ k.mT * m.bias.sum()).softmax(-1) @ v,
+        "the scores are not multiplied by a positive number",
+    ),
+    "no product": (
+        lambda m, q, k, v, mask: (q.sum(-1, keepdim=True) + k.sum(-1)[:, :, None]).softmax(-1) @ v,
+        "stands between the scores and their softmax",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str) -> None:
+    message, before, trace = REFUSED[name][1], program("REFUSED", name), Trace()
+    after = normalize(before, trace=trace)
+    assert SDPA not in called(after)
+    assert message in str(trace.refusals["attention"])
+    assert "test_rewrites_attention.py:" in str(trace.refusals["attention"])
+    same(before, after)
+
+
+def _with_weights(m: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    weights = (q @ k.mT).softmax(-1)
+    return weights @ v + weights.mean((-1, -2), keepdim=True)
+
+
+REFUSED["weights used elsewhere"] = (_with_weights, "aten.softmax.int is used elsewhere too")
+
+
+# -- softmax and boolean masks -------------------------------------------------------------------------------
+
+SOFTMAX: dict[str, Mix] = {
+    "largest entry": lambda m, q, k, v, mask: _softmax(q),
+    "without": lambda m, q, k, v, mask: q.exp() / q.exp().sum(-1, keepdim=True),
+    "max": lambda m, q, k, v, mask: (
+        (q - q.max(-1, keepdim=True)[0]).exp() / (q - q.max(-1, keepdim=True)[0]).exp().sum(-1, True)
+    ),
+    "operator": lambda m, q, k, v, mask: torch.ops.aten._softmax.default(q, -1, False),
+    "over heads": lambda m, q, k, v, mask: q.exp() / q.exp().sum(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", SOFTMAX)
+def test_softmax_spellings(name: str) -> None:
+    before = program("SOFTMAX", name)
+    after = normalize(before)
+    assert called(cleanup(after))[-1] == "aten.softmax.int"
+    assert "aten.exp.default" not in called(after)
+    same(before, after)
+
+
+NO_SOFTMAX: dict[str, tuple[Mix, str]] = {
+    "two axes": (
+        lambda m, q, k, v, mask: q.exp() / q.exp().sum((-1, -2), keepdim=True),
+        "the largest entry and the sum are over different axes",
+    ),
+    "another sum": (
+        lambda m, q, k, v, mask: q.exp() / k.exp().sum(-1, keepdim=True),
+        "expected aten.sub.Tensor, found aten.permute.default",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_SOFTMAX)
+def test_what_is_no_softmax(name: str) -> None:
+    before, trace = program("NO_SOFTMAX", name), Trace()
+    assert "aten.exp.default" in called(normalize(before, trace=trace))
+    assert NO_SOFTMAX[name][1] in str(trace.refusals["softmax"])
+
+
+def _filled(condition: Callable[[Tensor], Tensor]) -> Mix:
+    return lambda m, q, k, v, mask: q.masked_fill(condition(_keep(mask).mT), 0)
+
+
+BOOLEANS: dict[str, Mix] = {
+    "not a cast": _filled(lambda mask: ~mask.bool()),
+    "zero": _filled(lambda mask: mask == 0),
+    "not unequal": _filled(lambda mask: ~(mask != 0)),
+    "twice": _filled(lambda mask: torch.logical_not(torch.logical_not(mask == 0))),
+    "a cast is zero": _filled(lambda mask: mask.bool() == 0),
+    "not zero": _filled(lambda mask: (mask == 0) != 0),
+}
+
+
+@pytest.mark.parametrize("name", BOOLEANS)
+def test_boolean_masks_in_one_spelling(name: str) -> None:
+    before = program("BOOLEANS", name)
+    after = normalize(before)
+    assert [n for n in called(after) if n.rpartition(".")[0] in NEGATIONS] == ["aten.eq.Scalar"]
+    same(before, after)
+
+
+NEGATIONS = ("aten.eq", "aten.ne", "aten.logical_not", "aten.bitwise_not", "aten._to_copy")

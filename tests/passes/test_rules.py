@@ -1,0 +1,142 @@
+"""Every built-in rule is audited on calls of generic sizes, and wrong rules are caught."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fxmerge.coupling import Rule, couples
+from fxmerge.ir.law import names, parse
+from fxmerge.testing import AuditError, Example, audit, operator
+from passes.rules import BUILTIN
+from tests.passes.rule_calls import examples, x, z
+
+RULES = [rule for rule in BUILTIN if not rule.fills]
+OPTIONAL = {"transformers.grouped_mm_fallback.default", "aten._grouped_mm.default"}
+"""Operators that another package brings, or that run on no processor here in float64."""
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.ops[0])
+def test_rule_holds_for_every_operator_it_names(rule: Rule) -> None:
+    for op in rule.ops:
+        calls = examples(op)
+        if calls or op not in OPTIONAL:
+            assert audit(replace(rule, ops=(op,)), *calls).error < 1e-9
+
+
+@pytest.mark.parametrize("rule", list(BUILTIN), ids=lambda rule: rule.ops[0])
+def test_operators_exist_and_laws_speak_of_their_arguments(rule: Rule) -> None:
+    for op in rule.ops:
+        if op in OPTIONAL:
+            continue
+        namespace, name, *overload = op.split(".")
+        packet = getattr(getattr(torch.ops, namespace), name)
+        schemas = [getattr(packet, o)._schema for o in (overload or packet.overloads())]
+        arguments = {argument.name for schema in schemas for argument in schema.arguments}
+        law = rule.law or (rule.couples[1] if isinstance(rule.couples, tuple) else "")
+        assert not law or names(parse(law)) <= arguments, f"{op}: {law} speaks of something else than {arguments}"
+
+
+def test_grouped_products_of_experts() -> None:
+    pytest.importorskip("transformers.integrations.moe")
+    op = "transformers.grouped_mm_fallback.default"
+    rule = BUILTIN.find_named(op)
+    assert rule is not None and audit(rule, *examples(op)).calls == 1
+
+
+WRONG = {
+    "a layer norm that commutes with rotations": (
+        couples("aten.layer_norm.default", "... d, d, d -> ... d", "isotropic(input, d) * weight + bias"),
+        ("aten.layer_norm.default", (z(3, 5), (5,), z(5), z(5))),
+    ),
+    "a layer norm without affine part that commutes with rotations": (
+        couples("aten.layer_norm.default", "... d -> ... d", "isotropic(input, d)"),
+        ("aten.layer_norm.default", (z(3, 5), (5,))),
+    ),
+    "a norm whose scale is not coupled": (
+        couples("aten.layer_norm.default", "... d, e, d -> ... d", "rigid(input) + bias"),
+        ("aten.layer_norm.default", (z(3, 5), (5,), z(5), z(5))),
+    ),
+    "a linear map that forgets its bias": (
+        couples("aten.linear.default", "... i, o i, p -> ... o", "input * weight"),
+        ("aten.linear.default", (z(3, 5), z(4, 5), z(4))),
+    ),
+    "a linear map that reads the wrong axis": (
+        couples("aten.linear.default", "... o, o i, i -> ... i", "input * weight + bias"),
+        ("aten.linear.default", (z(3, 5), z(5, 5), z(5))),
+    ),
+    "a group norm that forgets its groups": (
+        couples("aten.group_norm.default", "n c ..., c, c -> n c ...", "rigid(input) * weight + bias"),
+        ("aten.group_norm.default", (z(5, 6, 7), 2, z(6), z(6))),
+    ),
+    "a grouped convolution that forgets its groups": (
+        couples("aten.conv1d.default", "n (g i) _, o i _, o -> n o _", "input * weight + bias"),
+        ("aten.conv1d.default", (z(2, 6, 9), z(4, 3, 3), z(4), [1], [0], [1], 2)),
+    ),
+    "a batch norm without its statistics": (
+        couples("aten.batch_norm.default", "n c ..., c, c, m, v -> n c ...", "input * weight + bias"),
+        ("aten.batch_norm.default", (z(3, 5, 4), x(5), z(5), z(5), x(5), False, 0.1, 1e-5, False)),
+    ),
+    "a cumulative sum that does not mind the order": (
+        couples("aten.cumsum.default", "a b -> a b", "self"), ("aten.cumsum.default", (z(5, 3), 1)),
+    ),
+    "an activation that lets scales through": (
+        couples("aten.gelu.default", "... -> ...", "positive(self)"), ("aten.gelu.default", (z(5, 3),)),
+    ),
+    "a rectifier that lets signs through": (
+        couples("aten.relu.default", "... -> ...", "self"), ("aten.relu.default", (z(5, 3),)),
+    ),
+    "a softmax that mixes": (
+        couples("aten.softmax.int", "... k -> ... k", "self"), ("aten.softmax.int", (z(5, 3), -1)),
+    ),
+    "a sum that couples nothing": (
+        couples("aten.add.Tensor", "a b, c d -> a b", "self"), ("aten.add.Tensor", (z(5, 3), z(5, 3))),
+    ),
+    "a choice of the largest that keeps its axis free": (
+        couples("aten.topk.default", "a b -> a c, a c", "rigid(self)"), ("aten.topk.default", (z(5, 7), 3)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_rule_that_claims_too_much_is_caught(what: str) -> None:
+    rule, (op, args) = WRONG[what]
+    with pytest.raises(AuditError, match=rf"the rule of {op} \(from .*test_rules\) claims too much"):
+        audit(rule, Example(op, args))
+
+
+def test_a_rule_that_claims_too_little_is_noted() -> None:
+    report = audit(couples("aten.relu.default", "a! b -> a! b", "positive(self)"))
+    assert report.notes == ("aten.relu.default: an axis of 5 is frozen, but seems free to be permuted",)
+    assert audit(couples("aten.relu.default", "a b -> a b", "positive(self)")).notes == ()
+
+
+@pytest.fixture
+def rope() -> str:
+    """An operator that turns planes by angles: (x, cos, sin), half-split."""
+    with torch.library._scoped_library("fxmerge_test_rope", "FRAGMENT") as library:
+        library.define("turn(Tensor x, Tensor cos, Tensor sin) -> Tensor")
+
+        def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+            a, b = x.chunk(2, -1)
+            return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+        library.impl("turn", turn, "CompositeImplicitAutograd")
+        yield "fxmerge_test_rope.turn.default"
+
+
+def test_a_rotary_rule_that_lets_planes_permute_is_caught(rope: str) -> None:
+    angle = torch.arange(4)[:, None] * 0.3 ** torch.arange(3, dtype=torch.float64)
+    call = Example(rope, (z(2, 4, 6), angle.cos(), angle.sin()), constants=frozenset((1, 2)))
+    right = couples(rope, "... t! d!, t! p!, t! p! -> ... t! d!", "x")
+    assert audit(right, call).error < 1e-9
+    with pytest.raises(AuditError, match="claims too much"):
+        audit(couples(rope, "... t! d, t! p!, t! p! -> ... t! d", "rigid(x)"), call)
+
+
+def test_an_operator_is_found_by_its_name() -> None:
+    assert operator("aten.relu") is torch.ops.aten.relu.default
+    with pytest.raises(ValueError, match="is a function of the call: give audit an Example"):
+        audit(next(rule for rule in BUILTIN if "aten.matmul.default" in rule.ops))
