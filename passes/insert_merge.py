@@ -22,7 +22,7 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.space import leaves
 from fxmerge.ir.supernet import Feature, Own, SuperNet
-from passes.line_up import line_up
+from passes.line_up import line_up, line_up_all
 from passes.maps import Maps
 from passes.sites import Operand, Sites, SitesOf
 from passes.trunk import Trunk
@@ -37,6 +37,7 @@ def insert_merge(
     Every map starts as the average: M_k = I/K, U_k = I (rectangular where widths differ).
     Raises `LineUpError` where the parents part, or where nothing can be merged.
     """
+    parents = line_up_all(parents, template)
     first = parents[template] if width_scale is None else widen(parents[template], rules, width_scale)
     pairs = [line_up(first, parent) for parent in parents]
     sites = first.get(SitesOf(rules))

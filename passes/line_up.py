@@ -1,46 +1,116 @@
-"""Pair the nodes of two parents that do the same thing, whatever their sizes."""
+"""Pair the nodes of parents that do the same thing, whatever their sizes and the code they come from."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program, target_name
+from passes.structure import Described, Structure, borders, has_tensor, structure
+from passes.write_further import FURTHER
 
-COMMUTATIVE = frozenset({"aten.add.Tensor", "aten.mul.Tensor", "operator.add", "operator.mul"})
+Pairs = Mapping[fx.Node, fx.Node]
+"""Node of another parent for every node of the template."""
 
 
-def line_up(template: Program, other: Program) -> Mapping[fx.Node, fx.Node]:
+def line_up_all(parents: Sequence[Program], template: int = 0) -> list[Program]:
+    """`parents` themselves if they line up as they are; otherwise all of them written further until they do.
+
+    Raises the `LineUpError` of the parents as they are if they never do.
+    """
+    try:
+        return _in_line(parents, template)
+    except LineUpError as first:
+        for write in FURTHER:
+            try:
+                return _in_line([write(parent) for parent in parents], template)
+            except LineUpError:
+                continue
+        raise first
+
+
+def _in_line(parents: Sequence[Program], template: int) -> list[Program]:
+    for other in parents:
+        line_up(parents[template], other)
+    return list(parents)
+
+
+def line_up(template: Program, other: Program) -> Pairs:
     """Node of `other` for every node of `template` that an output needs.
 
-    Both graphs are walked together from their outputs. Operators, the positions of their operands and the ranks of
-    their values must agree; sizes may differ. Raises `LineUpError` at the first place, in the order of computation,
-    where they part.
+    Both graphs are walked together from their outputs. Operators, operands and their axes must agree; sizes, numbers
+    that depend on them and the order of the operands of a sum may differ. Raises `LineUpError` at the first place, in
+    the order of computation, where they part.
     """
-    pairs = _Pairs(template, other)
     if len(template.outputs) != len(other.outputs):
         raise LineUpError(
             f"{template.task} has {len(template.outputs)} outputs and {other.task} has {len(other.outputs)}",
             "merge models with the same outputs",
         )
-    for a, b in zip(template.result, other.result, strict=True):
+    pairs = _Pairs(template, other)
+    roots = list(zip(template.result, other.result, strict=True))
+    pairs.compare(roots)
+    for a, b in roots:
         pairs.match(a, b)
+    pairs.match_sizes()
     return pairs.found
 
 
 class _Pairs:
-    """The walk: an explicit stack, because a deep model is deeper than Python's recursion limit."""
+    """The walk: explicit stacks, because a deep model is deeper than Python's recursion limit."""
 
     def __init__(self, template: Program, other: Program) -> None:
         self.template, self.other = template, other
+        self.ours, self.theirs = template.get(structure), other.get(structure)
+        self.order = {node: number for number, node in enumerate(template.graph.nodes)}
         self.found: dict[fx.Node, fx.Node] = {}
-        self.inputs = dict(zip(template.placeholders, other.placeholders, strict=False))
-        self.order_a = {n: i for i, n in enumerate(template.graph.nodes)}
+        self.sizes: dict[fx.Node, fx.Node] = {}
+        """Sizes that stand in the same place of paired calls."""
+        self.crossed: dict[tuple[fx.Node, fx.Node], bool] = {}
+
+    # -- where they part -----------------------------------------------------------------------------------
+
+    def compare(self, roots: Sequence[tuple[fx.Node, fx.Node]]) -> None:
+        """Raise `LineUpError` for the first of the pairs below `roots` that do different things."""
+        parted: list[tuple[int, fx.Node, fx.Node, str]] = []
+        seen = set()
+        todo = list(roots)
+        while todo:
+            a, b = pair = todo.pop()
+            if pair in seen or self.ours.hashes[a] == self.theirs.hashes[b]:
+                continue
+            seen.add(pair)
+            how = self._difference(a, b)
+            if how is not None:
+                parted.append((self.order[a], a, b, how))
+            else:
+                todo.extend(self.operands(a, b))
+        if parted:
+            _, a, b, how = min(parted, key=lambda each: each[0])
+            self._part(a, b, how)
+
+    def _difference(self, a: fx.Node, b: fx.Node) -> str | None:
+        """How two nodes differ, their operands aside."""
+        x, y = self.ours.described[a].description, self.theirs.described[b].description
+        if x.what != y.what:
+            return "are different operators"
+        if a.op == "placeholder" and self.template.placeholders.index(a) != self.other.placeholders.index(b):
+            return "are different inputs"
+        if a.op == "get_attr" and (a.target in self.template.parameters) != (b.target in self.other.parameters):
+            return "are a parameter and a constant"
+        mine, theirs = dict(x.tokens), dict(y.tokens)
+        if mine["value"] != theirs["value"]:
+            return _difference_of_values(mine["value"], theirs["value"])
+        if x == y:
+            return None
+        names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+        return f"have different arguments ({', '.join(names)})"
+
+    # -- pairing -------------------------------------------------------------------------------------------
 
     def match(self, a: fx.Node, b: fx.Node) -> None:
         todo = [(a, b, False)]
@@ -50,38 +120,67 @@ class _Pairs:
                 if self.found.setdefault(a, b) is not b:
                     self._part(a, b, "is used in two places of one and one place of the other")
                 continue
-            self._compare(a, b)
+            cut, other = borders(a), borders(b)
+            if cut is not None and other is not None and not _same_cut(cut, other):
+                self._part(a, b, f"take {cut[0]} to {cut[1]} of {cut[2]} and {other[0]} to {other[1]} of {other[2]}")
+            self._note_sizes(self.ours.described[a], self.theirs.described[b])
             todo.append((a, b, True))
-            todo.extend((x, y, False) for x, y in reversed(self._operands(a, b)))
+            todo.extend((x, y, False) for x, y in reversed(self.operands(a, b)))
 
-    def _compare(self, a: fx.Node, b: fx.Node) -> None:
-        if a.op != b.op or (a.op == "call_function" and a.target != b.target):
-            self._part(a, b, "are different operators")
-        if a.op == "placeholder" and self.inputs.get(a) is not b:
-            self._part(a, b, "are different inputs")
-        left, right = a.meta.get("val"), b.meta.get("val")
-        if isinstance(left, Tensor) and isinstance(right, Tensor):
-            if left.ndim != right.ndim:
-                self._part(a, b, f"have {left.ndim} and {right.ndim} axes")
-            if left.is_floating_point() != right.is_floating_point():
-                self._part(a, b, f"are {left.dtype} and {right.dtype}")
+    def operands(self, a: fx.Node, b: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+        """The operands of two calls that do the same thing, in pairs."""
+        x, y = self.ours.described[a], self.theirs.described[b]
+        right = y.operands
+        if x.commutes and self._crossed(x.operands, right):
+            right = right[::-1]
+        return list(zip(x.operands, right, strict=True))
 
-    def _operands(self, a: fx.Node, b: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
-        operands: list[tuple[fx.Node, fx.Node]] = []
-        left, right = (a.args, a.kwargs), (b.args, b.kwargs)
-        if a.op == "call_function" and target_name(a.target) in COMMUTATIVE and self._crossed(a, b):
-            right = ((b.args[1], b.args[0], *b.args[2:]), b.kwargs)
-        if not _same_form(left, right, operands):
-            self._part(a, b, "have different arguments")
-        return operands
+    def _crossed(self, pair: Sequence[fx.Node], other: Sequence[fx.Node]) -> bool:
+        """Whether the operands of a commutative call stand in the other order in the other parent."""
+        straight, crossed = (
+            sum(self.ours.hashes[a] == self.theirs.hashes[b] for a, b in zip(pair, right, strict=True))
+            for right in (other, other[::-1])
+        )
+        if straight != crossed:
+            return crossed > straight
+        known = [self.found.get(node) for node in pair]
+        if straight:  # both alike: what is paired already decides
+            return known[0] is other[1] or known[1] is other[0]
+        return self._likeness(pair, other[::-1]) > self._likeness(pair, other)
 
-    def _crossed(self, a: fx.Node, b: fx.Node) -> bool:
-        """Whether the operands of a commutative call stand in the other order in `b`."""
-        pair, other = a.args[:2], b.args[:2]
-        if not all(isinstance(n, fx.Node) for n in (*pair, *other)):
-            return isinstance(pair[0], fx.Node) != isinstance(other[0], fx.Node)
-        straight = sum(_alike(x, y) for x, y in zip(pair, other, strict=True))
-        return sum(_alike(x, y) for x, y in zip(pair, reversed(other), strict=True)) > straight
+    def _likeness(self, pair: Sequence[fx.Node], other: Sequence[fx.Node]) -> float:
+        return sum(_alike(x, y, self.ours, self.theirs) for x, y in zip(pair, other, strict=True))
+
+    # -- sizes ---------------------------------------------------------------------------------------------
+
+    def _note_sizes(self, x: Described, y: Described) -> None:
+        for place, node in x.sizes.items():
+            if place in y.sizes:
+                self.sizes.setdefault(node, y.sizes[place])
+
+    def match_sizes(self) -> None:
+        """Pair sizes that are computed in the same way from paired values."""
+        for node in self.template.graph.nodes:
+            if node.op == "call_function" and not has_tensor(node):
+                self._match_size(node)
+
+    def _match_size(self, node: fx.Node) -> None:
+        other = self.sizes.get(node)
+        if other is None or node.target is not other.target:
+            return
+        mine, theirs = list(node.args), list(other.args)
+        if len(mine) != len(theirs):
+            return
+        for x, y in zip(mine, theirs, strict=True):
+            if isinstance(x, fx.Node) and isinstance(y, fx.Node):
+                if not has_tensor(x) and x not in self.found:
+                    self.sizes.setdefault(x, y)
+                    self._match_size(x)
+                if self.found.get(x) is not y:
+                    return
+            elif x != y:
+                return
+        self.found[node] = other
 
     def _part(self, a: fx.Node, b: fx.Node, how: str) -> None:
         raise LineUpError(
@@ -90,40 +189,36 @@ class _Pairs:
         )
 
 
-def _same_form(a: Any, b: Any, operands: list[tuple[fx.Node, fx.Node]]) -> bool:
-    """Whether two argument structures agree but for sizes; collects the pairs of nodes in them."""
-    if isinstance(a, fx.Node) or isinstance(b, fx.Node):
-        if isinstance(a, fx.Node) and isinstance(b, fx.Node):
-            operands.append((a, b))
-            return True
-        return _is_size(a) and _is_size(b)
-    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b) and all(_same_form(x, y, operands) for x, y in zip_longest(a, b))
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_same_form(a[k], b[k], operands) for k in a)
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return isinstance(a, bool) == isinstance(b, bool) and (not isinstance(a, bool) or a == b)
-    return bool(a == b)
+def _difference_of_values(a: Any, b: Any) -> str:
+    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 2 and isinstance(a[0], int):
+        return f"have {a[0]} and {b[0]} axes" if a[0] != b[0] else f"are {a[1]} and {b[1]}"
+    return "have different results"
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) or (isinstance(value, fx.Node) and not isinstance(value.meta.get("val"), Tensor))
+def _same_cut(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
+    """Whether two slices take the same part: the same positions, counted from either end, or the same share."""
+
+    def ends(cut: tuple[int, int, int]) -> list[tuple[object, ...]]:
+        start, stop, length = cut
+        starts = ("from", start), ("before end", length - start), ("share", start / max(length, 1))
+        stops = ("from", stop), ("before end", length - stop), ("share", stop / max(length, 1))
+        return [starts, stops]
+
+    return all(set(x) & set(y) for x, y in zip(ends(a), ends(b), strict=True))
 
 
-def _alike(a: Any, b: Any) -> float:
+def _alike(a: fx.Node, b: fx.Node, ours: Structure, theirs: Structure, depth: int = 4) -> float:
     """How much two operands look alike, a few levels deep: only to tell the two orders of a sum apart."""
-
-    def score(x: Any, y: Any, depth: int) -> float:
-        if not (isinstance(x, fx.Node) and isinstance(y, fx.Node)):
-            return float(type(x) is type(y))
-        if x.op != y.op or (x.op == "call_function" and x.target is not y.target):
-            return 0.0
-        if depth == 0 or x.target is operator.getitem:
-            return 1.0
-        inner = [score(p, q, depth - 1) for p, q in zip(x.all_input_nodes, y.all_input_nodes, strict=False)]
-        return 1.0 + (sum(inner) / len(inner) if inner else 0.0)
-
-    return score(a, b, 4)
+    x, y = ours.described[a], theirs.described[b]
+    if x.description.what != y.description.what:
+        return 0.0
+    if not depth or ours.hashes[a] == theirs.hashes[b]:
+        return 1.0
+    inner = [
+        _alike(p, q, ours, theirs, depth - 1) if p is not None and q is not None else 0.0
+        for p, q in zip_longest(x.operands, y.operands)
+    ]
+    return 0.5 + (0.5 * sum(inner) / len(inner) if inner else 0.5)
 
 
 def _place(node: fx.Node) -> str:

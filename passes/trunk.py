@@ -59,7 +59,7 @@ class Trunk:
         """Add the trunk's nodes to the net, reading these placeholders."""
         self.where.update(zip(self.first.placeholders, inputs, strict=True))
         for node in self.first.graph.nodes:
-            if node.op in ("placeholder", "output") or node not in self.pairs[0] or node in self.sites.tail:
+            if node.op in ("placeholder", "output") or node not in self.literal or node in self.sites.tail:
                 continue
             if node in self.sites.sites:
                 self.where[node] = self._trunk_site(self.sites.sites[node])

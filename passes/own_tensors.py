@@ -1,0 +1,82 @@
+"""Moves of a parameter become a tensor of its own, where its parts are not shared.
+
+linear(x, permute(W), b)                    -->   linear(x, Wᵀ, b)
+linear(x, W[0:d]), linear(x, W[d:2d])       -->   linear(x, W₀), linear(x, W₁)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.ir.program import Program, target_name
+
+MOVES = frozenset(
+    f"aten.{name}"
+    for name in (
+        "permute.default", "reshape.default", "slice.Tensor", "select.int", "unsqueeze.default", "squeeze.dim",
+        "squeeze.dims", "squeeze.default",
+    )
+)  # fmt: skip
+
+
+def own_tensors(program: Program) -> Program:
+    """`program` with every moved parameter, or part of one, as a parameter; a tied one stays as it is."""
+    graph, _ = program.copy_graph()
+    tensors, parameters = dict(program.tensors), set(program.parameters)
+    for node in list(graph.nodes):
+        name = str(node.target)
+        if node.op != "get_attr" or name not in program.tensors:
+            continue
+        chains = list(_chains(node))
+        if chains == [[]] or not _disjoint(program.tensors[name].shape, chains):
+            continue
+        for number, chain in enumerate(chains):
+            own = _free(f"{name}_{number}" if len(chains) > 1 else f"{name}_moved", tensors)
+            tensors[own] = _moved(program.tensors[name].detach(), chain).contiguous()
+            if name in program.parameters:
+                parameters.add(own)
+            with graph.inserting_after(node):
+                new = graph.get_attr(own)
+            new.meta = {"by": "own-tensors"}
+            chain[-1].replace_all_uses_with(new)
+    graph.eliminate_dead_code()
+    return program.evolve(graph=graph, tensors=tensors, parameters=frozenset(parameters))
+
+
+def _chains(node: fx.Node) -> Iterator[list[fx.Node]]:
+    """The moves between a tensor and each value that something else than a move reads."""
+    todo: list[list[fx.Node]] = [[]]
+    while todo:
+        chain = todo.pop()
+        last = chain[-1] if chain else node
+        moves = [user for user in last.users if _is_move(user)]
+        if len(moves) < len(last.users):
+            yield chain
+        todo.extend([*chain, move] for move in reversed(moves))
+
+
+def _is_move(node: fx.Node) -> bool:
+    """Whether a call moves its one operand, whatever the input."""
+    return node.op == "call_function" and target_name(node.target) in MOVES and len(node.all_input_nodes) == 1
+
+
+def _moved(value: Tensor, chain: list[fx.Node]) -> Tensor:
+    for move in chain:
+        value = move.target(value, *move.args[1:], **move.kwargs)  # type: ignore[operator]
+    return value
+
+
+def _disjoint(shape: torch.Size, chains: list[list[fx.Node]]) -> bool:
+    """Whether no entry of a tensor of this shape is in two of its moved parts."""
+    entries = torch.arange(shape.numel()).reshape(shape)
+    found = torch.cat([_moved(entries, chain).reshape(-1) for chain in chains])
+    return bool((found.sort().values.diff() != 0).all())
+
+
+def _free(name: str, tensors: dict[str, Tensor]) -> str:
+    while name in tensors:
+        name += "_"
+    return name

@@ -1,0 +1,182 @@
+"""What a call is, whatever the sizes: its operator, its operands, and the arguments that two parents must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxmerge.coupling import Call
+from fxmerge.ir.program import Program, target_name
+
+IGNORED = frozenset(
+    {"device", "layout", "pin_memory", "memory_format", "non_blocking", "cudnn_enable", "requires_grad"}
+)
+"""Arguments that do not change what is computed."""
+
+FREE = frozenset(
+    {
+        "size", "sizes", "shape", "split_size", "split_sizes", "normalized_shape", "length", "repeats", "num_groups",
+        "groups", "eps", "scale", "other", "value", "fill_value", "p", "momentum", "output_size", "padding_idx", "beta",
+    }
+)  # fmt: skip
+"""Numbers that may differ: sizes, and what depends on them or was chosen for one model."""
+
+AXES = frozenset({"dim", "dims", "dim0", "dim1", "axis", "start_dim", "end_dim"})
+COMMUTATIVE = frozenset(
+    f"aten.{name}" for name in ("add.Tensor", "mul.Tensor", "maximum.default", "minimum.default", "logical_and.default",
+                                "logical_or.default", "__and__.Tensor", "__or__.Tensor", "eq.Tensor", "ne.Tensor")
+)  # fmt: skip
+
+Token = Any
+"""An argument that is no operand, as far as it must agree: equal tokens, equal arguments."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A node without its operands and without sizes. Nodes that do the same thing have equal descriptions."""
+
+    what: str
+    operands: tuple[str, ...]
+    """The names of its arguments that are tensors, in order."""
+    tokens: tuple[tuple[str, Token], ...]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A node as its description, its operands, and those arguments that are sizes computed in the graph."""
+
+    description: Description
+    operands: tuple[fx.Node, ...]
+    sizes: Mapping[str, fx.Node]
+
+    @property
+    def commutes(self) -> bool:
+        """Whether its two operands may stand in either order."""
+        tokens = dict(self.description.tokens)
+        return (
+            self.description.what in COMMUTATIVE
+            and len(self.operands) == 2
+            and tokens.get("alpha", ("number", 1.0)) == ("number", 1.0)
+        )
+
+
+def describe(node: fx.Node) -> Described:
+    """The description of a node of a program. An input's says nothing of which input it is."""
+    value = _kind(node.meta.get("val"))
+    if node.op != "call_function":
+        return Described(Description(node.op, (), (("value", value),)), (), {})
+    operands: list[tuple[str, fx.Node]] = []
+    sizes: dict[str, fx.Node] = {}
+    tokens: list[tuple[str, Token]] = [("value", value)]
+    for name, argument in Call.of(node).arguments.items():
+        if name not in IGNORED:
+            tokens.append((name, _token(node, name, argument, name, operands, sizes)))
+    description = Description(target_name(node.target), tuple(name for name, _ in operands), tuple(tokens))
+    return Described(description, tuple(operand for _, operand in operands), sizes)
+
+
+def _kind(value: Any) -> Token:
+    """Rank and kind of number of a value."""
+    if isinstance(value, Tensor):
+        return value.ndim, "float" if value.is_floating_point() else str(value.dtype)
+    if isinstance(value, tuple | list):
+        return tuple(_kind(item) for item in value)
+    return "number"
+
+
+def _token(
+    node: fx.Node,
+    name: str,
+    value: Any,
+    place: str,
+    operands: list[tuple[str, fx.Node]],
+    sizes: dict[str, fx.Node],
+) -> Token:
+    if isinstance(value, fx.Node):
+        if has_tensor(value):
+            operands.append((place, value))
+            return "operand"
+        sizes[place] = value
+        return "size"
+    if isinstance(value, list | tuple):
+        return tuple(_token(node, name, item, f"{place}{i}", operands, sizes) for i, item in enumerate(value))
+    if name in FREE and (value is None or _is_number(value)):
+        return "size"
+    if name in ("start", "end") and (value is None or _is_number(value)):
+        return _border(node, name, value)
+    if not _is_number(value):
+        return str(value)
+    if name in AXES:
+        return "axis", int(value) % max(_rank(node, name), 1)
+    return "number", float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _rank(node: fx.Node, name: str) -> int:
+    """The number of axes that a call's argument counts."""
+    if target_name(node.target) in ("aten.unsqueeze.default", "aten.stack.default"):
+        return int(node.meta["val"].ndim)
+    first = next((n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)), node)
+    return int(first.meta["val"].ndim)
+
+
+def _border(node: fx.Node, name: str, value: float | None) -> Token:
+    """Where a slice starts or ends: at the start of an axis, at its end, or between."""
+    call = Call.of(node)
+    if "dim" not in call.arguments:
+        return "number", value
+    length = call.shape("self")[call.dim("dim", "self")]
+    if value is None:
+        value = 0 if name == "start" else length
+    place = min(max(value + length if value < 0 else value, 0), length)
+    return {0: "first", length: "last"}.get(int(place), "between")
+
+
+def borders(node: fx.Node) -> tuple[int, int, int] | None:
+    """Start, end and length of the axis of a slice, where they are numbers."""
+    if node.op != "call_function" or target_name(node.target) != "aten.slice.Tensor":
+        return None
+    call = Call.of(node)
+    length = call.shape("self")[call.dim("dim", "self")]
+    start, end = call.arguments["start"] or 0, call.arguments["end"]
+    end = length if end is None else end
+    if not isinstance(start, int) or not isinstance(end, int):
+        return None
+    start, end = (min(max(n + length if n < 0 else n, 0), length) for n in (start, end))
+    return start, end, length
+
+
+def has_tensor(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value))
+
+
+@dataclass(frozen=True)
+class Structure:
+    """For every node that has tensors: its description, and a hash of everything it is computed from."""
+
+    described: Mapping[fx.Node, Described]
+    hashes: Mapping[fx.Node, int]
+
+
+def structure(program: Program) -> Structure:
+    """Hashes of what every node is computed from, whatever the sizes and the order of sums and products."""
+    inputs = {node: number for number, node in enumerate(program.placeholders)}
+    described: dict[fx.Node, Described] = {}
+    hashes: dict[fx.Node, int] = {}
+    for node in program.graph.nodes:
+        if node.op == "output" or not has_tensor(node):
+            continue
+        found = described[node] = describe(node)
+        below = [hashes[operand] for operand in found.operands]
+        trained = node.op == "get_attr" and node.target in program.parameters
+        hashes[node] = hash(
+            (found.description, inputs.get(node), trained, *(sorted(below) if found.commutes else below))
+        )
+    return Structure(described, hashes)
