@@ -23,8 +23,8 @@ RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
-def arguments(what: str, name: str, seeds: int = 1) -> argparse.Namespace:
-    """The command line all benchmarks share."""
+def arguments(what: str, name: str, seeds: int = 1, epochs: int | None = None) -> argparse.Namespace:
+    """The command line all benchmarks share; with `epochs`, also that of how long parents are trained."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.bench_{name}", description=what)
     default = Path(__file__).parents[2] / "shared" / "data"
     parser.add_argument("--data", type=Path, default=default, help="folder of the data sets (default: ../shared/data)")
@@ -35,6 +35,8 @@ def arguments(what: str, name: str, seeds: int = 1) -> argparse.Namespace:
     parser.add_argument("--inputs", type=int, nargs="+", help="unlabeled inputs a task, one merge each")
     parser.add_argument("--steps", type=int, default=600, help="training steps of distill and foldable (default: 600)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    if epochs is not None:
+        parser.add_argument("--epochs", type=int, default=epochs, help=f"to train parents for (default: {epochs})")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     return given
