@@ -23,7 +23,7 @@ def main() -> None:
         tasks,
         build=lambda task: build(halves[task.name]),
         fit=lambda task, model: fit(model, halves[task.name]),
-        settings=[{**asdict(half), "epochs": EPOCHS} for half in halves.values()],
+        settings=[{**asdict(half), "classes": list(half.classes), "epochs": EPOCHS} for half in halves.values()],
         heads=None,
         sizes=(16, 100, UNLABELED),
         like=1,

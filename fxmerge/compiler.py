@@ -99,7 +99,7 @@ class _Merge:
             probes = measure.probes(folded, supernet, samples)
             checks = self._verify(outcome, folded, probes)
             figures = self._figures(outcome, supernet, folded, held, samples) | {"checks": checks}
-        merged = self._merged(folded, supernet, parents, figures)
+        merged = self._merged(self._with_assets(folded, programs[supernet.template]), supernet, parents, figures)
         if self.config.out:
             with self.stages("export"):
                 checks["onnx_max_abs"] = save_merged(
@@ -317,6 +317,14 @@ class _Merge:
         else:
             self.training = {}
         return {"init": outcome.init, "tasks": tasks, "trainable": outcome.trainable}
+
+    def _with_assets(self, program: Program, template: Program) -> Program:
+        """The folded program with the template's files; a config.json only if the weights still fit it."""
+        assets = dict(template.assets)
+        if "config.json" in assets and (misfit := measure.misfit(program, template)):
+            del assets["config.json"]
+            self.notes.append(f"the config.json of {template.task} is left out: the merged model differs in {misfit}")
+        return program.evolve(assets=assets)
 
     def _merged(self, program: Program, supernet: SuperNet, given: list[Parent], figures: dict[str, Any]) -> Merged:
         spaces = supernet.parents[supernet.template].get(passes().SpacesOf(self.known.rules))

@@ -85,11 +85,12 @@ class MergeConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _shared_data(cls, values: Any) -> Any:
-        """One path alone is data for every task."""
-        if isinstance(values, dict) and isinstance(values.get("data"), str | Path):
-            return {**values, "data": {"": str(values["data"])}}
-        return values
+    def _paths(cls, values: Any) -> Any:
+        """A path may be a `Path`, and one path alone is data for every task."""
+        if not isinstance(values, dict):
+            return values
+        values = {name: _texts(value) for name, value in values.items()}
+        return {**values, "data": {"": values["data"]}} if isinstance(values.get("data"), str) else values
 
     @classmethod
     def of(cls, **options: Any) -> MergeConfig:
@@ -225,6 +226,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise OptionError(f"--config {path} is no table of options", "write one option a line, as `method: foldable`")
     return dict(values)
+
+
+def _texts(value: Any) -> Any:
+    """Paths, alone or in a collection, as text."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return tuple(_texts(item) for item in value)
+    return {key: _texts(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _explain(error: ValidationError) -> OptionError:

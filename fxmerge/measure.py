@@ -125,3 +125,15 @@ def peak_memory() -> int:
 def device_of(name: str) -> str:
     """ "auto" is the first GPU if there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def misfit(merged: Program, template: Program) -> str | None:
+    """The first parameter of `template` that `merged` lacks, or has in another shape; None if it has them all.
+
+    Those of its head are named after its task in the merged model.
+    """
+    for name in sorted(template.parameters):
+        found = merged.tensors.get(name, merged.tensors.get(f"{template.task}.{name}"))
+        if found is None or found.shape != template.tensors[name].shape:
+            return name
+    return None

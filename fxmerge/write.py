@@ -48,6 +48,8 @@ def save_merged(
         else:
             part.mkdir(exist_ok=True)
             save_file(_contiguous(merged), part / "model.safetensors", metadata={"format": "pt", **merged.metadata()})
+            for name, data in merged.program.assets.items():
+                (part / name).write_bytes(data)
             (part / "fxmerge.json").write_text(json.dumps(merged.result, indent=2), encoding="utf-8")
     return None
 

@@ -27,7 +27,7 @@ def widen(program: Program, rules: RuleSet, factor: float) -> Program:
     sites = program.get(SitesOf(rules))
     try:
         return resize(program, sites, _sizes(sites, factor))[0]
-    except Exception as error:  # whatever operator meets a size it cannot take
+    except (RuntimeError, ValueError, IndexError) as error:  # an operator met a size it cannot take
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OptionError(
             f"{program.task} does not run at --width-scale {factor:g}: {line}", "choose another factor, or leave it out"
@@ -40,7 +40,9 @@ def resize(program: Program, sites: Sites, sizes: Mapping[str, int]) -> tuple[Pr
     for node in program.graph.nodes:
         if node.op == "call_function":
             _resize_call(node, where[node], sites, sizes)
-    tensors = {name: _resize_tensor(t, sites.spaces.tensors[name], sizes) for name, t in program.tensors.items()}
+    tensors = {
+        name: _resize_tensor(t, sites.spaces.tensors.get(name, ()), sizes) for name, t in program.tensors.items()
+    }
     return program.evolve(graph=graph, tensors=tensors), where
 
 
@@ -113,14 +115,17 @@ def _resize_call(old: fx.Node, new: fx.Node, sites: Sites, sizes: Mapping[str, i
     elif name in ("new_zeros", "new_ones", "new_full", "new_empty"):
         args[1] = [_literal(g, axis, sizes) for g, axis in zip(args[1], axes, strict=True)]  # type: ignore[arg-type]
     elif name in ("conv1d", "conv2d", "convolution") and isinstance(args[-1], int) and args[-1] > 1:
-        channels = sites.spaces.axes[old.args[0]][1]  # type: ignore[index]
+        _, channels, *_ = sites.spaces.axes[old.all_input_nodes[0]]
         if args[-1] == channels.size:  # one filter a channel
             args[-1] = _size(channels, sizes)
     new.args = tuple(args)
 
 
 def _resize_slice(old: fx.Node, args: list[Any], sites: Sites, sizes: Mapping[str, int]) -> list[Any]:
-    axis = sites.spaces.axes[old.args[0]][_dim(old, 1)]  # type: ignore[index]
+    known = sites.spaces.axes.get(old.all_input_nodes[0])
+    if known is None:  # a constant that no parameter meets
+        return args
+    axis = known[_dim(old, 1)]
     index, size = _positions(axis, sizes)
     if size == axis.size:
         return args

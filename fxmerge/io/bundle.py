@@ -28,7 +28,9 @@ from fxmerge.ir.program import Port, Program
 
 FORMAT, VERSION = "fxmerge bundle", 1
 GRAPH, WEIGHTS, SAMPLES, ASSETS = "bundle.json", "weights.safetensors", "samples.safetensors", "assets/"
-KNOWN_ASSETS = ("tokenizer.json", "preprocessor_config.json")
+INPUT_ASSETS = ("tokenizer.json", "preprocessor_config.json")
+"""What turns text or images into inputs."""
+KNOWN_ASSETS = (*INPUT_ASSETS, "config.json")
 MOST_BYTES = 1 << 36
 """No value of a program may take more at the sizes it is analysed with."""
 
@@ -54,9 +56,19 @@ def save(
     """
     check_output(path, overwrite=overwrite)
     program = capture(model, inputs, task=task or Path(path).stem, labels=labels, dynamic_shapes=dynamic_shapes)
+    assets = config_of(model)
     if tokenizer is not None:
-        program = program.evolve(assets={"tokenizer.json": tokenizer_bytes(tokenizer)})
-    save_bundle(program, path, overwrite=overwrite)
+        assets["tokenizer.json"] = tokenizer_bytes(tokenizer)
+    save_bundle(program.evolve(assets=assets), path, overwrite=overwrite)
+
+
+def config_of(model: nn.Module) -> dict[str, bytes]:
+    """The config.json of a transformers model, by its name; nothing for other models."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_json_string"):
+        return {}
+    described = {**json.loads(config.to_json_string(use_diff=False)), "architectures": [type(model).__name__]}
+    return {"config.json": json.dumps(described, indent=2).encode()}
 
 
 def tokenizer_bytes(tokenizer: Any) -> bytes:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxmerge.errors import DataError, SourceError
 from fxmerge.io import arrays, factory, huggingface
 from fxmerge.io.archives import Archive
-from fxmerge.io.bundle import GRAPH, KNOWN_ASSETS, UNNAMED, load_bundle
+from fxmerge.io.bundle import GRAPH, INPUT_ASSETS, UNNAMED, load_bundle
 from fxmerge.io.data import LABELS, check_samples, load_samples
 from fxmerge.io.files import LARGEST_JSON, listed, nearest, printable
 from fxmerge.io.pt2 import is_pt2, load_pt2
@@ -197,5 +197,5 @@ def _check_names(given: Mapping[str, Any], takes: Mapping[str, inspect.Parameter
 
 def _beside(path: Path) -> dict[str, bytes]:
     """A tokenizer.json and the like that lie in a model's folder."""
-    files = {name: path.parent / name for name in KNOWN_ASSETS}
+    files = {name: path.parent / name for name in INPUT_ASSETS}
     return {n: f.read_bytes() for n, f in files.items() if f.is_file() and f.stat().st_size <= LARGEST_JSON}

@@ -81,7 +81,7 @@ class Program:
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Second names of tied tensors: alias -> name in `tensors`."""
     assets: Mapping[str, bytes] = field(default_factory=dict)
-    """Small files that travel with the model, by file name: "tokenizer.json", "preprocessor_config.json"."""
+    """Small files that travel with the model, by file name: "tokenizer.json", "config.json"."""
     notes: tuple[str, ...] = ()
     """What capture or a pass had to decide and the user should know."""
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
