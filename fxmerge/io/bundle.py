@@ -65,7 +65,7 @@ def save(
 def config_of(model: nn.Module) -> dict[str, bytes]:
     """The config.json of a transformers model, by its name; nothing for other models."""
     config = getattr(model, "config", None)
-    if not hasattr(config, "to_json_string"):
+    if config is None or not hasattr(config, "to_json_string"):
         return {}
     described = {**json.loads(config.to_json_string(use_diff=False)), "architectures": [type(model).__name__]}
     return {"config.json": json.dumps(described, indent=2).encode()}
