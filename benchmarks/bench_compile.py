@@ -6,12 +6,12 @@ import argparse
 import json
 import math
 import resource
+import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +137,15 @@ class Logits(nn.Module):
 
 
 def growth(rows: list[Row]) -> float:
-    """The power of the number of nodes with which processor seconds grow: the steepest from one Llama to the next.
+    """The power of the number of nodes with which processor seconds grow: the least-squares slope over the Llamas.
 
     The smallest one is left out: what every run costs once weighs there.
     """
     deep = [row for row in rows if row["model"] == "llama"][1:]
-    slopes = [
-        math.log(b["cpu_seconds"] / a["cpu_seconds"]) / math.log(b["nodes"] / a["nodes"]) for a, b in pairwise(deep)
-    ]
-    return max(slopes, default=0.0)
+    if len(deep) < 2:
+        return 0.0
+    nodes, seconds = ([math.log(row[key]) for row in deep] for key in ("nodes", "cpu_seconds"))
+    return statistics.linear_regression(nodes, seconds).slope
 
 
 def _missed(row: Row) -> list[str]:
