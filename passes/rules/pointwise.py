@@ -81,6 +81,7 @@ rigid_pairs = couples(
     BINARY,
     "rigid(self + other)",
 )
+heaviside = couples(*aten("heaviside"), BINARY, "rigid(self + values)")
 powers = couples(*aten("pow.Tensor_Tensor float_power.Tensor_Tensor"), BINARY, "rigid(self + exponent)")
 lerp = couples(*aten("lerp.Tensor"), "..., ..., ... -> ...", "self + end * weight + self * weight")
 lerp_number = couples(*aten("lerp.Scalar"), BINARY, "self + end")

@@ -128,6 +128,7 @@ PLAIN: dict[str, list[Call]] = {
     "where.Scalar": [(b(5, 3), 0.0, 1.0)],
     "masked_fill.Scalar": [(z(5, 3), b(5, 3), 0.0), (z(5, 3), b(3), -2.5)],
     "masked_fill.Tensor": [(z(5, 3), b(5, 1), torch.tensor(1.5, dtype=torch.float64))],
+    "heaviside": [(z(5, 3), z(5, 3)), (torch.zeros(5, 3).double(), z(3))],
     "bitwise_not": [(i(9, 5, 3),)],
     **{f"{name}.Scalar": [(i(9, 5, 3), 3)] for name in BITS},
     **{f"{name}.Tensor": [(i(9, 5, 3), i(4, 5, 3)), (i(9, 5, 1), i(4, 3))] for name in BITS},
