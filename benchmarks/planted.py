@@ -163,6 +163,8 @@ def _set(module: AxisMap, element: Element, axis: Axis, of_tensor: bool) -> None
             continue
         if block.kind == "merge":
             matrices = [block.eye(0) / 2, back[merged][:, own] / 2]
+        elif block.kind == "turn":
+            matrices = [block.eye(0), back[merged][:, own]]
         else:  # a weight that reads x = G y is W G⁻¹: its own axis carries the inverse transpose
             matrices = [block.eye(0), back[merged][:, own].T if of_tensor else forth[own][:, merged]]
         block.start(matrices, "fixed")

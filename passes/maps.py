@@ -13,7 +13,7 @@ from networkx.utils import UnionFind
 from torch import Tensor, fx, nn
 
 from fxmerge.errors import LineUpError
-from fxmerge.ir.merge import AxisMap, Map
+from fxmerge.ir.merge import AxisMap, Kind, Map
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Piece, leaves, pieces
 from fxmerge.ir.supernet import Own, Place
@@ -39,6 +39,8 @@ class Maps:
     places: dict[str, Place] = field(default_factory=dict)
     _groups: Any = field(default_factory=UnionFind)
     _names: dict[Key, str] = field(default_factory=dict)
+    _later: set[Key] = field(default_factory=set)
+    """Axes written beside another one, whose map holds the shares of the average already."""
 
     def __post_init__(self) -> None:
         for site in self.sites.sites.values():
@@ -47,6 +49,10 @@ class Maps:
                     for axis, key in self._keys(operand):
                         covers = repr([None if c is None else c.tolist() for c in operand.covers])
                         self._groups.union(key, (key[0], operand.root, axis, covers))
+        for site in self.sites.sites.values():
+            for operand in site.operands:
+                written = [key for _, key in self._keys(operand) if key[0] == "write"]
+                self._later.update(self._groups[key] for key in written[1:])
 
     # -- asking for a map ----------------------------------------------------------------------------
 
@@ -79,7 +85,8 @@ class Maps:
         if group not in self._names:
             name = f"maps.{'m' if key[0] == 'write' else 'u'}{len(self.modules)}"
             self._names[group] = name
-            self.modules[name] = self._build("merge" if key[0] == "write" else "unmerge", *self._axes(key))
+            kind: Kind = "unmerge" if key[0] == "read" else "turn" if group in self._later else "merge"
+            self.modules[name] = self._build(kind, *self._axes(key))
             self.places[name] = self._place(key)
         return self._names[group]
 
@@ -98,12 +105,12 @@ class Maps:
             return Place(role, tuple(pairs[what] for pairs in self.pairs), axis)
         return Place(role, tuple(self._name(k, what) for k in range(len(self.others))), axis)
 
-    def _build(self, kind: Any, merged: AxisExpr, own: list[AxisExpr]) -> AxisMap:
+    def _build(self, kind: Kind, merged: AxisExpr, own: list[AxisExpr]) -> AxisMap:
         like = self._weight
         axis_map = AxisMap(kind, merged.size, [axis.size for axis in own], None if like is None else like.device)
         for piece, theirs in _blocks(merged, own):
             sizes = [p.index.numel() for p in theirs]
-            shared = kind == "unmerge" and not any(leaf.space in self.sites.mergeable for leaf in piece.factors)
+            shared = kind != "merge" and not any(leaf.space in self.sites.mergeable for leaf in piece.factors)
             block = None
             if not shared:
                 block = Map(kind, piece.index.numel(), sizes, [support(piece, p) for p in theirs], like)

@@ -123,8 +123,12 @@ class _Finder:
     rules: RuleSet
     values: dict[fx.Node, Value] = field(default_factory=dict)
 
+    @property
+    def spaces(self) -> Spaces:
+        return self.program.get(SpacesOf(self.rules))
+
     def run(self) -> Sites:
-        spaces = self.program.get(SpacesOf(self.rules))
+        spaces = self.spaces
         for node in self.program.graph.nodes:
             if node.op != "output":
                 self.values[node] = self._value(node)
@@ -192,7 +196,11 @@ class _Finder:
     def _roles(
         self, sign: Signature, node: fx.Node, terms: list[tuple[str, ...]], i: int, arguments: list[fx.Node]
     ) -> dict[int, AxisUse] | None:
-        """What each axis of operand `i` writes or reads; None if a product axis makes that unclear."""
+        """What each axis of operand `i` writes or reads.
+
+        None if a product axis makes that unclear, or if data and result share a movable axis with the operand: it then
+        acts on each position of that axis by itself, as a scale does.
+        """
         data = [(n, terms[k]) for k, n in enumerate(arguments) if self.values[n] != "parameter"]
         result = sign.results[0]
         roles: dict[int, AxisUse] = {}
@@ -203,11 +211,17 @@ class _Finder:
             if label in result:
                 if not shared:
                     roles[axis] = AxisUse("write", node, result.index(label))
+                elif self._movable(arguments[i], axis):
+                    return None
             elif shared:
                 roles[axis] = AxisUse("read", *shared[0])
             elif set(labels_of(label)) & {part for _, term in data for other in term for part in labels_of(other)}:
                 return None
         return roles
+
+    def _movable(self, node: fx.Node, axis: int) -> bool:
+        found = (self.spaces.spaces.get(leaf.space) for leaf in leaves(self.spaces.axes[node][axis]))
+        return any(space is not None and space.movable for space in found)
 
     def _operand(self, node: fx.Node, site: fx.Node, axes: Mapping[int, AxisUse]) -> Operand:
         root, chain = node, []
@@ -237,14 +251,21 @@ class _Finder:
     # -- which spaces, and whose ------------------------------------------------------------------------
 
     def _touched(self, sites: Iterable[Site], spaces: Spaces) -> tuple[set[str], set[str]]:
-        """Spaces that linear sites write, and spaces that any site reads or reduces with a parameter."""
+        """Spaces that linear sites write, and spaces that linear sites read.
+
+        Whatever tensors bring along (tables side by side, tokens put before others) they write too, if it can move.
+        """
         written: set[str] = set()
         read: set[str] = set()
         for site in sites:
+            alone = all(self.values[n] == "parameter" for n in operands(site.node))
             for operand in site.operands:
                 for axis, use in zip(spaces.tensors[operand.root], operand.uses, strict=True):
+                    found = {leaf.space for leaf in leaves(axis)}
                     if site.kind == "linear" and use is not None:
-                        (written if use.role == "write" else read).update(leaf.space for leaf in leaves(axis))
+                        (written if use.role == "write" else read).update(found)
+                    elif alone or (site.kind == "additive" and use is not None):
+                        written.update(name for name in found if spaces.spaces[name].movable)
         return written, read
 
     def _tail(self, sites: Mapping[fx.Node, Site], mergeable: frozenset[str], spaces: Spaces) -> frozenset[fx.Node]:

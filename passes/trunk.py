@@ -71,7 +71,8 @@ class Trunk:
     def _trunk_site(self, site: Site) -> fx.Node:
         """The merged form of a call in which parameters meet data."""
         folds = site.kind != "direct" and all(self._can_fold(o) for o in site.operands)
-        if site.kind == "linear" and folds and all(self._simple(o) for o in site.operands):
+        simple = all(self._simple(o) for o in site.operands) and len(_written(site)) == 1
+        if site.kind == "linear" and folds and simple:
             return self._side_by_side(site)
         values = {}
         for operand in site.operands:
@@ -104,8 +105,7 @@ class Trunk:
                 if pairs[ours] not in own:
                     own[pairs[ours]] = self._seen_by(k, ours, site)
             values.append(self._make(call, lambda n, k=k, own=own: own[n] if n in own else self._size_for(k, n)))
-        writes = {u.axis for o in site.operands for u in o.uses if u is not None and u.role == "write"}
-        (axis,) = (a for a in writes if a is not None)
+        (axis,) = (a for a in _written(site) if a is not None)
         axis_map = self.net.map(self.maps.written(site.node, axis))
         result = self._call(merge, (values, axis_map, axis, parents), site.node)
         result.meta["folds"] = self._folds(site, parents, ("write", "read"))
@@ -331,6 +331,11 @@ class Trunk:
         if key not in known:
             known[key] = self._call(target, args, like)
         return known[key]
+
+
+def _written(site: Site) -> set[int | None]:
+    """The axes of its result that a call writes; a merge node takes one, weights of more are folded as they are."""
+    return {u.axis for o in site.operands for u in o.uses if u is not None and u.role == "write"}
 
 
 def _is_tensor(node: fx.Node) -> bool:

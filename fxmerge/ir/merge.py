@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["merge", "unmerge"]
+Kind = Literal["merge", "turn", "unmerge"]
+"""`turn` is a merge map beside another one on the same tensor: the parents' shares are counted once, by the other."""
 Form = Literal["full", "fixed"] | int
 """How a map holds its matrices: dense and trained, constant, or a trained diagonal plus low rank r (0: no more)."""
 
@@ -61,13 +62,13 @@ class Map(nn.Module):
 
     def shape(self, k: int) -> tuple[int, int]:
         """(rows, columns) of the matrix of parent k: d × d_k to merge, d_k × d to unmerge."""
-        return (self.size, self.sizes[k]) if self.kind == "merge" else (self.sizes[k], self.size)
+        return (self.size, self.sizes[k]) if self.kind != "unmerge" else (self.sizes[k], self.size)
 
     def eye(self, k: int) -> Tensor:
         """The rectangular identity of parent k, in this map's orientation (float64)."""
         merged, own = self.support(k)
         eye = torch.zeros(self.shape(k), dtype=torch.float64, device=merged.device)
-        rows, columns = (merged, own) if self.kind == "merge" else (own, merged)
+        rows, columns = (merged, own) if self.kind != "unmerge" else (own, merged)
         eye[rows, columns] = 1.0
         return eye
 
@@ -91,7 +92,7 @@ class Map(nn.Module):
         return [share / count[self.support(k)[0]] for k, share in enumerate(shares)]
 
     def average(self, weights: Sequence[float] | None = None) -> None:
-        """Hold the (rectangular) weighted average as a constant diagonal: M_k = λ_k I, U_k = I."""
+        """Hold the (rectangular) weighted average as a constant diagonal: M_k = λ_k I, U_k = I (and I to turn)."""
         self.form = 0
         self.diagonals = nn.ParameterList()
         for share in self.shares(weights):
@@ -115,7 +116,7 @@ class Map(nn.Module):
             return
         for k, matrix in enumerate(matrices):
             merged, own = self.support(k)
-            rows, columns = (merged, own) if self.kind == "merge" else (own, merged)
+            rows, columns = (merged, own) if self.kind != "unmerge" else (own, merged)
             self.diagonals.append(nn.Parameter(matrix[rows, columns].to(self.dtype)))
             if form:
                 (m, n), rank = self.shape(k), min(form, *self.shape(k))
@@ -131,7 +132,7 @@ class Map(nn.Module):
         bare = torch.ones(self.size, dtype=torch.bool)
         for k in range(len(self.sizes)):
             bare[self.support(k)[0]] = False
-        if self.kind == "unmerge" or not bool(bare.any()):
+        if self.kind != "merge" or not bool(bare.any()):
             return list(matrices)
         filled = []
         for matrix in matrices:
@@ -145,7 +146,7 @@ class Map(nn.Module):
             dense: Tensor = self.dense[k]
             return dense
         merged, own = self.support(k)
-        rows, columns = (merged, own) if self.kind == "merge" else (own, merged)
+        rows, columns = (merged, own) if self.kind != "unmerge" else (own, merged)
         diagonal = self.diagonals[k]
         matrix: Tensor = diagonal.new_zeros(self.shape(k)).index_put((rows, columns), diagonal)
         return matrix + self.lefts[k] @ self.rights[k] if self.form else matrix
@@ -161,7 +162,7 @@ class Map(nn.Module):
             matrix = self.dense[k].to(tensor.dtype)
             return along(tensor, matrix.T if transposed else matrix, axis)
         merged, own = self.support(k)
-        rows, columns = (merged, own) if (self.kind == "merge") != transposed else (own, merged)
+        rows, columns = (merged, own) if (self.kind != "unmerge") != transposed else (own, merged)
         size = self.shape(k)[1 if transposed else 0]
         moved = tensor.movedim(axis, -1)
         taken: Tensor = moved.index_select(-1, columns) * self.diagonals[k].to(tensor.dtype)

@@ -37,8 +37,14 @@ def targets_of(student: Program, supernet: SuperNet, job: Job) -> Targets:
 def teachers(supernet: SuperNet, features: Sequence[Feature]) -> nn.Module:
     """A module that runs every parent on its own inputs and returns the given features in their order."""
     names = [port.name for port in supernet.program.inputs]
-    programs = [supernet.teacher(k, features) for k in range(len(supernet.parents))]
-    places = [[names.index(name) for name in own] for own in supernet.inputs]
+    programs, places = [], []
+    for k, own in enumerate(supernet.inputs):
+        shown = supernet.teacher(k, features)
+        needed = shown.only([port.name for port in shown.outputs], inputs=True)
+        taken = {port.name for port in needed.inputs}
+        given = zip(shown.inputs, own, strict=True)
+        programs.append(needed)
+        places.append([names.index(ours) for port, ours in given if port.name in taken])
     order = [port.name for program in programs for port in program.outputs]
     return _Teachers([p.module for p in programs], places, [order.index(f.port) for f in features])
 

@@ -1,4 +1,4 @@
-"""Small networks, each about one way in which feature spaces are coupled; widths differ so that no two can be mixed up."""
+"""Small networks, each about one way in which feature spaces are coupled; no two widths of one network are alike."""
 
 from __future__ import annotations
 

@@ -1,0 +1,114 @@
+"""Parameters that meet data in less usual ways: what is planted in them is undone all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxmerge
+import passes
+from benchmarks.planted import plant
+
+
+class HeadsInTheWeight(nn.Module):
+    """Projections of three axes, as einsum takes them: the weight writes heads and their inner space at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 12)
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(12, 3, n) / 3) for n in (4, 4, 6))
+        self.shift, self.out = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3, 6, 12) / 3)
+        self.places = nn.Parameter(torch.randn(7, 3, 4))  # read inside every head by itself
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.norm(x)
+        q, k, v = (torch.einsum("btd,dnh->btnh", y, w) for w in (self.q, self.k, self.v))
+        scores = torch.einsum("btnh,bsnh->bnts", q + self.shift, k) + torch.einsum("btnh,snh->bnts", q, self.places)
+        mixed = torch.einsum("bnts,bsnh->btnh", scores.softmax(-1), v)
+        return self.head(x + torch.einsum("btnh,nhd->btd", mixed, self.out))
+
+
+class Registers(nn.Module):
+    """Learnt tokens beside those of the input: their order is a space that only tensors write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Linear(5, 12), nn.Parameter(torch.randn(1, 4, 12))
+        self.norm, self.qkv, self.head = nn.LayerNorm(12), nn.Linear(12, 36), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = torch.cat((x[:, :1], self.tokens.expand(len(x), -1, -1), x[:, 1:]), dim=1)
+        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
+        return self.head((x + F.scaled_dot_product_attention(q, k, v))[:, 0])
+
+
+class Tables(nn.Module):
+    """Tables side by side, computed from parameters alone and then read by a linear map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b = nn.Linear(5, 12), nn.Embedding(9, 4), nn.Embedding(9, 6)
+        self.mix, self.norm, self.head = nn.Linear(14, 12), nn.LayerNorm(12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.arange(7)
+        places = torch.cat((self.a(rows), self.b(rows), self.a(rows + 2)), dim=-1)
+        return self.head(self.norm(self.first(x) + self.mix(places)))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], set[int]]] = {
+    "heads in the weight": (HeadsInTheWeight, {3, 4, 6, 12}),
+    "registers": (Registers, {4, 12}),
+    "tables": (Tables, {4, 6, 12}),
+}
+"""Networks, and the sizes of the spaces that they are expected to move."""
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_is_planted_is_undone(name: str) -> None:
+    torch.manual_seed(3)
+    make, sizes = NETS[name]
+    program = fxmerge.capture(make().eval(), (torch.randn(3, 7, 5),), task="own")
+    spaces = passes.spaces(program)
+    assert {space.size for space in spaces.spaces.values() if space.movable} == sizes
+    found = plant(program)
+    assert max(found.twin, found.undone, found.weights, found.outputs) < 1e-10, found
+    assert found.plain > 1e-3
+
+
+def test_two_written_axes_average_like_one() -> None:
+    """The mean of W and 1.2 W is 1.1 W, however many spaces W writes."""
+    torch.manual_seed(3)
+    x = torch.randn(3, 7, 5)
+    first = fxmerge.capture(HeadsInTheWeight().eval(), (x,), task="a")
+    longer = first.evolve(tensors={n: 1.2 * t for n, t in first.tensors.items()}, task="b")
+    for width in (1.0, 2.0):
+        merged = fxmerge.merge([first, longer], method="average", width_scale=width)
+        assert merged.result["checks"]["fold_max_abs"] < 1e-4
+    net = passes.insert_merge([first, longer], passes.BUILTIN.rules).start([1.0, 1.0])
+    folded = passes.cleanup(passes.fold_merge(passes.hoist(net.program), net.tasks, 0))
+    for name in ("q", "shift", "places", "out"):
+        torch.testing.assert_close(folded.tensors[name], 1.1 * first.tensors[name])
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(5, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.head(F.relu(self.first(x)))
+
+
+def test_parents_with_an_input_that_nothing_reads() -> None:
+    inputs = {"x": torch.randn(6, 5), "mask": torch.ones(6, 5)}
+    parents = [fxmerge.capture(Unused().eval(), inputs, task=task) for task in "ab"]
+    merged = fxmerge.merge(parents, method="average")
+    assert merged.result["checks"]["fold_max_abs"] < 1e-5
