@@ -16,6 +16,7 @@ TITLES = {
     "digits": "Digits 0–4 (width 32) and 5–9 (width 48), scikit-learn's 8 × 8 images, ViTs",
     "mlp": "MNIST 0–4 and 5–9, MLPs of six layers",
     "vit": "MNIST and Fashion-MNIST, ViTs of width 64 with 4 blocks",
+    "vit_brief": "The same with weaker parents, trained for 3 epochs instead of 15",
     "text": "SST-2 and TREC, BERT-like encoders of width 64 with 4 blocks",
     "decoder": "Shakespeare and WikiText-2, byte-level decoders of width 96 with 3 blocks",
 }
