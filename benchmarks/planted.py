@@ -49,7 +49,7 @@ def plant(program: Program, seed: int = 0, back: int | None = None) -> Planted:
 
     `back` draws the element whose inverse is taken as the way back; by default it is the one that was planted.
     """
-    with _doubles(), torch.no_grad():
+    with _default(torch.float64), torch.no_grad():
         parent = lived_in(doubled(program), seed)
         x = parent.samples
         element = random_element(parent, seed)
@@ -58,7 +58,8 @@ def plant(program: Program, seed: int = 0, back: int | None = None) -> Planted:
         expected, seen = parent.run(x), twin.run(x)
         net = passes.insert_merge([parent.evolve(task="own"), twin], passes.BUILTIN.rules, 0)
         apart, merged = folded(net.start([1.0, 1.0])), folded(rebased(net, way))
-        names = parent.parameters & merged.tensors.keys()
+        whole = parent.parameters & merged.tensors.keys()  # of a tensor that was taken apart, parts alone are left
+        names = [n for n in whole if merged.tensors[n].shape == parent.tensors[n].shape]
         back = transformed(twin, way.inverse())
         moved = [n for n in parent.parameters if not torch.equal(parent.tensors[n], twin.tensors[n])]
         return Planted(
@@ -73,19 +74,20 @@ def plant(program: Program, seed: int = 0, back: int | None = None) -> Planted:
 
 def change(program: Program, tensors: Mapping[str, Tensor]) -> float:
     """Largest relative change of an output of `program` (in float64) with other tensors."""
-    with _doubles(), torch.no_grad():
+    with _default(torch.float64), torch.no_grad():
         before, after = program.run(program.samples), program.run(program.samples, {**program.tensors, **tensors})
     return max(_error(after[name], value) for name, value in before.items())
 
 
 def doubled(program: Program) -> Program:
     """`program`, normalized, in float64: its tensors, its ports, and every cast inside it."""
-    program = passes.cleanup(passes.normalize(program))
+    with _default(torch.float32):  # as it was traced: a constant without a dtype has the default one
+        program = passes.cleanup(passes.normalize(program))
     graph, _ = program.copy_graph()
     for node in graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _wide_dtype)
-    with _doubles():
+    with _default(torch.float64):
         return program.evolve(
             graph=graph,
             tensors={name: _wide(tensor.detach()) for name, tensor in program.tensors.items()},
@@ -209,10 +211,10 @@ def _wide_port(port: Port) -> Port:
 
 
 @contextmanager
-def _doubles() -> Iterator[None]:
-    """float64 where an operator takes the default dtype."""
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    """`dtype` where an operator takes the default one."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:

@@ -93,12 +93,13 @@ def _axis_map(program: Program, node: object) -> AxisMap:
 
 
 def _tensor(node: fx.Node, program: Program) -> Tensor:
-    """A parent's tensor, or what moves make of it."""
+    """A parent's tensor, or what moves make of it (several, where the last one splits it)."""
     if node.op == "get_attr":
         return program.tensors[str(node.target)].detach()
 
     def value(n: fx.Node) -> Any:
-        return _tensor(n, program) if isinstance(n.meta.get("val"), Tensor) else n.meta["val"]
+        split = isinstance(n.meta.get("val"), tuple | list)
+        return _tensor(n, program) if split or isinstance(n.meta.get("val"), Tensor) else n.meta["val"]
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
     target: Any = node.target

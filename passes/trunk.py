@@ -339,4 +339,5 @@ def _written(site: Site) -> set[int | None]:
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
+    """Whether a node is a tensor, or several (the parts of one that was split)."""
+    return isinstance(node.meta.get("val"), Tensor | tuple | list)

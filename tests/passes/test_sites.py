@@ -63,9 +63,28 @@ class Tables(nn.Module):
         return self.head(self.norm(self.first(x) + self.mix(places)))
 
 
+class CrossAttention(nn.Module):
+    """A fused projection of which queries of the one stream and keys and values of the other take their parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other = nn.Linear(5, 12), nn.Linear(5, 12)
+        self.norm, self.mix, self.head = (
+            nn.LayerNorm(12),
+            nn.MultiheadAttention(12, 3, batch_first=True),
+            nn.Linear(12, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = F.relu(self.other(x))
+        x = self.first(x)
+        return self.head(x + self.mix(self.norm(x), memory, memory, need_weights=False)[0])
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], set[int]]] = {
     "heads in the weight": (HeadsInTheWeight, {3, 4, 6, 12}),
     "registers": (Registers, {4, 12}),
+    "cross attention": (CrossAttention, {3, 4, 12}),
     "tables": (Tables, {4, 6, 12}),
 }
 """Networks, and the sizes of the spaces that they are expected to move."""
