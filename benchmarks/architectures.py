@@ -25,10 +25,10 @@ PROTOTYPE: dict[str, tuple[int, int, int, float]] = {
 
 INTRODUCTION = """# Architectures
 
-<!-- written by `python -m benchmarks.bench_zoo`; do not edit -->
+<!-- written by `python -m benchmarks.bench_zoo` and `python -m benchmarks.bench_vision`; do not edit -->
 
-fxmerge knows operators, not architectures. Each row is a tiny random model of a public architecture, built offline
-from its public configuration class and put through the whole compiler. Nothing in fxmerge names any of them.
+fxmerge knows operators, not architectures. Each row is a random model of a public architecture, tiny where its library
+allows it, built offline and put through the whole compiler. Nothing in fxmerge names any of them.
 
 - **dynamic**: the sizes that stay dynamic from capture to ONNX.
 - **check**: every space transformed at once by a random element of the group it is said to tolerate; largest relative
@@ -84,8 +84,7 @@ def write(path: Path, *results: Path) -> None:
 
 NO_VISION = """## timm and torchvision
 
-Not run: neither could be imported beside the CPU build of PyTorch that was used here (their operators are compiled for
-the full build)."""
+Not run here: `python -m benchmarks.bench_vision` needs both."""
 
 TITLES = {"zoo": "transformers", "vision": "timm and torchvision"}
 
@@ -115,6 +114,7 @@ def _details(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         lines += [f"- {row['model']}, {step}: {text}" for step, text in row["errors"].items()]
         lines += [f"- {row['model']}: {note}" for note in row.get("notes", ())]
+        lines += [f"- {row['model']}, no rule for: {text}" for text in row.get("opaque", ())]
     return ["", *lines] if lines else []
 
 

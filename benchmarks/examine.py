@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import fxmerge
 import passes
@@ -31,7 +31,10 @@ class Examination:
     """What is found out about one architecture. A step that fails leaves its error in the row, and the rest goes on."""
 
     build: Build
+    trace_both: bool = True
+    """Trace the second parent too, not only put its weights into the program of the first."""
     row: Row = field(default_factory=dict)
+    step: str = "capture"
 
     def run(self) -> Row:
         self.row |= {"seconds": {}, "errors": {}}
@@ -39,7 +42,11 @@ class Examination:
         with self._step("capture"):
             for seed, task in enumerate(("first", "second")):
                 model, inputs = self.build(seed)
-                programs.append(fxmerge.capture(model, dict(inputs), task=task))
+                if programs and not self.trace_both:
+                    weights = {name: value.clone() for name, value in model.state_dict().items()}
+                    programs.append(programs[0].evolve(task=task, tensors=_replaced(programs[0].tensors, weights)))
+                else:
+                    programs.append(fxmerge.capture(model, dict(inputs), task=task))
             self._captured(programs[0])
         if not programs:
             return self.row
@@ -74,13 +81,19 @@ class Examination:
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
+        self.step, begin = name, time.perf_counter()
         try:
             yield
         except Exception as error:  # a bench reports whatever goes wrong and goes on
             text = str(error).strip().splitlines()
             self.row["errors"][name] = f"{type(error).__name__}: {text[0] if text else ''}"[:300]
         self.row["seconds"][name] = time.perf_counter() - begin
+
+
+def _replaced(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` with those of the same name and shape in `weights` instead."""
+    assert all(weights[name].shape == value.shape for name, value in tensors.items() if name in weights)
+    return {name: weights.get(name, value) for name, value in tensors.items()}
 
 
 def summary(program: Program) -> Row:

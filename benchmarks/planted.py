@@ -87,6 +87,8 @@ def doubled(program: Program) -> Program:
     for node in graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _wide_dtype)
+            if _is_made(node):
+                node.kwargs = {**node.kwargs, "dtype": _wide_dtype(node.meta["val"].dtype)}
     with _default(torch.float64):
         return program.evolve(
             graph=graph,
@@ -204,6 +206,14 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _wide_dtype(value: Any) -> Any:
     return WIDER.get(value, value) if isinstance(value, torch.dtype) else value
+
+
+def _is_made(node: fx.Node) -> bool:
+    """Whether a call makes a tensor from nothing, of the default type."""
+    schema = getattr(node.target, "_schema", None)
+    takes = schema is not None and any(argument.name == "dtype" for argument in schema.arguments)
+    plain = not any(isinstance(operand.meta.get("val"), Tensor) for operand in node.all_input_nodes)
+    return takes and plain and node.kwargs.get("dtype") is None and isinstance(node.meta.get("val"), Tensor)
 
 
 def _wide_port(port: Port) -> Port:

@@ -104,7 +104,8 @@ class Sites:
         return tuple(i for i, axis in enumerate(axes) if self.is_merged(axis))
 
     def is_merged(self, axis: AxisExpr) -> bool:
-        return any(leaf.space in self.mergeable for leaf in leaves(axis))
+        own = [leaf for leaf in leaves(axis) if leaf.size > 1 or axis.size == 1]  # sizes of one share a space
+        return any(leaf.space in self.mergeable for leaf in own)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,9 @@ class _Finder:
             return None
         others = [n for n in arguments if self.values[n] in ("data", "constant")]
         if target_name(node.target) in ADDS and others and isinstance(node.meta["val"], Tensor):
-            axes = {n: {j: AxisUse("write", n, j) for j in range(n.meta["val"].ndim)} for n in own}
+            axes = {
+                n: {j: AxisUse("write", n, j) for j, size in enumerate(n.meta["val"].shape) if size != 1} for n in own
+            }
             return Site(node, tuple(self._operand(n, node, axes[n]) for n in own), "additive")
         sign = signature(self.rules, node)
         if sign is None or not others or not isinstance(node.meta["val"], Tensor):

@@ -249,13 +249,17 @@ def unmerge(value: Tensor, axis_map: AxisMap, axis: int, parent: int) -> Tensor:
 def fold(
     tensors: Sequence[Tensor], axis_maps: Sequence[AxisMap], axes: Sequence[int], parents: Sequence[int]
 ) -> Tensor:
-    """W* = Σ_k of parent k's tensor with a map on each of `axes`: M_k on written axes, U_k on read ones."""
+    """W* = Σ_k of parent k's tensor with a map on each of `axes`: M_k on written axes, U_k on read ones.
+
+    Tensors that write no merged axis are averaged: there is no M_k to weigh them.
+    """
     parts = []
     for tensor, k in zip(tensors, parents, strict=True):
         for axis_map, axis in zip(axis_maps, axes, strict=True):
             tensor = axis_map.to_merged(tensor, k, axis)
         parts.append(tensor)
-    return _sum(parts)
+    total = _sum(parts)
+    return total if any(axis_map.kind == "merge" for axis_map in axis_maps) else total / len(parts)
 
 
 Shaped = tuple[Tensor, list[int]]

@@ -44,6 +44,16 @@ def is_tensor_of_program(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
+def is_moved_tensor(value: Any) -> bool:
+    """Whether a value depends on one tensor of the program and on nothing else but sizes."""
+    while isinstance(value, fx.Node) and value.op == "call_function":
+        operands = [node for node in value.all_input_nodes if is_tensor(node)]
+        if len(operands) != 1:
+            return False
+        (value,) = operands
+    return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
 def is_vector(value: Any, size: int) -> bool:
     """Whether a value is a tensor of the program with one axis of the given size."""
     return is_tensor_of_program(value) and shape(value) == (size,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxmerge.rewrite import Match, Refusal, either, op, rewrite, var
-from passes.rewrites.common import is_tensor_of_program, is_vector, rank, shape
+from passes.rewrites.common import is_moved_tensor, is_tensor_of_program, is_vector, rank, shape
 
 x, y, w, b = var("x"), var("y"), var("w"), var("b")
 
@@ -48,6 +48,19 @@ def _is_bias(match: Match) -> Refusal | None:
 def bias_into_linear(match: Match) -> fx.Node:
     """linear(x, W) + b  -->  linear(x, W, b)"""
     return match.call("aten.linear.default", match["x"], match["w"], match["b"])
+
+
+def _is_computed(match: Match) -> Refusal | None:
+    if match["b"] is None or is_moved_tensor(match["b"]):
+        return Refusal("the bias is a tensor of the model", match.root)
+    return None
+
+
+@rewrite(op("aten.linear.default", x, w, b), check=_is_computed)
+def computed_bias_apart(match: Match) -> fx.Node:
+    """linear(x, W, b)  -->  linear(x, W) + b, where b is computed (joined of a query's and a value's bias, say)"""
+    product = match.call("aten.linear.default", match["x"], match["w"])
+    return match.call("aten.add.Tensor", product, match["b"])
 
 
 def _same_rows(match: Match) -> Refusal | None:
@@ -94,4 +107,12 @@ def product_and_sum(match: Match) -> fx.Node:
     return match.call("aten.add.Tensor", product, added)
 
 
-LINEAR = (addmm_as_linear, product_as_linear, bias_into_linear, linear_on_rows, one_product, product_and_sum)
+LINEAR = (
+    addmm_as_linear,
+    product_as_linear,
+    bias_into_linear,
+    computed_bias_apart,
+    linear_on_rows,
+    one_product,
+    product_and_sum,
+)

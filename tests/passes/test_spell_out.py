@@ -12,7 +12,7 @@ from fxmerge.coupling import operator_name
 from fxmerge.export import compare_onnx, export_onnx
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
-from passes.spell_out import GROUPED, spell_out
+from passes.spell_out import ATTENTION, GROUPED, spell_out
 
 EXPERTS = 3
 
@@ -75,3 +75,20 @@ def test_onnx_takes_it(tmp_path: Path) -> None:
 def test_other_programs_are_left_alone() -> None:
     program = capture(nn.Linear(3, 2), (torch.randn(2, 3),))
     assert spell_out(program) is program
+
+
+@pytest.mark.parametrize("sizes", [(4, 7, 6), (4, 2, 3, 7, 6)])
+def test_attention_of_other_than_four_axes(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            mask = q.mean(-1, keepdim=True)[0] if q.ndim == 3 else None
+            return nn.functional.scaled_dot_product_attention(q, k, v, mask).tanh()
+
+    torch.manual_seed(0)
+    rows = tuple(torch.randn(sizes) for _ in range(3))
+    before = capture(Attention(), rows)
+    after = spell_out(before)
+    assert [n.args[0].meta["val"].ndim for n in after if operator_name(n) == ATTENTION] == [4]
+    assert torch.allclose(after.run(after.samples)["logits"], before.run(before.samples)["logits"], atol=1e-6)
+    export_onnx(after, tmp_path / "model.onnx")
+    assert compare_onnx(tmp_path / "model.onnx", after) < 1e-5
