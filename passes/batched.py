@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from passes.forms import Form, Group, Size, divided
+from passes.forms import Atom, Form, Group, Size, divided
 
 TAIL = 2
 """Axes at the end that a product of matrices, or attention, works on."""
@@ -54,8 +54,13 @@ def batched(forms: Sequence[Form], mask: Form | None) -> Batched | None:
     elif mask is not None:
         small = moved[-1]
     moved = moved[: len(forms)]
-    tail = (moved[0].out[-2], moved[-1].out[-1])
+    tail = (_own(moved[0].out[-2]), _own(moved[-1].out[-1]))
     return Batched(tuple(moved), small, (*moved[0].out[:-TAIL], *tail), (*whole, *tail))
+
+
+def _own(group: Group) -> Group:
+    """Atoms of the same sizes: rows and columns of a result may come from one axis of one source."""
+    return tuple(Atom(atom.size) for atom in group)
 
 
 def _has_all_axes(mask: Form, first: Form) -> bool:

@@ -62,9 +62,16 @@ class Form:
             return False
         return self.out[len(self.out) - count :] == self.axes[len(self.axes) - count :]
 
+    def in_order(self) -> list[int] | None:
+        """The axes in the order in which they stand in the source, the last one last; None if they do already."""
+        place = {atom: number for number, atom in enumerate(self.atoms())}
+        lead = sorted(range(self.rank - 1), key=lambda i: place[self.out[i][0]] if self.out[i] else -1)
+        return None if lead == list(range(self.rank - 1)) else [*lead, self.rank - 1]
+
     def without_leading_ones(self) -> Form:
+        """The value without its first axes of size one; the last axis stays."""
         first = next((axis for axis, group in enumerate(self.out) if group), self.rank)
-        return self.regroup(self.out[first:])
+        return self.regroup(self.out[min(first, max(self.rank - 1, 0)) :])
 
     def permute(self, order: Sequence[int]) -> Form:
         return replace(self, out=tuple(self.out[axis] for axis in order))
@@ -140,6 +147,8 @@ def size(group: Sequence[Atom]) -> Size:
 
 def divided(whole: Size, part: Size) -> Size | None:
     """The size that `part` must be multiplied by to give `whole`, if there is one."""
+    if 0 in part:
+        return None
     (a, rest), (b, more) = divmod(whole[0], part[0]), divmod(whole[1], part[1])
     return None if rest or more else (a, b)
 

@@ -20,17 +20,18 @@ Pairs = Mapping[fx.Node, fx.Node]
 def line_up_all(parents: Sequence[Program], template: int = 0) -> list[Program]:
     """`parents` themselves if they line up as they are; otherwise all of them written further until they do.
 
-    Raises the `LineUpError` of the parents as they are if they never do.
+    Raises the `LineUpError` of the parents written furthest if they never do: what is left is no matter of spelling.
     """
     try:
         return _in_line(parents, template)
-    except LineUpError as first:
-        for write in FURTHER:
-            try:
-                return _in_line([write(parent) for parent in parents], template)
-            except LineUpError:
-                continue
-        raise first
+    except LineUpError as error:
+        last = error
+    for write in FURTHER:
+        try:
+            return _in_line([write(parent) for parent in parents], template)
+        except LineUpError as error:
+            last = error
+    raise last
 
 
 def _in_line(parents: Sequence[Program], template: int) -> list[Program]:
@@ -223,5 +224,6 @@ def _alike(a: fx.Node, b: fx.Node, ours: Structure, theirs: Structure, depth: in
 
 def _place(node: fx.Node) -> str:
     what = node.target if node.op != "call_function" else target_name(node.target)
-    source = node.meta.get("source")
+    readers = (user.meta.get("source") for user in node.users)
+    source = node.meta.get("source") or next((line for line in readers if line), None)
     return f"{what}" + (f" ({source})" if source else "")

@@ -71,9 +71,16 @@ def _moved(value: Tensor, chain: list[fx.Node]) -> Tensor:
 
 def _disjoint(shape: torch.Size, chains: list[list[fx.Node]]) -> bool:
     """Whether no entry of a tensor of this shape is in two of its moved parts."""
+    if len(chains) == 1:
+        return True
     entries = torch.arange(shape.numel()).reshape(shape)
-    found = torch.cat([_moved(entries, chain).reshape(-1) for chain in chains])
-    return bool((found.sort().values.diff() != 0).all())
+    taken = torch.zeros(shape.numel(), dtype=torch.bool)
+    for chain in chains:
+        part = _moved(entries, chain).reshape(-1)
+        if bool(taken[part].any()):
+            return False
+        taken[part] = True
+    return True
 
 
 def _free(name: str, tensors: dict[str, Tensor]) -> str:

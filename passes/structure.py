@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 from torch import Tensor, fx
@@ -23,6 +24,9 @@ FREE = frozenset(
     }
 )  # fmt: skip
 """Numbers that may differ: sizes, and what depends on them or was chosen for one model."""
+
+EXACT = frozenset({"other", "value", "fill_value"})
+"""Of these, the ones that must agree where the result is no real number: which token is padding, say."""
 
 AXES = frozenset({"dim", "dims", "dim0", "dim1", "axis", "start_dim", "end_dim"})
 COMMUTATIVE = frozenset(
@@ -103,7 +107,7 @@ def _token(
         return "size"
     if isinstance(value, list | tuple):
         return tuple(_token(node, name, item, f"{place}{i}", operands, sizes) for i, item in enumerate(value))
-    if name in FREE and (value is None or _is_number(value)):
+    if name in FREE and (value is None or _is_number(value)) and not (name in EXACT and _is_whole(node)):
         return "size"
     if name in ("start", "end") and (value is None or _is_number(value)):
         return _border(node, name, value)
@@ -116,6 +120,12 @@ def _token(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(node: fx.Node) -> bool:
+    """Whether a call's result is of integers or booleans."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and not value.is_floating_point()
 
 
 def _rank(node: fx.Node, name: str) -> int:
@@ -159,24 +169,26 @@ def has_tensor(node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class Structure:
-    """For every node that has tensors: its description, and a hash of everything it is computed from."""
+    """For every node that has tensors: its description, and a digest of everything it is computed from."""
 
     described: Mapping[fx.Node, Described]
-    hashes: Mapping[fx.Node, int]
+    hashes: Mapping[fx.Node, bytes]
 
 
 def structure(program: Program) -> Structure:
-    """Hashes of what every node is computed from, whatever the sizes and the order of sums and products."""
+    """Digests of what every node is computed from, whatever the sizes and the order of sums and products.
+
+    They are the same in every process (Python's own hashes are not, and −1 and −2 have the same).
+    """
     inputs = {node: number for number, node in enumerate(program.placeholders)}
     described: dict[fx.Node, Described] = {}
-    hashes: dict[fx.Node, int] = {}
+    hashes: dict[fx.Node, bytes] = {}
     for node in program.graph.nodes:
         if node.op == "output" or not has_tensor(node):
             continue
         found = described[node] = describe(node)
         below = [hashes[operand] for operand in found.operands]
         trained = node.op == "get_attr" and node.target in program.parameters
-        hashes[node] = hash(
-            (found.description, inputs.get(node), trained, *(sorted(below) if found.commutes else below))
-        )
+        own = repr((found.description, inputs.get(node), trained, found.commutes)).encode()
+        hashes[node] = blake2b(own + b"".join(sorted(below) if found.commutes else below), digest_size=16).digest()
     return Structure(described, hashes)

@@ -33,11 +33,14 @@ def other_hints(program: Program) -> dict[str, int]:
     """Another choice of the dynamic sizes, where their ranges allow one."""
     taken = {n for tensor in program.tensors.values() for n in tensor.shape} | set(program.hints.values())
     chosen: dict[str, int] = {}
+    steps: set[int] = set()
     for name, now in program.hints.items():
         low, high = program.ranges.get(name, (2, 1 << 30))
         fitting = [n for n in (*CANDIDATES, *range(max(low, 2), max(low, 2) + 64)) if low <= n <= high and n >= 2]
         free = [n for n in fitting if n not in taken and n not in chosen.values()]
-        chosen[name] = next(iter([*free, *(n for n in fitting if n != now)]), now)
+        apart = [n for n in free if abs(n - now) not in steps]  # or sums and differences of sizes would not change
+        chosen[name] = next(iter([*apart, *free, *(n for n in fitting if n != now)]), now)
+        steps.add(abs(chosen[name] - now))
     return chosen
 
 
@@ -69,13 +72,14 @@ class Sizes:
         if size[0] != size[1] and self._product(size) is None:
             self.symbols[size] = compute
 
-    def argument(self, size: Size, graph: fx.Graph) -> int | fx.Node:
-        """A size as it stands in a call of `graph`."""
+    def argument(self, size: Size, graph: fx.Graph) -> int | fx.Node | None:
+        """A size as it stands in a call of `graph`; None if nothing computes it."""
         if size[0] == size[1]:
             return size[0]
         if size not in self._nodes:
             found = self._product(size)
-            assert found is not None, f"a size of {size} that nothing computes"
+            if found is None:
+                return None
             number, symbols = found
             node = self._symbol(symbols[0])
             for symbol in symbols[1:]:

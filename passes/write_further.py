@@ -10,8 +10,10 @@ from passes.carry_moves import carry_moves
 from passes.cleanup import cleanup
 from passes.order_sums import order_sums
 from passes.own_tensors import own_tensors
+from passes.plain_masks import plain_masks
 from passes.rewrites import REWRITES
 from passes.rewrites.apart import APART
+from passes.rewrites.spellings import SPELLINGS
 
 ROUNDS = 2
 """Moves that are carried away let rewrites fire, and these leave moves: once more is enough for what we know."""
@@ -19,10 +21,11 @@ ROUNDS = 2
 
 def write_further(program: Program) -> Program:
     """`program`, normalised, with fused projections apart, moves only where they matter and sums in one order."""
+    program = cleanup(apply(program, (*SPELLINGS, *REWRITES)))
     for _ in range(ROUNDS):
-        program = cleanup(carry_moves(program))
+        program = cleanup(carry_moves(plain_masks(program)))
         program = cleanup(apply(program, (*APART, *REWRITES)))
-    return own_tensors(cleanup(order_sums(cleanup(carry_moves(program)))))
+    return own_tensors(cleanup(order_sums(cleanup(carry_moves(plain_masks(program))))))
 
 
 FURTHER: tuple[Callable[[Program], Program], ...] = (own_tensors, write_further)

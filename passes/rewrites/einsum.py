@@ -42,7 +42,9 @@ def _terms(match: Match) -> _Terms | Refusal:
     """The equation as the product of two matrices (with batch axes), or why it is none."""
     left, arrow, out = match["equation"].replace(" ", "").partition("->")
     terms = left.split(",")
-    if len(terms) != 2 or not arrow or "." in left:
+    if len(terms) == 2 and "..." in left:
+        terms, out = _spelt_out(terms, out, [len(shape(tensor)) for tensor in match["tensors"]])
+    if len(terms) != 2 or not arrow or "." in out + "".join(terms):
         return Refusal(f"{match['equation']} is no product of two tensors with an explicit result", match.root)
     a, b = terms
     if any(len(set(term)) < len(term) for term in (a, b, out)):
@@ -53,6 +55,15 @@ def _terms(match: Match) -> _Terms | Refusal:
     if any(sizes.get(c, size) != size for c, size in zip(b, shape(match["tensors"][1]), strict=True)):
         return Refusal("a factor broadcasts", match.root)
     return _Terms(a, b, out)
+
+
+def _spelt_out(terms: list[str], out: str, ranks: list[int]) -> tuple[list[str], str]:
+    """An equation with its "..." as letters: as many as the longest needs, the last of them in every term."""
+    counts = [n - len(term.replace("...", "")) if "..." in term else 0 for term, n in zip(terms, ranks, strict=True)]
+    free = [chr(c) for c in range(ord("A"), ord("z")) if chr(c).isalpha() and chr(c) not in out + "".join(terms)]
+    letters = "".join(free[: max(counts)])
+    spelt = [term.replace("...", letters[len(letters) - n :]) for term, n in zip(terms, counts, strict=True)]
+    return spelt, out.replace("...", letters)
 
 
 def _order(source: str, target: str) -> list[int]:
