@@ -100,6 +100,7 @@ def _section(stem: str, document: Row) -> str:
         "",
         f"{good} of {len(rows)} pass every step. Run {when} with torch {versions['torch']}, {', '.join(more)}.",
         *([facts["remark"]] if "remark" in facts else []),
+        *([f"Listed but not run: {', '.join(facts['missing'])}."] if facts.get("missing") else []),
         "",
         _line(headings()),
         _line(["---"] * len(headings())),
@@ -114,7 +115,8 @@ def _details(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         lines += [f"- {row['model']}, {step}: {text}" for step, text in row["errors"].items()]
         lines += [f"- {row['model']}: {note}" for note in row.get("notes", ())]
-        lines += [f"- {row['model']}, no rule for: {text}" for text in row.get("opaque", ())]
+        unknown = dict.fromkeys(text.partition(" ")[0] for text in row.get("opaque", ()))
+        lines += [f"- {row['model']}, no rule for: {operator}" for operator in unknown]
     return ["", *lines] if lines else []
 
 

@@ -9,6 +9,8 @@ from importlib import metadata
 from benchmarks.survey import Subject, parser, survey
 from benchmarks.vision import build, models
 
+REMARK = "The second parent is the program of the first with the weights of another seed."
+
 
 def main() -> int:
     arguments = parser(__doc__ or "", "vision")
@@ -22,7 +24,7 @@ def main() -> int:
         raise SystemExit(f"{reason}: pip install timm torchvision, in the versions made for this torch") from None
     subjects = [Subject(model.label, model.library, partial(build, model), trace_both=False) for model in models()]
     versions = {name: metadata.version(name) for name in ("timm", "torchvision")}
-    return survey(given, subjects, **versions)
+    return survey(given, subjects, **versions, remark=REMARK)
 
 
 if __name__ == "__main__":

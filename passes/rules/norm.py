@@ -36,6 +36,12 @@ def batch_norm(call: Call) -> tuple[str, str]:
     return f"n c ..., c, c, c, c -> n c ...{more}", law
 
 
+@couples("aten._native_batch_norm_legit.no_stats")
+def batch_norm_by_itself(call: Call) -> tuple[str, str]:
+    """Statistics of the operand alone (how a weight is standardized, say), which are results too."""
+    return "n c ..., c, c -> n c ..., c, c", "rigid(input + weight + bias)"
+
+
 @couples("aten.instance_norm.default")
 def instance_norm(call: Call) -> tuple[str, str]:
     law = "rigid(input) * weight + bias" if call["use_input_stats"] else BATCH_NORM

@@ -77,6 +77,10 @@ PLAIN: dict[str, list[Call]] = {
     "native_layer_norm.default": [(z(3, 2, 5), (5,), z(5), z(5), 1e-5)],
     "rms_norm.default": [(z(3, 2, 5), (5,), z(5)), (z(3, 2, 5), (5,)), (z(3, 2, 5), (2, 5), z(2, 5))],
     "_fused_rms_norm.default": [(z(3, 2, 5), (5,), z(5), 1e-5)],
+    "_native_batch_norm_legit.no_stats": [
+        (z(1, 5, 7), x(5), z(5), True, 0.0, 1e-5),
+        (z(3, 5, 4, 2), None, None, True, 0.0, 1e-5),
+    ],
     "batch_norm.default": [
         (z(3, 5, 4), *_norm(5), False, 0.1, 1e-5, False),
         (z(3, 5), None, None, z(5), x(5), False, 0.1, 1e-5, False),
