@@ -41,10 +41,14 @@ class Pin:
 class Inference:
     """The axes of every value of a program, coupled as the rules say."""
 
-    def __init__(self, program: Program, rules: RuleSet, pin_outputs: bool = True) -> None:
+    def __init__(
+        self, program: Program, rules: RuleSet, pin_outputs: bool = True, tables: frozenset[str] = frozenset()
+    ) -> None:
         self.program, self.rules, self.pin_outputs = program, rules, pin_outputs
         self.coupler = Coupler(self.equate, self.pin)
-        self.transformed = program.parameters | _states(program, rules)
+        self.tables = tables
+        """Fixed tensors that move with the space of their last axis, as parameters do."""
+        self.transformed = program.parameters | _states(program, rules) | tables
         self.constants = Constants(program, rules, self.transformed)
         self.tensors: dict[str, tuple[Axis, ...]] = {}
         self.values: dict[fx.Node, Any] = {}
@@ -114,6 +118,8 @@ class Inference:
     def _tensor(self, name: str) -> tuple[Axis, ...]:
         if name not in self.tensors:
             self.tensors[name] = tuple(leaf(size) for size in self.program.tensors[name].shape)
+            for axis in self.tensors[name][:-1] if name in self.tables else ():
+                self.pin(axis, f"the rows of a fixed table, {name}")
         return self.tensors[name]
 
     def _pinned(self, shape: Sequence[int], reason: str) -> tuple[Axis, ...]:

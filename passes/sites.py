@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from fxmerge.coupling import RuleSet, Signature, labels_of, signature
 from fxmerge.ir.program import Program, target_name
 from fxmerge.ir.space import AxisExpr, Spaces, leaves
 from passes.spaces import SpacesOf
+from passes.tables import tables
 
 Role = Literal["write", "read"]
 Value = Literal["size", "constant", "parameter", "data"]
@@ -124,6 +126,10 @@ class _Finder:
     rules: RuleSet
     values: dict[fx.Node, Value] = field(default_factory=dict)
 
+    @cached_property
+    def tables(self) -> frozenset[str]:
+        return tables(self.program)
+
     @property
     def spaces(self) -> Spaces:
         return self.program.get(SpacesOf(self.rules))
@@ -146,7 +152,8 @@ class _Finder:
         if node.op == "placeholder":
             return "data"
         if node.op == "get_attr":
-            return "parameter" if node.target in self.program.parameters else "constant"
+            own = node.target in self.program.parameters or node.target in self.tables
+            return "parameter" if own else "constant"
         if not _has_tensor(node.meta.get("val")):
             return "size"
         kinds = {self.values[n] for n in node.all_input_nodes} - {"size"}

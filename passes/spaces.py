@@ -18,6 +18,7 @@ from fxmerge.tolerance import Tolerances, occurrences
 from passes.heads import within
 from passes.roles import evidence, roles_of, uses
 from passes.rules import BUILTIN
+from passes.tables import tables
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class InferenceOf:
     rules: RuleSet = BUILTIN
 
     def __call__(self, program: Program) -> Inference:
-        return Inference(program, self.rules)
+        return Inference(program, self.rules, tables=tables(program))
 
 
 @dataclass(frozen=True)

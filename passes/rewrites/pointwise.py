@@ -58,6 +58,12 @@ def times_one(match: Match) -> fx.Node:
     return found
 
 
+@rewrite(op("aten.rsub.Scalar", x, var("number")))
+def one_subtraction(match: Match) -> fx.Node:
+    """rsub(x, c)  -->  −x + c, which ONNX takes too"""
+    return match.call("aten.add.Tensor", match.call("aten.neg.default", match["x"]), match["number"])
+
+
 @rewrite(op("aten.div.Tensor", x, op("aten.sqrt.default", y)))
 def divided_by_root(match: Match) -> fx.Node:
     """x / √y  -->  x · rsqrt(y)"""
@@ -147,6 +153,7 @@ POINTWISE = (
     power_as_root,
     one_over_root,
     times_one,
+    one_subtraction,
     divided_by_root,
     silu,
     gelu,

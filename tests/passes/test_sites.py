@@ -81,10 +81,27 @@ class CrossAttention(nn.Module):
         return self.head(x + self.mix(self.norm(x), memory, memory, need_weights=False)[0])
 
 
+class Sinusoids(nn.Module):
+    """Fixed positions, added; and as fixed a table that multiplies, so that one space stays where it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up, self.down = nn.Linear(5, 12), nn.Linear(12, 9), nn.Linear(9, 12)
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 4)
+        angles = torch.arange(20)[:, None] * 0.3 ** torch.arange(6)
+        self.register_buffer("places", torch.cat((angles.sin(), angles.cos()), dim=-1)[None])
+        self.register_buffer("gates", torch.rand(1, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) * 3.5 + self.places[:, : x.shape[1]]
+        return self.head(x + self.down(F.relu(self.up(self.norm(x))) * self.gates))
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], set[int]]] = {
     "heads in the weight": (HeadsInTheWeight, {3, 4, 6, 12}),
     "registers": (Registers, {4, 12}),
     "cross attention": (CrossAttention, {3, 4, 12}),
+    "sinusoids": (Sinusoids, {12}),
     "tables": (Tables, {4, 6, 12}),
 }
 """Networks, and the sizes of the spaces that they are expected to move."""

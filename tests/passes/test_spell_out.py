@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn, ops
 
+import fxmerge
 from fxmerge.coupling import operator_name
 from fxmerge.export import compare_onnx, export_onnx
 from fxmerge.ir.capture import capture
@@ -92,3 +93,20 @@ def test_attention_of_other_than_four_axes(sizes: tuple[int, ...], tmp_path: Pat
     assert torch.allclose(after.run(after.samples)["logits"], before.run(before.samples)["logits"], atol=1e-6)
     export_onnx(after, tmp_path / "model.onnx")
     assert compare_onnx(tmp_path / "model.onnx", after) < 1e-5
+
+
+def test_multihead_attention_that_is_asked_for_its_weights(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(5, 12), nn.Linear(12, 4)
+            self.mix = nn.MultiheadAttention(12, 3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.head(x + self.mix(x, x, x)[0])
+
+    torch.manual_seed(0)
+    parents = [capture(Net().eval(), (torch.randn(3, 7, 5),), task=task) for task in "ab"]
+    merged = fxmerge.merge(parents, method="average", out=str(tmp_path / "m.onnx"))
+    assert merged.result["checks"]["onnx_max_abs"] < 1e-5
