@@ -101,7 +101,7 @@ def doubled(program: Program) -> Program:
 
 def lived_in(program: Program, seed: int) -> Program:
     """`program` with random running statistics: untrained ones, zeros and ones, hide mistakes."""
-    inference = program.get(TolerancesOf(passes.BUILTIN.rules)).inference
+    inference = program.get(TolerancesOf(passes.BUILTIN.rules, tables=True)).inference
     generator = torch.Generator().manual_seed(seed)
     tensors = dict(program.tensors)
     for name in sorted(inference.transformed - program.parameters):
@@ -112,7 +112,7 @@ def lived_in(program: Program, seed: int) -> Program:
 
 def random_element(program: Program, seed: int) -> Element:
     """A random element of the group of every space: order, scales, signs, dense maps."""
-    tolerances = program.get(TolerancesOf(passes.BUILTIN.rules))
+    tolerances = program.get(TolerancesOf(passes.BUILTIN.rules, tables=True))
     inner = within(tolerances)
     together = [{leaf.cls for leaf in occurrences(axis)} for axes in tolerances.tensors() for axis in axes]
     apart = {cls for found in together for cls in found & inner.keys() if inner[cls] not in found}

@@ -132,7 +132,7 @@ class _Finder:
 
     @property
     def spaces(self) -> Spaces:
-        return self.program.get(SpacesOf(self.rules))
+        return self.program.get(SpacesOf(self.rules, tables=True))
 
     def run(self) -> Sites:
         spaces = self.spaces

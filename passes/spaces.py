@@ -26,9 +26,11 @@ class InferenceOf:
     """Axes coupled by a set of rules, as an analysis: `program.get(InferenceOf(rules))`."""
 
     rules: RuleSet = BUILTIN
+    tables: bool = False
+    """Whether fixed tables that are added may move too. A merge folds them; a model's own parameters cannot."""
 
     def __call__(self, program: Program) -> Inference:
-        return Inference(program, self.rules, tables=tables(program))
+        return Inference(program, self.rules, tables=tables(program) if self.tables else frozenset())
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,10 @@ class TolerancesOf:
     """What the coupled axes tolerate, as an analysis."""
 
     rules: RuleSet = BUILTIN
+    tables: bool = False
 
     def __call__(self, program: Program) -> Tolerances:
-        return Tolerances(program.get(InferenceOf(self.rules)))
+        return Tolerances(program.get(InferenceOf(self.rules, self.tables)))
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ class SpacesOf:
     """Every axis in terms of spaces, as an analysis."""
 
     rules: RuleSet = BUILTIN
+    tables: bool = False
 
     def __call__(self, program: Program) -> Spaces:
-        return _Freeze(program, program.get(TolerancesOf(self.rules))).spaces()
+        return _Freeze(program, program.get(TolerancesOf(self.rules, self.tables))).spaces()
 
 
 def spaces(program: Program) -> Spaces:

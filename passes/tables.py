@@ -1,6 +1,6 @@
 """Fixed tables that are only added to what parameters compute: positions as sines and cosines, say.
 
-Along its last axis such a table writes a space as a learnt one does, so it can move with that space. A table that
+Along its last axis such a table writes a space as a learnt one does, so a merge moves it with that space. A table that
 multiplies something, or is looked at in any other way, is a constant: the spaces it meets stay where they are.
 """
 

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 from torch import Tensor, fx
 
 from fxmerge.ir.program import Program, target_name
+from passes.structure import has_tensor
 
 TURNS = frozenset(
     {"aten.permute.default", "aten.t.default", "aten.transpose.int", "aten.numpy_T.default", "aten._to_copy.default"}
@@ -47,7 +48,7 @@ def is_tensor_of_program(value: Any) -> bool:
 def is_moved_tensor(value: Any) -> bool:
     """Whether a value depends on one tensor of the program and on nothing else but sizes."""
     while isinstance(value, fx.Node) and value.op == "call_function":
-        operands = [node for node in value.all_input_nodes if is_tensor(node)]
+        operands = [node for node in value.all_input_nodes if has_tensor(node)]
         if len(operands) != 1:
             return False
         (value,) = operands

@@ -112,11 +112,16 @@ def test_what_is_planted_is_undone(name: str) -> None:
     torch.manual_seed(3)
     make, sizes = NETS[name]
     program = fxmerge.capture(make().eval(), (torch.randn(3, 7, 5),), task="own")
-    spaces = passes.spaces(program)
+    spaces = program.get(passes.SpacesOf(tables=True))
     assert {space.size for space in spaces.spaces.values() if space.movable} == sizes
     found = plant(program)
     assert max(found.twin, found.undone, found.weights, found.outputs) < 1e-10, found
     assert found.plain > 1e-3
+
+
+def test_a_fixed_table_holds_its_space_still_outside_a_merge() -> None:
+    program = fxmerge.capture(Sinusoids().eval(), (torch.randn(3, 7, 5),), task="own")
+    assert not any(space.movable for space in passes.spaces(program).spaces.values())
 
 
 def test_two_written_axes_average_like_one() -> None:
