@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fxmerge import augment as augmentation
 from fxmerge import measure
 from fxmerge.config import MergeConfig
-from fxmerge.errors import DataError, FxmergeError, OptionError, VerificationError
+from fxmerge.errors import CaptureError, DataError, FxmergeError, OptionError, VerificationError
 from fxmerge.examine import check, examine, inspect
 from fxmerge.extension import Extension
 from fxmerge.io import sources
@@ -22,6 +23,7 @@ from fxmerge.io.data import load_samples
 from fxmerge.io.files import nearest
 from fxmerge.io.samples import check_samples
 from fxmerge.ir.program import Program
+from fxmerge.ir.shapes import first_unsized
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import compare, require
 from fxmerge.knowledge import catalogue, known, passes
@@ -191,7 +193,10 @@ class _Merge:
         join = self.known.find("pass", "insert-merge")(
             template=self.config.like, width_scale=self.config.width_scale or 1.0
         )
-        supernet: SuperNet = join.join(normal, self.known)
+        try:
+            supernet: SuperNet = join.join(normal, self.known)
+        except GuardOnDataDependentSymNode as error:
+            raise _unsized(normal) from error
         return supernet.with_program(self.pipeline.run("supernet", supernet.program, self.known, self.watch))
 
     def _job(self, supernet: SuperNet, samples: list[Samples] | None, tell: Any) -> Job:
@@ -355,6 +360,16 @@ class _Merge:
         }
         labels = {parent.task: parent.labels for parent in supernet.parents}
         return Merged(replace(program, task="+".join(supernet.tasks)), result, supernet.tasks, labels)
+
+
+def _unsized(programs: Sequence[Program]) -> CaptureError:
+    """What to say of parents with values whose sizes depend on the data."""
+    found = next((node for node in map(first_unsized, programs) if node is not None), None)
+    at = f" (at {found.meta['source']})" if found is not None and "source" in found.meta else ""
+    return CaptureError(
+        f"a size depends on what the inputs hold, not on their shapes{at}",
+        "compute all rows and choose with torch.where, in place of indexing with a mask",
+    )
 
 
 def by_task(data: Any, programs: Sequence[Program]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fxmerge
-from fxmerge.errors import OptionError, VerificationError
+from fxmerge.errors import CaptureError, OptionError, VerificationError
 from fxmerge.export import run_onnx
 from fxmerge.ir.program import Program
 
@@ -139,3 +140,21 @@ def test_of_unlabeled_data_only_the_inputs_are_used(parents: Parents, tmp_path: 
         for labels in (0, 1)
     ]
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_sizes_that_depend_on_the_data_are_refused_with_their_place() -> None:
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.head = nn.Linear(5, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            kept = x.sum(-1) > 0
+            y = x.clone()
+            y[kept] = self.inner(x[kept])
+            return self.head(y)
+
+    parents = [fxmerge.capture(Picks().eval(), (torch.randn(8, 5),), task=task) for task in "ab"]
+    with pytest.raises(CaptureError, match=r"depends on what the inputs hold.*test_merge\.py"):
+        fxmerge.merge(parents, method="average")

@@ -47,6 +47,15 @@ def choose(program: Program) -> dict[str, int]:
     return hints
 
 
+def first_unsized(program: Program) -> fx.Node | None:
+    """The first value of which a size depends on what the inputs hold, not on their shapes."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
+            return node
+    return None
+
+
 class _Propagate(fx.Interpreter):
     """Runs the graph under a fake mode and keeps each node's value."""
 
