@@ -49,6 +49,7 @@ def choose(program: Program) -> dict[str, int]:
 
 def first_unsized(program: Program) -> fx.Node | None:
     """The first value of which a size depends on what the inputs hold, not on their shapes."""
+    node: fx.Node
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
