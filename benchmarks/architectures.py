@@ -100,7 +100,7 @@ def _section(stem: str, document: Row) -> str:
         "",
         f"{good} of {len(rows)} pass every step. Run {when} with torch {versions['torch']}, {', '.join(more)}.",
         *([facts["remark"]] if "remark" in facts else []),
-        *([f"{len(missing)} more are listed in `benchmarks/vision.py` and were not run to the end."] if missing else []),
+        *([f"{len(missing)} more of `benchmarks/vision.py` were not run to the end."] if missing else []),
         "",
         _line(headings()),
         _line(["---"] * len(headings())),
