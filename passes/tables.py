@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fxmerge.ir.program import Program, target_name
 from passes.rules.names import aten
+from passes.structure import has_tensor
 
 ROWS = frozenset(
     aten(
@@ -58,7 +59,7 @@ def _only_added(node: fx.Node, live: set[fx.Node]) -> bool:
     if not node.users:
         return False
     for user in node.users:
-        if user.op == "call_function" and not isinstance(user.meta.get("val"), Tensor):
+        if user.op == "call_function" and not has_tensor(user):
             continue  # its size is read
         if user.op != "call_function":
             return False

@@ -1,89 +1,30 @@
-"""Attention, softmax and masks written out become one operator; what is not the same function stays as it is."""
+"""Attention and masks written out become one operator; what is not the same function stays as it is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fxmerge import Program, capture
-from fxmerge.ir.program import target_name
 from fxmerge.rewrite import Trace
-from passes import cleanup, normalize
-
-SDPA = "aten.scaled_dot_product_attention.default"
-HEADS, WIDTH = 3, 4
-MIN = torch.finfo(torch.float64).min
-
-
-Mix = Callable[..., Tensor]
-
-
-class Attention(nn.Module):
-    """Queries, keys and values of x, and several functions of them: an output each, so that one capture serves all."""
-
-    def __init__(self, mixes: dict[str, Mix]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.mixes = mixes
-        self.q, self.k, self.v = (nn.Linear(12, HEADS * WIDTH) for _ in range(3))
-        self.register_buffer("tril", torch.ones(32, 32).tril()[None, None])
-        self.register_buffer("ragged", torch.ones(32, 32).tril(-3)[None, None])
-        self.bias = nn.Parameter(torch.randn(HEADS, 1, 1))
-
-    def heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], HEADS, WIDTH).transpose(1, 2)
-
-    def forward(self, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        q, k, v = (self.heads(layer(x)) for layer in (self.q, self.k, self.v))
-        return {name: mix(self, q, k, v, mask) for name, mix in self.mixes.items()}
-
-
-def inputs(rows: int, tokens: int = 6) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(rows)
-    mask = torch.ones(rows, tokens)
-    mask[0, 4:] = 0
-    return torch.randn(rows, tokens, 12, generator=generator).double(), mask.double()
-
-
-def capture_all(mixes: dict[str, Mix]) -> Program:
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    return capture(Attention(mixes).double(), inputs(3), dynamic_shapes={"x": free, "mask": free})
-
-
-@cache
-def captured(table: str) -> Program:
-    """A program with an output for every entry of one of the tables below."""
-    values: dict[str, Any] = globals()[table]
-    return capture_all({name: value[0] if isinstance(value, tuple) else value for name, value in values.items()})
-
-
-def program(table: str, name: str) -> Program:
-    return captured(table).only([name])
-
-
-def called(program: Program) -> list[str]:
-    return [target_name(node.target) for node in program.graph.nodes if node.op == "call_function"]
-
-
-def attention_of(program: Program) -> torch.fx.Node:
-    (node,) = (node for node in program.graph.nodes if node.op == "call_function" and target_name(node.target) == SDPA)
-    return node
-
-
-def same(before: Program, after: Program) -> None:
-    for rows, tokens in ((2, 6), (5, 9)):
-        torch.testing.assert_close(after(*inputs(rows, tokens)), before(*inputs(rows, tokens)), rtol=1e-12, atol=1e-12)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, more: Callable[[Tensor], Tensor] = lambda scores: scores) -> Tensor:
-    return more(q @ k.transpose(-2, -1) / math.sqrt(WIDTH)).softmax(-1) @ v
-
+from passes import normalize
+from tests.passes.attention_nets import (
+    MIN,
+    SDPA,
+    WIDTH,
+    Attention,
+    Mix,
+    attend,
+    attention_of,
+    called,
+    inputs,
+    kept,
+    program,
+    same,
+    softmaxed,
+)
 
 # -- where the scale and the mask stand --------------------------------------------------------------------
 
@@ -102,20 +43,15 @@ SCALED: dict[str, Mix] = {
     "einsum": lambda m, q, k, v, mask: torch.einsum(
         "bhij,bhjd->bhid", (torch.einsum("bhid,bhjd->bhij", q, k) * 0.5).softmax(-1), v
     ),
-    "softmax written out": lambda m, q, k, v, mask: _softmax(q @ k.mT / 2) @ v,
+    "softmax written out": lambda m, q, k, v, mask: softmaxed(q @ k.mT / 2) @ v,
     "dropout": lambda m, q, k, v, mask: nn.functional.dropout((q @ k.mT / 2).softmax(-1), 0.1, m.training) @ v,
     "cast": lambda m, q, k, v, mask: ((q @ k.mT / 2).softmax(-1, dtype=torch.float64)).to(q.dtype) @ v,
 }
 
 
-def _softmax(scores: Tensor) -> Tensor:
-    powers = (scores - scores.amax(-1, keepdim=True)).exp()
-    return powers / powers.sum(-1, keepdim=True)
-
-
 @pytest.mark.parametrize("name", SCALED)
 def test_the_default_scale_in_every_place(name: str) -> None:
-    before = program("SCALED", name)
+    before = program(SCALED, name)
     after = normalize(before)
     node = attention_of(after)
     assert "scale" not in node.kwargs
@@ -133,39 +69,35 @@ OTHER: dict[str, tuple[Mix, float]] = {
 
 @pytest.mark.parametrize("name", OTHER)
 def test_another_scale_is_an_argument(name: str) -> None:
-    before = program("OTHER", name)
+    before = program(OTHER, name)
     after = normalize(before)
     assert attention_of(after).kwargs["scale"] == pytest.approx(OTHER[name][1])
     same(before, after)
 
 
-def _keep(mask: Tensor) -> Tensor:
-    return mask[:, None, None, :]
-
-
 MASKED: dict[str, tuple[Mix, str]] = {
-    "added": (lambda m, q, k, v, mask: attend(q, k, v, lambda s: s + (1 - _keep(mask)) * -1e4), "float"),
+    "added": (lambda m, q, k, v, mask: attend(q, k, v, lambda s: s + (1 - kept(mask)) * -1e4), "float"),
     "added before the scale": (
-        lambda m, q, k, v, mask: ((q @ k.mT + (1 - _keep(mask)) * -1e4) * 0.5).softmax(-1) @ v,
+        lambda m, q, k, v, mask: ((q @ k.mT + (1 - kept(mask)) * -1e4) * 0.5).softmax(-1) @ v,
         "float",
     ),
-    "subtracted": (lambda m, q, k, v, mask: attend(q, k, v, lambda s: s - (1 - _keep(mask)) * 1e4), "float"),
+    "subtracted": (lambda m, q, k, v, mask: attend(q, k, v, lambda s: s - (1 - kept(mask)) * 1e4), "float"),
     "added twice": (
-        lambda m, q, k, v, mask: attend(q, k, v, lambda s: m.bias + s + (1 - _keep(mask)) * -1e4),
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: m.bias + s + (1 - kept(mask)) * -1e4),
         "float",
     ),
-    "filled": (lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(_keep(mask) == 0, -math.inf)), "bool"),
+    "filled": (lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(kept(mask) == 0, -math.inf)), "bool"),
     "filled with the lowest number": (
-        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(_keep(mask) == 0, MIN)),
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(kept(mask) == 0, MIN)),
         "float",
     ),
     "where": (
-        lambda m, q, k, v, mask: attend(q, k, v, lambda s: torch.where(_keep(mask) > 0, s, -math.inf)),
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: torch.where(kept(mask) > 0, s, -math.inf)),
         "bool",
     ),
     "where not": (
         lambda m, q, k, v, mask: attend(
-            q, k, v, lambda s: torch.where(_keep(mask) == 0, torch.full([], MIN, dtype=s.dtype), s)
+            q, k, v, lambda s: torch.where(kept(mask) == 0, torch.full([], MIN, dtype=s.dtype), s)
         ),
         "float",
     ),
@@ -174,26 +106,26 @@ MASKED: dict[str, tuple[Mix, str]] = {
             q,
             k,
             v,
-            lambda s: s.masked_fill(_keep(mask) == 0, -math.inf).masked_fill(
+            lambda s: s.masked_fill(kept(mask) == 0, -math.inf).masked_fill(
                 m.tril[..., : s.shape[-1], : s.shape[-1]] == 0, -math.inf
             ),
         ),
         "bool",
     ),
     "biased, then filled": (
-        lambda m, q, k, v, mask: attend(q, k, v, lambda s: (s + m.bias).masked_fill(_keep(mask) == 0, -math.inf)),
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: (s + m.bias).masked_fill(kept(mask) == 0, -math.inf)),
         "float",
     ),
     "biased, then filled with the lowest number": (
-        lambda m, q, k, v, mask: attend(q, k, v, lambda s: (s + m.bias).masked_fill(_keep(mask) == 0, MIN)),
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: (s + m.bias).masked_fill(kept(mask) == 0, MIN)),
         "float",
     ),
     "filled, then biased": (
-        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(_keep(mask) == 0, -math.inf) + m.bias),
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(kept(mask) == 0, -math.inf) + m.bias),
         "float",
     ),
     "boolean": (
-        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(~_keep(mask).bool(), -math.inf)),
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(~kept(mask).bool(), -math.inf)),
         "bool",
     ),
 }
@@ -201,7 +133,7 @@ MASKED: dict[str, tuple[Mix, str]] = {
 
 @pytest.mark.parametrize("name", MASKED)
 def test_masks_of_every_kind(name: str) -> None:
-    kind, before = MASKED[name][1], program("MASKED", name)
+    kind, before = MASKED[name][1], program(MASKED, name)
     after = normalize(before)
     node = attention_of(after)
     assert isinstance(node.args[3], torch.fx.Node)
@@ -211,7 +143,7 @@ def test_masks_of_every_kind(name: str) -> None:
 
 
 def test_a_row_that_is_masked_whole_keeps_its_mean() -> None:
-    before = program("MASKED", "filled with the lowest number")
+    before = program(MASKED, "filled with the lowest number")
     x, mask = inputs(3)
     mask[1] = 0
     torch.testing.assert_close(normalize(before)(x, mask), before(x, mask), rtol=1e-12, atol=1e-12)
@@ -249,7 +181,7 @@ CAUSAL: dict[str, Mix] = {
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_causal_masks_are_recognised(name: str) -> None:
-    before = program("CAUSAL", name)
+    before = program(CAUSAL, name)
     after = normalize(before)
     assert attention_of(after).args[3:] == (None, 0.0, True)
     assert "aten.masked_fill.Scalar" not in called(after)
@@ -277,7 +209,7 @@ NOT_CAUSAL: dict[str, Mix] = {
 
 @pytest.mark.parametrize("name", NOT_CAUSAL)
 def test_other_masks_are_not_causal(name: str) -> None:
-    before = program("NOT_CAUSAL", name)
+    before = program(NOT_CAUSAL, name)
     after = normalize(before)
     assert attention_of(after).args[5:] in ((), (False,))
     same(before, after)
@@ -287,7 +219,7 @@ def test_other_masks_are_not_causal(name: str) -> None:
 
 REFUSED: dict[str, tuple[Mix, str]] = {
     "a query that sees no key": (
-        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(_keep(mask) == 0, -1e9)),
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(kept(mask) == 0, -1e9)),
         "a query that sees no key would differ: hidden scores become -1e+09, not −∞",
     ),
     "a buffer with an empty row": (
@@ -295,11 +227,11 @@ REFUSED: dict[str, tuple[Mix, str]] = {
         "a query that sees no key would differ: hidden scores become -1e+09, not −∞",
     ),
     "a mask that is none": (
-        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(_keep(mask) == 0, -5.0)),
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s.masked_fill(kept(mask) == 0, -5.0)),
         "hidden scores become -5.0, which is no mask",
     ),
     "a mask that multiplies": (
-        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s * _keep(mask)),
+        lambda m, q, k, v, mask: attend(q, k, v, lambda s: s * kept(mask)),
         "aten.mul.Tensor stands between the scores and their softmax",
     ),
     "something between": (
@@ -331,11 +263,11 @@ REFUSED: dict[str, tuple[Mix, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str) -> None:
-    message, before, trace = REFUSED[name][1], program("REFUSED", name), Trace()
+    message, before, trace = REFUSED[name][1], program(REFUSED, name), Trace()
     after = normalize(before, trace=trace)
     assert SDPA not in called(after)
     assert message in str(trace.refusals["attention"])
-    assert "test_rewrites_attention.py:" in str(trace.refusals["attention"])
+    assert "attention_nets.py:" in str(trace.refusals["attention"])
     same(before, after)
 
 
@@ -345,69 +277,3 @@ def _with_weights(m: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -
 
 
 REFUSED["weights used elsewhere"] = (_with_weights, "aten.softmax.int is used elsewhere too")
-
-
-# -- softmax and boolean masks -------------------------------------------------------------------------------
-
-SOFTMAX: dict[str, Mix] = {
-    "largest entry": lambda m, q, k, v, mask: _softmax(q),
-    "without": lambda m, q, k, v, mask: q.exp() / q.exp().sum(-1, keepdim=True),
-    "max": lambda m, q, k, v, mask: (
-        (q - q.max(-1, keepdim=True)[0]).exp() / (q - q.max(-1, keepdim=True)[0]).exp().sum(-1, True)
-    ),
-    "operator": lambda m, q, k, v, mask: torch.ops.aten._softmax.default(q, -1, False),
-    "over heads": lambda m, q, k, v, mask: q.exp() / q.exp().sum(1, keepdim=True),
-}
-
-
-@pytest.mark.parametrize("name", SOFTMAX)
-def test_softmax_spellings(name: str) -> None:
-    before = program("SOFTMAX", name)
-    after = normalize(before)
-    assert called(cleanup(after))[-1] == "aten.softmax.int"
-    assert "aten.exp.default" not in called(after)
-    same(before, after)
-
-
-NO_SOFTMAX: dict[str, tuple[Mix, str]] = {
-    "two axes": (
-        lambda m, q, k, v, mask: q.exp() / q.exp().sum((-1, -2), keepdim=True),
-        "the largest entry and the sum are over different axes",
-    ),
-    "another sum": (
-        lambda m, q, k, v, mask: q.exp() / k.exp().sum(-1, keepdim=True),
-        "expected aten.sub.Tensor, found aten.permute.default",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", NO_SOFTMAX)
-def test_what_is_no_softmax(name: str) -> None:
-    before, trace = program("NO_SOFTMAX", name), Trace()
-    assert "aten.exp.default" in called(normalize(before, trace=trace))
-    assert NO_SOFTMAX[name][1] in str(trace.refusals["softmax"])
-
-
-def _filled(condition: Callable[[Tensor], Tensor]) -> Mix:
-    return lambda m, q, k, v, mask: q.masked_fill(condition(_keep(mask).mT), 0)
-
-
-BOOLEANS: dict[str, Mix] = {
-    "not a cast": _filled(lambda mask: ~mask.bool()),
-    "zero": _filled(lambda mask: mask == 0),
-    "not unequal": _filled(lambda mask: ~(mask != 0)),
-    "twice": _filled(lambda mask: torch.logical_not(torch.logical_not(mask == 0))),
-    "a cast is zero": _filled(lambda mask: mask.bool() == 0),
-    "not zero": _filled(lambda mask: (mask == 0) != 0),
-}
-
-
-@pytest.mark.parametrize("name", BOOLEANS)
-def test_boolean_masks_in_one_spelling(name: str) -> None:
-    before = program("BOOLEANS", name)
-    after = normalize(before)
-    assert [n for n in called(after) if n.rpartition(".")[0] in NEGATIONS] == ["aten.eq.Scalar"]
-    same(before, after)
-
-
-NEGATIONS = ("aten.eq", "aten.ne", "aten.logical_not", "aten.bitwise_not", "aten._to_copy")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import fxmerge
 import passes
 from benchmarks.planted import plant
+from passes.tables import tables
 
 
 class HeadsInTheWeight(nn.Module):
@@ -122,6 +123,23 @@ def test_what_is_planted_is_undone(name: str) -> None:
 def test_a_fixed_table_holds_its_space_still_outside_a_merge() -> None:
     program = fxmerge.capture(Sinusoids().eval(), (torch.randn(3, 7, 5),), task="own")
     assert not any(space.movable for space in passes.spaces(program).spaces.values())
+
+
+def test_a_table_that_multiplies_by_its_halves_is_no_added_table() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(5, 6), nn.Linear(6, 4)
+            self.register_buffer("angles", torch.rand(7, 12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            cos, sin = self.angles.chunk(2, dim=-1)
+            x = self.first(x)
+            return self.head(x * cos + x.flip(-1) * sin)
+
+    program = fxmerge.capture(Turned().eval(), (torch.randn(3, 7, 5),), task="own")
+    assert tables(program) == frozenset()
+    assert tables(fxmerge.capture(Sinusoids().eval(), (torch.randn(3, 7, 5),), task="own")) == {"places"}
 
 
 def test_two_written_axes_average_like_one() -> None:
