@@ -247,7 +247,7 @@ class _Work:
             )
 
 
-def operator(name: str) -> Callable[..., Any]:
+def operator(name: str) -> Any:
     """The operator of a name such as "aten.mul.Tensor". Raises `ExtensionError` if torch knows none."""
     parts = name.split(".")
     found: Any = torch.ops
@@ -259,7 +259,7 @@ def operator(name: str) -> Callable[..., Any]:
             f"torch knows no operator {name!r}",
             "write it as namespace.name.overload, and import the package it is from",
         ) from None
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _kind(value: Any) -> str:

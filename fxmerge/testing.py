@@ -22,6 +22,7 @@ from fxmerge.inference import Inference
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.space import MOVABLE
 from fxmerge.ir.views import redeem
+from fxmerge.rewrite import operator
 from fxmerge.tolerance import Tolerances
 
 TOLERANCE = 1e-9
@@ -75,14 +76,6 @@ def audit(rule: Rule, *examples: Example, seed: int = 0, rounds: int = 3) -> Aud
                 raise AuditError(_complaint(rule, example, tolerances, result, error))
         notes += _too_little(program, tolerances, before, example, seed)
     return AuditReport(rule.name, len(calls), worst, tuple(notes))
-
-
-def operator(name: str) -> Any:
-    """The operator of a name like "aten.linear.default" (or "aten.linear")."""
-    found: Any = torch.ops
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found if isinstance(found, torch._ops.OpOverload) else found.default
 
 
 def one_call(example: Example) -> Program:

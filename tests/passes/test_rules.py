@@ -9,7 +9,8 @@ import torch
 
 from fxmerge.coupling import Rule, couples
 from fxmerge.ir.law import names, parse
-from fxmerge.testing import AuditError, Example, audit, operator
+from fxmerge.rewrite import operator
+from fxmerge.testing import AuditError, Example, audit
 from passes.rules import BUILTIN
 from tests.passes.rule_calls import examples, x, z
 
