@@ -1,5 +1,7 @@
 """`python -m fxmerge`: the command, where its script is not on the path."""
 
+import sys
+
 from fxmerge.cli import main
 
-main()
+sys.exit(main())

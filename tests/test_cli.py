@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +342,10 @@ def test_interrupted_for_real_and_resumed(here: Path, capsys: pytest.CaptureFixt
     assert code == 0, err
     assert (here / "m.onnx").read_bytes() == whole
     assert not (here / "m.onnx.state").exists()
+
+
+def test_the_module_exits_as_the_command_does(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fxmerge", "check", str(tmp_path / "none.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 2
+    assert "none.pt" in done.stderr
