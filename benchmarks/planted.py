@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, fx
 
 import passes
-from fxmerge.groups import KINDS, Deviation, Element
-from fxmerge.inference import Inference
-from fxmerge.ir.axes import Axis, leaf
+from fxmerge.coupling.axes import Axis, leaf
+from fxmerge.coupling.elements import KINDS, Deviation, Element
+from fxmerge.coupling.inference import Inference
+from fxmerge.coupling.tolerance import occurrences
 from fxmerge.ir.merge import AxisMap, Map
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Own, Place, SuperNet
-from fxmerge.tolerance import occurrences
 from passes.check import WIDER
 from passes.heads import within
 from passes.spaces import TolerancesOf

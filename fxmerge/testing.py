@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.coupling import Rule, RuleSet, labels_of, tokens
-from fxmerge.groups import Deviation, Element
-from fxmerge.inference import Inference
+from fxmerge.coupling.elements import Deviation, Element
+from fxmerge.coupling.inference import Inference
+from fxmerge.coupling.tolerance import Tolerances
+from fxmerge.coupling.views import redeem
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.space import MOVABLE
-from fxmerge.ir.views import redeem
 from fxmerge.rewrite import operator
-from fxmerge.tolerance import Tolerances
 
 TOLERANCE = 1e-9
 SIZES = (5, 3, 7, 4, 6, 9, 8, 11, 10, 13)

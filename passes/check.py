@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.coupling import RuleSet, operator_name
-from fxmerge.groups import Deviation, Element, Kind
-from fxmerge.inference import Inference
+from fxmerge.coupling.elements import Deviation, Element, Kind
+from fxmerge.coupling.inference import Inference
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import MOVABLE
 from passes.heads import within

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product as combinations
 
-from fxmerge.inference import Inference, Lawful
-from fxmerge.ir.axes import Axis, Class, factors, segments
-from fxmerge.ir.views import Held, Promise
-from fxmerge.tolerance import Tolerances, occurrences
+from fxmerge.coupling.axes import Axis, Class, factors, segments
+from fxmerge.coupling.inference import Inference, Lawful
+from fxmerge.coupling.tolerance import Tolerances, occurrences
+from fxmerge.coupling.views import Held, Promise
 
 
 def within(tolerances: Tolerances) -> dict[Class, Class]:

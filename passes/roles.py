@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from fxmerge.coupling import Call
-from fxmerge.inference import Inference, Lawful
-from fxmerge.ir.axes import Axis, Class
-from fxmerge.ir.law import RESULT, Sum, names, parse
+from fxmerge.coupling.axes import Axis, Class
+from fxmerge.coupling.inference import Inference, Lawful
+from fxmerge.coupling.law import RESULT, Sum, names, parse
+from fxmerge.coupling.tolerance import Tolerances, occurrences
 from fxmerge.ir.space import Use
-from fxmerge.tolerance import Tolerances, occurrences
 from passes.heads import components
 
 

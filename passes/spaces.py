@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxmerge.coupling import Call, RuleSet, operator_name
-from fxmerge.inference import Inference
-from fxmerge.ir.axes import Axis, Class
+from fxmerge.coupling.axes import Axis, Class
+from fxmerge.coupling.inference import Inference
+from fxmerge.coupling.tolerance import Tolerances, occurrences
+from fxmerge.coupling.views import Held, Promise
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Cat, Leaf, Opaque, Prod, Space, Spaces
-from fxmerge.ir.views import Held, Promise
-from fxmerge.tolerance import Tolerances, occurrences
 from passes.heads import within
 from passes.roles import evidence, roles_of, uses
 from passes.rules import BUILTIN

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from fxmerge.coupling import moves
-from fxmerge.ir.views import Held
-from fxmerge.move import Move
+from fxmerge.coupling.moves import Move
+from fxmerge.coupling.views import Held
 from passes.rules.names import aten
 
 

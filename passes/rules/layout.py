@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fxmerge.coupling import couples, moves
-from fxmerge.ir.axes import Axis
-from fxmerge.ir.views import Held
-from fxmerge.move import Move
+from fxmerge.coupling.axes import Axis
+from fxmerge.coupling.moves import Move
+from fxmerge.coupling.views import Held
 from passes.rules.names import aten
 
 

@@ -15,7 +15,7 @@ import passes
 from benchmarks.architectures import PROTOTYPE
 from benchmarks.examine import summary
 from benchmarks.planted import change, changes, doubled, plant, random_element
-from fxmerge.groups import Element
+from fxmerge.coupling.elements import Element
 from fxmerge.ir.program import Program
 from passes.describe import describe
 from passes.spaces import TolerancesOf

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fxmerge.coupling import Rule, couples
-from fxmerge.ir.law import names, parse
+from fxmerge.coupling.law import names, parse
 from fxmerge.rewrite import operator
 from fxmerge.testing import AuditError, Example, audit
 from passes.rules import BUILTIN

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from fxmerge.ir.law import RESULT, Cap, Equations, equations, linear_in, parse
+from fxmerge.coupling.law import RESULT, Cap, Equations, equations, linear_in, parse
 
 NONE: frozenset[str] = frozenset()
 

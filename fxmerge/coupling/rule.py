@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from fxmerge.coupling import law as laws
 from fxmerge.errors import ExtensionError
-from fxmerge.ir import law as laws
 
 if TYPE_CHECKING:
-    from fxmerge.move import Move
+    from fxmerge.coupling.move import Move
 
 Couples: TypeAlias = "str | tuple[str, str]"
 """A signature, or a signature and a law."""

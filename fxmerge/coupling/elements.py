@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fxmerge.ir.axes import Axis, Class
-from fxmerge.ir.views import Held, Promise
-from fxmerge.tolerance import Tolerances
+from fxmerge.coupling.axes import Axis, Class
+from fxmerge.coupling.tolerance import Tolerances
+from fxmerge.coupling.views import Held, Promise
 
 Kind = Literal["permutation", "scale", "sign", "dense"]
 KINDS: tuple[Kind, ...] = ("permutation", "scale", "sign", "dense")

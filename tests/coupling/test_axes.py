@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fxmerge.ir.axes import Axis, Coupler, concat, factors, leaf, product, segments, twin
+from fxmerge.coupling.axes import Axis, Coupler, concat, factors, leaf, product, segments, twin
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxmerge.coupling import Call, Rule, RuleSet, Signature, labels_of, operator_name
-from fxmerge.ir.axes import ONE, Axis, Coupler, leaf, product, twin
-from fxmerge.ir.law import RESULT
+from fxmerge.coupling.axes import ONE, Axis, Coupler, leaf, product, twin
+from fxmerge.coupling.law import RESULT
+from fxmerge.coupling.move import Move
+from fxmerge.coupling.rule import Call, Rule, RuleSet, Signature, labels_of, operator_name
+from fxmerge.coupling.views import Held, View, redeem
 from fxmerge.ir.program import Program
-from fxmerge.ir.views import Held, View, redeem
-from fxmerge.move import Move
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from fxmerge.coupling import Call
-from fxmerge.ir import views
-from fxmerge.ir.axes import Axis, concat, leaf, product
-from fxmerge.ir.views import Held
+from fxmerge.coupling import views
+from fxmerge.coupling.axes import Axis, concat, leaf, product
+from fxmerge.coupling.rule import Call
+from fxmerge.coupling.views import Held
 
 if TYPE_CHECKING:
-    from fxmerge.inference import Inference
+    from fxmerge.coupling.inference import Inference
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fxmerge.ir.axes import Coupler, factors, leaf, segments
-from fxmerge.ir.views import Promise, narrow, redeem, reshape
+from fxmerge.coupling.axes import Coupler, factors, leaf, segments
+from fxmerge.coupling.views import Promise, narrow, redeem, reshape
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TypeAlias
 
-from fxmerge.ir.axes import ONE, Axis, Coupler, leaf, product
+from fxmerge.coupling.axes import ONE, Axis, Coupler, leaf, product
 
 
 class View:

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 
-from fxmerge.inference import Inference, Lawful
-from fxmerge.ir.axes import Axis, Class, factors, segments
-from fxmerge.ir.law import RESULT, Cap, equations
+from fxmerge.coupling.axes import Axis, Class, factors, segments
+from fxmerge.coupling.inference import Inference, Lawful
+from fxmerge.coupling.law import RESULT, Cap, equations
 
 Row = dict[int, Fraction]
 
