@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from fxmerge.config import MergeConfig
     from fxmerge.coupling import couples
     from fxmerge.errors import FxmergeError
-    from fxmerge.extension import Extension
     from fxmerge.io.bundle import save
     from fxmerge.io.sources import load
     from fxmerge.ir.capture import capture
     from fxmerge.ir.program import Program
     from fxmerge.merged import Merged
+    from fxmerge.pipeline.extension import Extension
     from fxmerge.version import __version__
 
 _WHERE = {
-    "Extension": "fxmerge.extension",
+    "Extension": "fxmerge.pipeline.extension",
     "FxmergeError": "fxmerge.errors",
     "MergeConfig": "fxmerge.config",
     "Merged": "fxmerge.merged",

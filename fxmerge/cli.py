@@ -332,7 +332,8 @@ def demo(
 
 
 def _list(kind: Literal["methods", "passes", "rules"], extension: Sequence[str] | None) -> None:
-    from fxmerge import knowledge, report
+    from fxmerge import report
+    from fxmerge.pipeline import installed as knowledge
 
     _stdout().print(report.catalogue(knowledge.catalogue(kind, extensions=tuple(extension or ()))))
 

@@ -17,7 +17,6 @@ from fxmerge import measure
 from fxmerge.config import MergeConfig
 from fxmerge.errors import CaptureError, DataError, FxmergeError, OptionError, VerificationError
 from fxmerge.examine import check, examine, inspect
-from fxmerge.extension import Extension
 from fxmerge.io import sources
 from fxmerge.io.data import load_samples
 from fxmerge.io.files import nearest
@@ -26,18 +25,19 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import compare, require
-from fxmerge.knowledge import catalogue, known, passes
 from fxmerge.measure import Samples
 from fxmerge.merged import Merged
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.base import Options
 from fxmerge.methods.student import pool_of
 from fxmerge.pipeline import Pipeline, run_pass
+from fxmerge.pipeline.extension import Extension
+from fxmerge.pipeline.installed import catalogue, known, passes
+from fxmerge.pipeline.watch import Watch
 from fxmerge.progress import Stages
 from fxmerge.teach import Pool
 from fxmerge.train import Settings, silent
 from fxmerge.version import __version__
-from fxmerge.watch import Watch
 from fxmerge.write import save_merged
 
 __all__ = ["catalogue", "check", "examine", "inspect", "merge"]

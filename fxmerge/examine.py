@@ -10,7 +10,7 @@ from typing import Any
 from fxmerge.io.sources import load
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import Spaces
-from fxmerge.knowledge import known, passes
+from fxmerge.pipeline.installed import known, passes
 
 Source = Program | str | Path
 

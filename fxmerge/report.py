@@ -15,9 +15,9 @@ from rich.text import Text
 
 from fxmerge.config import MergeConfig
 from fxmerge.examine import Examined
-from fxmerge.extension import BUILTIN_OWNER
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import Use
+from fxmerge.pipeline.extension import BUILTIN_OWNER
 from fxmerge.progress import duration
 
 CHECKS = (

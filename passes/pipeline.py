@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fxmerge.extension import BUILTIN_OWNER, Extension
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods import METHODS
 from fxmerge.pipeline import Pass, Pipeline, Stage
+from fxmerge.pipeline.extension import BUILTIN_OWNER, Extension
 from fxmerge.rewrite import Trace
 from passes.cleanup import cleanup
 from passes.fold_merge import fold_merge

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from fxmerge.pattern import Either, Pattern
 from fxmerge.rewrite import Match, Refusal, either, op, rewrite, var
+from fxmerge.rewrite.pattern import Either, Pattern
 from passes.rewrites.common import is_number, same_number
 
 x, y = var("x"), var("y")

@@ -11,7 +11,7 @@ from torch import fx
 
 from fxmerge.coupling import Call
 from fxmerge.ir.program import Program, target_name
-from fxmerge.pattern import Attempt, Bound, Pattern
+from fxmerge.rewrite.pattern import Attempt, Bound, Pattern
 from passes.rewrites.common import is_tensor, rank, shape
 from passes.rewrites.masks import number
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from fxmerge.coupling import moves
-from fxmerge.coupling.moves import Move
+from fxmerge.coupling.move import Move
 from fxmerge.coupling.views import Held
 from passes.rules.names import aten
 

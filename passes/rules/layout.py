@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fxmerge.coupling import couples, moves
 from fxmerge.coupling.axes import Axis
-from fxmerge.coupling.moves import Move
+from fxmerge.coupling.move import Move
 from fxmerge.coupling.views import Held
 from passes.rules.names import aten
 

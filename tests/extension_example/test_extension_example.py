@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import fxmerge
 from fxmerge.errors import ExtensionError
-from fxmerge.extension import Extension, collect, from_packages
 from fxmerge.ir.program import Program, target_name
+from fxmerge.pipeline.extension import Extension, collect, from_packages
 from fxmerge.rewrite import Trace, apply
 from passes import BUILTIN, PIPELINE
 from passes.spaces import SpacesOf

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_origin, get_type_h
 from fxmerge.errors import ExtensionError, FxmergeError, OptionError
 from fxmerge.io.files import nearest
 from fxmerge.ir.program import Program
-from fxmerge.options import parse_options, shown
+from fxmerge.pipeline.options import parse_options, shown
 
 if TYPE_CHECKING:
-    from fxmerge.extension import Extension
+    from fxmerge.pipeline.extension import Extension
 
 Stage = Literal["parent", "join", "supernet", "merged"]
 STAGES: tuple[Stage, ...] = ("parent", "join", "supernet", "merged")

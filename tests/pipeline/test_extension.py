@@ -12,9 +12,9 @@ import pytest
 
 from fxmerge import Extension, couples
 from fxmerge.errors import ExtensionError, OptionError
-from fxmerge.extension import GROUP, collect, from_file, from_packages
 from fxmerge.methods import Job, Outcome
 from fxmerge.pipeline import Pass
+from fxmerge.pipeline.extension import GROUP, collect, from_file, from_packages
 from fxmerge.rewrite import Match, op, rewrite, var
 
 

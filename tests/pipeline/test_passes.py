@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxmerge import Extension, Program, capture
 from fxmerge.errors import ExtensionError, OptionError, VerificationError
 from fxmerge.pipeline import Pass, Pipeline, Stage, run_pass
-from fxmerge.watch import Watch
+from fxmerge.pipeline.watch import Watch
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from fxmerge.errors import ExtensionError
 from fxmerge.ir.program import Program, prune, target_name
-from fxmerge.pattern import Attempt, Bound, Pattern, either, op, var
+from fxmerge.rewrite.pattern import Attempt, Bound, Pattern, either, op, var
 
 __all__ = ["Match", "Refusal", "Rewrite", "Trace", "apply", "either", "op", "rewrite", "var"]
 

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Literal
 
 from fxmerge.errors import ExtensionError
-from fxmerge.extension import Extension, collect
+from fxmerge.pipeline.extension import Extension, collect
 
 Kind = Literal["rules", "rewrites", "passes", "methods"]
 

@@ -19,7 +19,7 @@ from fxmerge.errors import OptionError, VerificationError
 from fxmerge.io.files import nearest
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.verify import compare
-from fxmerge.pipeline import Pass
+from fxmerge.pipeline.passes import Pass
 
 TOLERANCE = 1e-4
 """Largest difference a pass may make to an output in float32, absolute or relative to outputs above one."""

@@ -21,7 +21,7 @@ from fxmerge.coupling import Rule, RuleSet
 from fxmerge.errors import ExtensionError, OptionError
 from fxmerge.io.files import nearest
 from fxmerge.methods.base import Method
-from fxmerge.pipeline import Pass, check_class
+from fxmerge.pipeline.passes import Pass, check_class
 from fxmerge.rewrite import Rewrite
 
 GROUP = "fxmerge.extensions"
