@@ -35,8 +35,8 @@ from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.installed import catalogue, known, passes
 from fxmerge.pipeline.watch import Watch
 from fxmerge.progress import Stages
-from fxmerge.teach import Pool
-from fxmerge.train import Settings, silent
+from fxmerge.training.fit import Settings, silent
+from fxmerge.training.labels import Pool
 from fxmerge.version import __version__
 from fxmerge.write import save_merged
 

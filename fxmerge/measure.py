@@ -16,8 +16,8 @@ from fxmerge.io.files import sha256
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.student import pool_of, teachers
-from fxmerge.teach import Targets
-from fxmerge.train import Settings, score
+from fxmerge.training.fit import Settings, score
+from fxmerge.training.labels import Targets
 
 Samples = dict[str, Tensor]
 

@@ -18,8 +18,8 @@ from fxmerge import compiler, examine
 from fxmerge.cli import main
 from fxmerge.errors import VerificationError
 from fxmerge.io.bundle import save
-from fxmerge.resume import Interrupted
 from fxmerge.runtime import OnnxModel
+from fxmerge.training.resume import Interrupted
 from passes.check import CheckReport
 
 VERBS = ("capture", "inspect", "check", "merge", "eval", "methods", "passes", "rules", "demo")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import Feature, SuperNet
-from fxmerge.train import Log, Pool, Progress, Settings
+from fxmerge.training.fit import Log, Pool, Progress, Settings
 
 
 class Init(Protocol):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Feature, SuperNet
 from fxmerge.methods.base import Job
-from fxmerge.teach import Pool, Targets
-from fxmerge.train import Log, fit
+from fxmerge.training.fit import Log, fit
+from fxmerge.training.labels import Pool, Targets
 
 
 def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]:

@@ -10,8 +10,8 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job
 from fxmerge.methods.inits import INITS, find_init
 from fxmerge.methods.student import targets_of, train
-from fxmerge.teach import Pool
-from fxmerge.train import score, silent
+from fxmerge.training.fit import score, silent
+from fxmerge.training.labels import Pool
 
 SHARE = 12
 """A trial takes one step in this many of the whole run."""

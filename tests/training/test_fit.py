@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import DataError, OptionError
-from fxmerge.teach import label
-from fxmerge.train import (
+from fxmerge.training.fit import (
     Group,
     Interrupted,
     Log,
@@ -26,6 +25,7 @@ from fxmerge.train import (
     score,
     silent,
 )
+from fxmerge.training.labels import label
 
 FAST = Settings(steps=60, batch_size=16, lr=2e-2)
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import DataError, OptionError
-from fxmerge.resume import Interrupted, between_steps, keep, recall
-from fxmerge.teach import Labels, Pool, Targets, Teachers, label
+from fxmerge.training.labels import Labels, Pool, Targets, Teachers, label
+from fxmerge.training.resume import Interrupted, between_steps, keep, recall
 
 __all__ = [
     "Group",

@@ -1,0 +1,1 @@
+"""Training: labels from the teachers, steps, and going on after a stop."""
