@@ -12,15 +12,12 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from fxmerge import augment as augmentation
 from fxmerge import measure
 from fxmerge.config import MergeConfig
 from fxmerge.errors import CaptureError, DataError, FxmergeError, OptionError, VerificationError
 from fxmerge.examine import check, examine, inspect
 from fxmerge.io import sources
-from fxmerge.io.data import load_samples
 from fxmerge.io.files import nearest
-from fxmerge.io.samples import check_samples
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.ir.supernet import SuperNet
@@ -35,6 +32,9 @@ from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.installed import catalogue, known, passes
 from fxmerge.pipeline.watch import Watch
 from fxmerge.progress import Stages
+from fxmerge.samples import augment as augmentation
+from fxmerge.samples.fit import check_samples
+from fxmerge.samples.load import load_samples
 from fxmerge.training.fit import Settings, silent
 from fxmerge.training.labels import Pool
 from fxmerge.version import __version__

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 from fxmerge.config import unknown
 from fxmerge.errors import DataError, SourceError
-from fxmerge.io.data import Samples as Loaded
-from fxmerge.io.data import load_samples
 from fxmerge.io.files import sha256
 from fxmerge.io.sources import load
 from fxmerge.ir.program import Port, Program
 from fxmerge.progress import Stages
 from fxmerge.runtime import OnnxModel
-from fxmerge.token_rows import mask_of
+from fxmerge.samples.load import Samples as Loaded
+from fxmerge.samples.load import load_samples
+from fxmerge.samples.token_rows import mask_of
 
 CHUNK = 256
 """Rows run at a time; a quarter of that for outputs at every token."""

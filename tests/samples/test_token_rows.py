@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxmerge.augment import augment
-from fxmerge.token_rows import groups, layout_of
+from fxmerge.samples.augment import augment
+from fxmerge.samples.token_rows import groups, layout_of
 
 CLS, SEP, PAD = 101, 102, 0
 

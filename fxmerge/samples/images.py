@@ -14,8 +14,8 @@ from PIL import Image
 
 from fxmerge.errors import DataError
 from fxmerge.io.files import listed, printable, reason
-from fxmerge.io.samples import Raw
 from fxmerge.ir.program import Port, Program
+from fxmerge.samples.fit import Raw
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

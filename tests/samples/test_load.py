@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from fxmerge.errors import DataError, UnsafeFileError
-from fxmerge.io.data import check_samples, load_samples
 from fxmerge.ir.program import Port, Program
+from fxmerge.samples.load import check_samples, load_samples
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxmerge import token_rows
 from fxmerge.errors import DataError, OptionError
 from fxmerge.ir.program import Port
+from fxmerge.samples import token_rows
 
 Samples = Mapping[str, Tensor]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fxmerge.errors import DataError
-from fxmerge.io import arrays, images, text
 from fxmerge.io.files import listed, nearest
-from fxmerge.io.samples import Raw, Samples, check_samples, fit
 from fxmerge.ir.program import Program
+from fxmerge.samples import arrays, images, text
+from fxmerge.samples.fit import Raw, Samples, check_samples, fit
 
 __all__ = ["LABELS", "Samples", "check_samples", "load_samples"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxmerge.augment import augment, kind_of, recipe, room
 from fxmerge.errors import DataError, OptionError
 from fxmerge.ir.program import Port
+from fxmerge.samples.augment import augment, kind_of, recipe, room
 
 
 def ports(samples: dict[str, Tensor], dynamic: bool = False) -> tuple[Port, ...]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from fxmerge.errors import DataError
-from fxmerge.io.arrays import Array
 from fxmerge.io.files import listed, printable, reason
-from fxmerge.io.samples import Raw
 from fxmerge.ir.program import Port, Program
+from fxmerge.samples.arrays import Array
+from fxmerge.samples.fit import Raw
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 TEXTS = ("text", "sentence", "content", "document", "review", "question", "title")

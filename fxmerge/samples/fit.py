@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fxmerge.errors import DataError
-from fxmerge.io.arrays import Array, as_tensor
 from fxmerge.io.files import listed, nearest, printable, reason
 from fxmerge.ir.program import Port, Program
+from fxmerge.samples.arrays import Array, as_tensor
 
 
 @dataclass(frozen=True)

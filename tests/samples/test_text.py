@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from fxmerge.errors import DataError
 from fxmerge.io.bundle import load_bundle, save, save_bundle
-from fxmerge.io.data import load_samples
 from fxmerge.io.sources import load
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
+from fxmerge.samples.load import load_samples
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("datasets")

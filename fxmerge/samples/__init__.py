@@ -1,0 +1,1 @@
+"""Samples: from files and arrays to what a program takes, and more of them from few."""
