@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fxmerge.io.sources import load
     from fxmerge.ir.capture import capture
     from fxmerge.ir.program import Program
-    from fxmerge.merged import Merged
+    from fxmerge.output.merged import Merged
     from fxmerge.pipeline.extension import Extension
     from fxmerge.version import __version__
 
@@ -27,7 +27,7 @@ _WHERE = {
     "Extension": "fxmerge.pipeline.extension",
     "FxmergeError": "fxmerge.errors",
     "MergeConfig": "fxmerge.config",
-    "Merged": "fxmerge.merged",
+    "Merged": "fxmerge.output.merged",
     "Program": "fxmerge.ir.program",
     "__version__": "fxmerge.version",
     "capture": "fxmerge.ir.capture",

@@ -264,7 +264,8 @@ def _eval(
       fxmerge eval merged.onnx --data digits=test.npz
       fxmerge eval merged.onnx --data digits=test.npz --parent digits.pt --json
     """
-    from fxmerge import evaluate, report
+    from fxmerge import report
+    from fxmerge.output import evaluate
 
     found = evaluate.evaluate(
         model, parse_data(data), parents=parent or (), device=device, limit=limit, allow_pickle=allow_pickle,

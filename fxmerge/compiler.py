@@ -23,10 +23,11 @@ from fxmerge.ir.shapes import first_unsized
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import compare, require
 from fxmerge.measure import Samples
-from fxmerge.merged import Merged
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.base import Options
 from fxmerge.methods.student import pool_of
+from fxmerge.output.formats import save_merged
+from fxmerge.output.merged import Merged
 from fxmerge.pipeline import Pipeline, run_pass
 from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.installed import catalogue, known, passes
@@ -38,7 +39,6 @@ from fxmerge.samples.load import load_samples
 from fxmerge.training.fit import Settings, silent
 from fxmerge.training.labels import Pool
 from fxmerge.version import __version__
-from fxmerge.write import save_merged
 
 __all__ = ["catalogue", "check", "examine", "inspect", "merge"]
 

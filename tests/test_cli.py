@@ -18,7 +18,7 @@ from fxmerge import compiler, examine
 from fxmerge.cli import main
 from fxmerge.errors import VerificationError
 from fxmerge.io.bundle import save
-from fxmerge.runtime import OnnxModel
+from fxmerge.output.runtime import OnnxModel
 from fxmerge.training.resume import Interrupted
 from passes.check import CheckReport
 

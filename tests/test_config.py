@@ -9,7 +9,7 @@ import yaml
 
 from fxmerge.config import MergeConfig, check_suffix, parse_data, state_folder, unknown
 from fxmerge.errors import OptionError, OutputError
-from fxmerge.export import OPSETS
+from fxmerge.output.onnx import OPSETS
 
 
 def test_defaults_are_those_of_the_interface() -> None:

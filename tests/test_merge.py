@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import fxmerge
 from fxmerge.errors import CaptureError, OptionError, VerificationError
-from fxmerge.export import run_onnx
 from fxmerge.ir.program import Program
+from fxmerge.output.onnx import run_onnx
 
 Parents = Callable[[str, int], list[Program]]
 QUICK = {"steps": 6, "batch_size": 8, "pool": 64, "init": "average"}

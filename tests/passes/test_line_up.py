@@ -15,9 +15,9 @@ from torch.nn import functional as F
 import fxmerge
 import passes
 from fxmerge.errors import LineUpError
-from fxmerge.export import run_onnx
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
+from fxmerge.output.onnx import run_onnx
 from passes.line_up import line_up, line_up_all
 from tests.passes.hands import POSITIONS, Hand, Kind, Style, inputs, weights
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn, ops
 
 import fxmerge
 from fxmerge.coupling import operator_name
-from fxmerge.export import compare_onnx, export_onnx
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
+from fxmerge.output.onnx import compare_onnx, export_onnx
 from passes.spell_out import ATTENTION, GROUPED, spell_out
 
 EXPERTS = 3

@@ -44,7 +44,7 @@ class Merged:
 
     def export_onnx(self, path: str | Path, *, opset: int | None = None) -> float:
         """Write the model as ONNX, whole or not at all; the largest difference to ONNX Runtime's outputs."""
-        from fxmerge.write import save_merged
+        from fxmerge.output.formats import save_merged
 
         gap = save_merged(self, Path(path).with_suffix(".onnx"), opset=opset, overwrite=True)
         assert gap is not None
@@ -52,7 +52,7 @@ class Merged:
 
     def save(self, path: str | Path, *, opset: int | None = None, overwrite: bool = True) -> None:
         """Write by suffix: `.onnx`, `.pt2`, `.pt` (bundle), `.safetensors`, or a folder with the weights."""
-        from fxmerge.write import save_merged
+        from fxmerge.output.formats import save_merged
 
         save_merged(self, path, opset=opset, overwrite=overwrite)
 

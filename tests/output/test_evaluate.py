@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxmerge.errors import DataError, OptionError, SourceError
-from fxmerge.evaluate import evaluate
-from fxmerge.export import export_onnx
 from fxmerge.io.bundle import save
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
+from fxmerge.output.evaluate import evaluate
+from fxmerge.output.onnx import export_onnx
 
 
 def write(program: Program, path: Path, outputs: Sequence[str], tasks: Sequence[str], **more: Any) -> Path:

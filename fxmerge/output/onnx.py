@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from fxmerge.errors import OptionError, OutputError
 from fxmerge.ir.program import Program
-from fxmerge.runtime import OnnxModel, compare_onnx, run_onnx
+from fxmerge.output.runtime import OnnxModel, compare_onnx, run_onnx
 
 __all__ = ["OPSET", "OPSETS", "OnnxModel", "compare_onnx", "export_onnx", "retrace", "run_onnx"]
 

@@ -18,8 +18,8 @@ from fxmerge.errors import DataError, SourceError
 from fxmerge.io.files import sha256
 from fxmerge.io.sources import load
 from fxmerge.ir.program import Port, Program
+from fxmerge.output.runtime import OnnxModel
 from fxmerge.progress import Stages
-from fxmerge.runtime import OnnxModel
 from fxmerge.samples.load import Samples as Loaded
 from fxmerge.samples.load import load_samples
 from fxmerge.samples.token_rows import mask_of

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fxmerge.errors import VerificationError
-from fxmerge.export import compare_onnx, export_onnx, retrace
 from fxmerge.io.bundle import save_bundle
 from fxmerge.io.files import atomic_write, check_output
+from fxmerge.output.onnx import compare_onnx, export_onnx, retrace
 
 if TYPE_CHECKING:
-    from fxmerge.merged import Merged
+    from fxmerge.output.merged import Merged
 
 
 def save_merged(

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxmerge.errors import OptionError, OutputError, SourceError
-from fxmerge.export import compare_onnx, export_onnx, retrace, run_onnx
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Port, Program
-from fxmerge.runtime import OnnxModel, RuntimeFailure
+from fxmerge.output.onnx import compare_onnx, export_onnx, retrace, run_onnx
+from fxmerge.output.runtime import OnnxModel, RuntimeFailure
 
 WIDTH, HEADS, TOKENS, LONGEST = 32, 2, 50, 12
 
