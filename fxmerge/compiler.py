@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from fxmerge import measure
+from fxmerge import figures
 from fxmerge.config import MergeConfig
 from fxmerge.errors import CaptureError, DataError, FxmergeError, OptionError, VerificationError
-from fxmerge.examine import check, examine, inspect
+from fxmerge.figures import Samples
+from fxmerge.inspection import check, examine, inspect
 from fxmerge.io import sources
 from fxmerge.io.files import nearest
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import compare, require
-from fxmerge.measure import Samples
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.base import Options
 from fxmerge.methods.student import pool_of
@@ -32,10 +32,10 @@ from fxmerge.pipeline import Pipeline, run_pass
 from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.installed import catalogue, known, passes
 from fxmerge.pipeline.watch import Watch
-from fxmerge.progress import Stages
 from fxmerge.samples import augment as augmentation
 from fxmerge.samples.fit import check_samples
 from fxmerge.samples.load import load_samples
+from fxmerge.stages import Stages
 from fxmerge.training.fit import Settings, silent
 from fxmerge.training.labels import Pool
 from fxmerge.version import __version__
@@ -90,7 +90,7 @@ class _Merge:
             supernet = self._supernet(programs)
         if self.config.dry_run:
             return self._merged(supernet.program, supernet, parents, {})
-        held, kept = measure.split(samples)
+        held, kept = figures.split(samples)
         with self.stages("train") as tell:
             torch.manual_seed(self.config.seed)
             job = self._job(supernet, kept, tell)
@@ -98,7 +98,7 @@ class _Merge:
         with self.stages("fold"):
             folded = self._fold(outcome.program, supernet)
         with self.stages("verify"):
-            probes = measure.probes(folded, supernet, samples)
+            probes = figures.probes(folded, supernet, samples)
             checks = self._verify(outcome, folded, probes)
             figures = self._figures(outcome, supernet, folded, held, samples) | {"checks": checks}
         merged = self._merged(self._with_assets(folded, programs[supernet.template]), supernet, parents, figures)
@@ -109,7 +109,7 @@ class _Merge:
                     samples=probes[0], tolerance=self.config.atol,
                 )  # fmt: skip
         merged.result["seconds"] = {name: round(seconds, 3) for name, seconds in self.stages.seconds.items()}
-        merged.result["peak_rss_mib"] = measure.peak_memory()
+        merged.result["peak_rss_mib"] = figures.peak_memory()
         return merged
 
     # -- parents and samples -------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class _Merge:
                 lr=3e-3 if config.lr is None else config.lr,
                 weight_decay=1e-3 if config.weight_decay is None else config.weight_decay,
                 seed=config.seed,
-                device=measure.device_of(config.device),
+                device=figures.device_of(config.device),
                 dtype=getattr(torch, config.dtype),
             ),
             options=Options(init=config.init, rank=self._rank(supernet), inner=config.inner),
@@ -265,7 +265,7 @@ class _Merge:
         if kind == "auto":
             ports = [replace(port, name=name) for port, name in zip(parent.inputs, tasks[0], strict=True)]
             kind = augmentation.kind_of(ports, tasks[0])
-        fewest = min(measure.rows_of(task) for task in tasks)
+        fewest = min(figures.rows_of(task) for task in tasks)
         steps = () if kind == "none" else augmentation.recipe(kind, fewest)
         self.training["augmentation"] = {"kind": kind, "steps": list(steps)}
         return augmentation.augment(tasks, kind, count, config.seed)
@@ -304,10 +304,10 @@ class _Merge:
             tasks.append(
                 {
                     "task": parent.task,
-                    "samples": measure.rows_of(samples[k]) if samples else 0,
-                    "held_back": measure.rows_of(held[k]) if held else 0,
-                    "agreement": measure.agreement(folded, supernet, k, own) if own else None,
-                    "feature_r2": measure.feature_score(outcome.program, supernet, k, own) if own else None,
+                    "samples": figures.rows_of(samples[k]) if samples else 0,
+                    "held_back": figures.rows_of(held[k]) if held else 0,
+                    "agreement": figures.agreement(folded, supernet, k, own) if own else None,
+                    "feature_r2": figures.feature_score(outcome.program, supernet, k, own) if own else None,
                 }
             )
         log = outcome.log
@@ -326,7 +326,7 @@ class _Merge:
     def _with_assets(self, program: Program, template: Program) -> Program:
         """The folded program with the template's files; a config.json only if the weights still fit it."""
         assets = dict(template.assets)
-        if "config.json" in assets and (misfit := measure.misfit(program, template)):
+        if "config.json" in assets and (misfit := figures.misfit(program, template)):
             del assets["config.json"]
             self.notes.append(f"the config.json of {template.task} is left out: the merged model differs in {misfit}")
         return program.evolve(assets=assets)
@@ -337,7 +337,7 @@ class _Merge:
             {
                 "task": program.task,
                 "source": None if isinstance(source, Program) else str(source),
-                "sha256": measure.digest(source, program),
+                "sha256": figures.digest(source, program),
                 "parameters": program.count(),
             }
             for source, program in zip(given, supernet.parents, strict=True)

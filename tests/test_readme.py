@@ -46,7 +46,7 @@ def test_tables_are_those_of_the_result_files() -> None:
 def test_every_command_of_the_readme_is_a_verb() -> None:
     from typer.main import get_command
 
-    from fxmerge.cli import app
+    from fxmerge.cli.verbs import app
 
     verbs = set(re.findall(r"^    fxmerge (\w+)", TEXT, re.MULTILINE))
     assert verbs and verbs <= set(get_command(app).commands)  # type: ignore[attr-defined]

@@ -19,10 +19,10 @@ from fxmerge.io.files import sha256
 from fxmerge.io.sources import load
 from fxmerge.ir.program import Port, Program
 from fxmerge.output.runtime import OnnxModel
-from fxmerge.progress import Stages
 from fxmerge.samples.load import Samples as Loaded
 from fxmerge.samples.load import load_samples
 from fxmerge.samples.token_rows import mask_of
+from fxmerge.stages import Stages
 
 CHUNK = 256
 """Rows run at a time; a quarter of that for outputs at every token."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fxmerge import report
+from fxmerge.cli import report
 from fxmerge.config import MergeConfig
 
 RESULT: dict[str, Any] = {

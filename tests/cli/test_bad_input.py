@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxmerge.cli import main
+from fxmerge.cli.verbs import main
 from fxmerge.io.bundle import save
 
 

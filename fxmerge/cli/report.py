@@ -13,12 +13,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fxmerge.cli.bars import duration
 from fxmerge.config import MergeConfig
-from fxmerge.examine import Examined
+from fxmerge.inspection import Examined
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import Use
 from fxmerge.pipeline.extension import BUILTIN_OWNER
-from fxmerge.progress import duration
 
 CHECKS = (
     ("all_gradients", "a gradient reached every M and U"),
@@ -220,7 +220,7 @@ def html(result: Mapping[str, Any], config: MergeConfig) -> str:
 def templates() -> jinja2.Environment:
     """The templates that come with the package; everything put into a page is escaped."""
     made = jinja2.Environment(
-        loader=jinja2.PackageLoader("fxmerge"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.PackageLoader("fxmerge.cli"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {"percent": percent, "number": _number, "duration": duration}

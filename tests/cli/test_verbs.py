@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from fxmerge import compiler, examine
-from fxmerge.cli import main
+from fxmerge import compiler, inspection
+from fxmerge.cli.verbs import main
 from fxmerge.errors import VerificationError
 from fxmerge.io.bundle import save
 from fxmerge.output.runtime import OnnxModel
@@ -194,7 +194,7 @@ def test_check(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     assert (code, report["ok"]) == (0, True)
     assert report["error"] < 1e-9
     bad = CheckReport(ok=False, error=0.5, outputs={}, spaces=2, moved=1.0, first_bad="relu at net.py:3")
-    monkeypatch.setattr(examine, "check", lambda *_, **__: bad)
+    monkeypatch.setattr(inspection, "check", lambda *_, **__: bad)
     code, out, _ = run(capsys, "check", "a.pt")
     assert code == 3
     assert "relu at net.py:3" in out
@@ -333,7 +333,7 @@ def test_interrupted_for_real_and_resumed(here: Path, capsys: pytest.CaptureFixt
             yield self.tell
 
         patch.setattr(Stop, "show", show)
-        patch.setattr("fxmerge.cli.Bars", Stop)
+        patch.setattr("fxmerge.cli.verbs.Bars", Stop)
         code, _, err = run(capsys, *args)
     assert code == 130, err
     assert (here / "m.onnx.state" / "training.pt").is_file()
@@ -346,6 +346,6 @@ def test_interrupted_for_real_and_resumed(here: Path, capsys: pytest.CaptureFixt
 
 def test_the_module_exits_as_the_command_does(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fxmerge", "check", str(tmp_path / "none.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 2
     assert "none.pt" in done.stderr

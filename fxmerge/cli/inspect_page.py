@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fxmerge.cli.picture import calls, draw, kind_of
+from fxmerge.cli.report import templates
 from fxmerge.coupling import operator_name
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import Spaces, Use, leaves
-from fxmerge.picture import calls, draw, kind_of
-from fxmerge.report import templates
 
 HUES = {
     "residual": "#2f6fb3",

@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fxmerge import exits
+from fxmerge.cli import exits
+from fxmerge.cli.bars import Bars, duration
+from fxmerge.cli.flags import with_config_flags
 from fxmerge.config import MergeConfig, parse_data, state_folder
 from fxmerge.errors import OptionError
-from fxmerge.flags import with_config_flags
 from fxmerge.io.files import atomic_write, check_output
-from fxmerge.progress import Bars, duration
 
 app = typer.Typer(
     name="fxmerge", rich_markup_mode="rich", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -116,9 +116,9 @@ def capture(
     """
     check_output(out, overwrite=overwrite)
     names = _labels(labels) if labels else None
+    from fxmerge.cli.report import program_summary
     from fxmerge.io.bundle import save_bundle
     from fxmerge.io.sources import load
-    from fxmerge.report import program_summary
 
     with _bars(quiet)("capture"):
         program = load(source, arch=arch, weights=weights, inputs=inputs, task=task, allow_pickle=allow_pickle)
@@ -150,14 +150,14 @@ def inspect(
     """
     if html:
         check_output(html, overwrite=overwrite)
-    from fxmerge import report
-    from fxmerge.examine import examine, refusals
+    from fxmerge.cli import report
+    from fxmerge.inspection import examine, refusals
 
     options = _source_options(arch, inputs, allow_pickle, extension)
     with _bars(quiet)("analyse"):
         found = examine(source, **options)
     if html:
-        from fxmerge.inspect_html import page
+        from fxmerge.cli.inspect_page import page
 
         _write(html, page(found.program, found.spaces, found.described), overwrite)
         _stderr(quiet).print(f"written: {html}", highlight=False)
@@ -191,11 +191,12 @@ def check(
       fxmerge check digits.pt
       fxmerge check weights.pt --arch my.models:net --inputs x.npz --json
     """
-    from fxmerge import examine, report
+    from fxmerge import inspection
+    from fxmerge.cli import report
 
     options = _source_options(arch, inputs, allow_pickle, extension)
     with _bars(quiet)("check"):
-        found = examine.check(source, seed=seed, **options)
+        found = inspection.check(source, seed=seed, **options)
     if as_json:
         print(json.dumps(report.as_dict(found), indent=1))
     elif not quiet or not found.ok:
@@ -229,13 +230,14 @@ def merge(
     config.check_outputs()
     if save_config:
         config.save(save_config)
-    from fxmerge import compiler, examine, report
+    from fxmerge import compiler, inspection
+    from fxmerge.cli import report
 
     with state_folder(config, lambda note: _note([note], quiet)) as config:
         merged = compiler.merge(config.parents, config=config, stages=_bars(quiet))
     _note(merged.result["notes"], quiet)
     if verbose:
-        _note(examine.refusals(config.parents, extensions=config.extension), quiet)
+        _note(inspection.refusals(config.parents, extensions=config.extension), quiet)
         _note([f"{stage} took {duration(seconds)}" for stage, seconds in merged.result["seconds"].items()], quiet)
     if config.result:
         _write(config.result, json.dumps(merged.result, indent=1), config.overwrite)
@@ -264,7 +266,7 @@ def _eval(
       fxmerge eval merged.onnx --data digits=test.npz
       fxmerge eval merged.onnx --data digits=test.npz --parent digits.pt --json
     """
-    from fxmerge import report
+    from fxmerge.cli import report
     from fxmerge.output import evaluate
 
     found = evaluate.evaluate(
@@ -333,7 +335,7 @@ def demo(
 
 
 def _list(kind: Literal["methods", "passes", "rules"], extension: Sequence[str] | None) -> None:
-    from fxmerge import report
+    from fxmerge.cli import report
     from fxmerge.pipeline import installed as knowledge
 
     _stdout().print(report.catalogue(knowledge.catalogue(kind, extensions=tuple(extension or ()))))

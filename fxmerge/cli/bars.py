@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from fxmerge.stages import Stages, Tell, silent
+
 PATIENCE = 2.0
 """Seconds before a bar appears."""
-
-
-class Tell(Protocol):
-    """What work calls to say how far it has come: `done` of `total`, and a few words."""
-
-    def __call__(self, done: int, total: int, message: str = "") -> None: ...
-
-
-class Stages:
-    """Names the stages of a piece of work and times them; this one shows nothing.
-
-    with stages("train") as tell:
-        tell(10, 600, "loss 0.42")
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        """How long each stage took; a stage entered twice adds up."""
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[Tell]:
-        begin = time.perf_counter()
-        try:
-            with self.show(name) as tell:
-                yield tell
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-
-    @contextmanager
-    def show(self, name: str) -> Iterator[Tell]:
-        yield _silent
 
 
 class Bars(Stages):
@@ -58,7 +27,7 @@ class Bars(Stages):
     @contextmanager
     def show(self, name: str) -> Iterator[Tell]:
         if not self.console.is_terminal:
-            yield _silent
+            yield silent
             return
         bars = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeElapsedColumn(),
@@ -104,7 +73,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _silent(done: int, total: int, message: str = "") -> None:
-    """Progress that nobody watches."""

@@ -82,7 +82,7 @@ def _place(error: BaseException) -> str:
     while trace is not None:
         places.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
-    here = str(Path(__file__).parents[1])
+    here = str(Path(__file__).parents[2])
     own = [place for place in places if place[0].startswith(here) and "site-packages" not in place[0][len(here) :]]
     file, line = (own or places or [("unknown", 0)])[-1]
     return f"{Path(file).name}:{line}"

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxmerge.examine import Examined, examine
-from fxmerge.inspect_html import HUES, page
+from fxmerge.cli.inspect_page import HUES, page
+from fxmerge.cli.picture import calls, draw, kind_of
+from fxmerge.inspection import Examined, examine
 from fxmerge.ir.capture import capture
-from fxmerge.picture import calls, draw, kind_of
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEVER_CLOSED = {"meta", "line", "rect", "path", "br"}

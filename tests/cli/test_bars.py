@@ -8,7 +8,8 @@ import time
 import pytest
 from rich.console import Console
 
-from fxmerge.progress import Bars, Stages, duration
+from fxmerge.cli.bars import Bars, duration
+from fxmerge.stages import Stages
 
 
 def _console(terminal: bool) -> tuple[Console, io.StringIO]:
