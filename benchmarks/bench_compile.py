@@ -25,7 +25,7 @@ import passes
 from benchmarks.models import ViT
 from benchmarks.table import RESULTS, Row, save
 from fxmerge.ir.program import Program
-from passes.spaces import SpacesOf
+from passes.spaces.find import SpacesOf
 
 LAYERS = (2, 4, 8, 16, 32, 64)
 

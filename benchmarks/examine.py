@@ -17,7 +17,7 @@ import passes
 from benchmarks.planted import plant
 from benchmarks.table import Row
 from fxmerge.ir.program import Program
-from passes.describe import describe
+from passes.spaces.describe import describe
 
 LINEAR = ("invertible", "orthogonal")
 MOVABLE = ("permutation", "signed_permutation", *LINEAR)

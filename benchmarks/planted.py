@@ -21,9 +21,9 @@ from fxmerge.coupling.tolerance import occurrences
 from fxmerge.ir.merge import AxisMap, Map
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Own, Place, SuperNet
-from passes.check import WIDER
-from passes.heads import within
-from passes.spaces import TolerancesOf
+from passes.spaces.check import WIDER
+from passes.spaces.find import TolerancesOf
+from passes.spaces.heads import within
 
 
 @dataclass(frozen=True)

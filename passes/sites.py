@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from fxmerge.coupling import RuleSet, Signature, labels_of, signature
 from fxmerge.ir.program import Program, target_name
 from fxmerge.ir.space import AxisExpr, Spaces, leaves
-from passes.spaces import SpacesOf
-from passes.tables import tables
+from passes.spaces.find import SpacesOf
+from passes.spaces.fixed_tables import tables
 
 Role = Literal["write", "read"]
 Value = Literal["size", "constant", "parameter", "data"]

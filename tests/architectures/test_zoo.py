@@ -17,8 +17,8 @@ from benchmarks.examine import summary
 from benchmarks.planted import change, changes, doubled, plant, random_element
 from fxmerge.coupling.elements import Element
 from fxmerge.ir.program import Program
-from passes.describe import describe
-from passes.spaces import TolerancesOf
+from passes.spaces.describe import describe
+from passes.spaces.find import TolerancesOf
 
 ZOO = Path(__file__).parents[3] / "shared" / "zoo"
 

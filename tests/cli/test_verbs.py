@@ -20,7 +20,7 @@ from fxmerge.errors import VerificationError
 from fxmerge.io.bundle import save
 from fxmerge.output.runtime import OnnxModel
 from fxmerge.training.resume import Interrupted
-from passes.check import CheckReport
+from passes.spaces.check import CheckReport
 
 VERBS = ("capture", "inspect", "check", "merge", "eval", "methods", "passes", "rules", "demo")
 FLAGS = (

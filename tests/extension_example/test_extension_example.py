@@ -19,7 +19,7 @@ from fxmerge.ir.program import Program, target_name
 from fxmerge.pipeline.extension import Extension, collect, from_packages
 from fxmerge.rewrite import Trace, apply
 from passes import BUILTIN, PIPELINE
-from passes.spaces import SpacesOf
+from passes.spaces.find import SpacesOf
 
 HERE = Path(__file__).parent
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import fxmerge
 import passes
 from benchmarks.planted import plant
-from passes.tables import tables
+from passes.spaces.fixed_tables import tables
 
 
 class HeadsInTheWeight(nn.Module):

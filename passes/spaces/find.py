@@ -15,10 +15,10 @@ from fxmerge.coupling.tolerance import Tolerances, occurrences
 from fxmerge.coupling.views import Held, Promise
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Cat, Leaf, Opaque, Prod, Space, Spaces
-from passes.heads import within
-from passes.roles import evidence, roles_of, uses
 from passes.rules import BUILTIN
-from passes.tables import tables
+from passes.spaces.fixed_tables import tables
+from passes.spaces.heads import within
+from passes.spaces.roles import evidence, roles_of, uses
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fxmerge.coupling.inference import Inference, Lawful
 from fxmerge.coupling.law import RESULT, Sum, names, parse
 from fxmerge.coupling.tolerance import Tolerances, occurrences
 from fxmerge.ir.space import Use
-from passes.heads import components
+from passes.spaces.heads import components
 
 
 @dataclass

@@ -19,9 +19,9 @@ from fxmerge.coupling.elements import Deviation, Element, Kind
 from fxmerge.coupling.inference import Inference
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import MOVABLE
-from passes.heads import within
 from passes.rules import BUILTIN
-from passes.spaces import TolerancesOf
+from passes.spaces.find import TolerancesOf
+from passes.spaces.heads import within
 
 TOLERANCE = 1e-9
 """Largest relative error of an output in float64."""

@@ -9,7 +9,7 @@ from fxmerge.coupling import RuleSet, operator_name
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import Space, Spaces, leaves
 from passes.rules import BUILTIN
-from passes.spaces import SpacesOf
+from passes.spaces.find import SpacesOf
 
 OUTSIDE = frozenset(("input", "output", "vocabulary"))
 """Roles of spaces that no method could move: they are the program's own inputs and outputs."""
