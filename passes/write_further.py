@@ -7,13 +7,13 @@ from collections.abc import Callable
 from fxmerge.ir.program import Program
 from fxmerge.rewrite import apply
 from passes.carry_moves import carry_moves
-from passes.cleanup import cleanup
 from passes.order_sums import order_sums
 from passes.own_tensors import own_tensors
 from passes.plain_masks import plain_masks
 from passes.rewrites import REWRITES
-from passes.rewrites.apart import APART
-from passes.rewrites.spellings import SPELLINGS
+from passes.rewrites.fused_projections import APART
+from passes.rewrites.other_code_bases import SPELLINGS
+from passes.spelling.cleanup import cleanup
 
 ROUNDS = 2
 """Moves that are carried away let rewrites fire, and these leave moves: once more is enough for what we know."""

@@ -15,9 +15,9 @@ from typing import Any
 from torch import fx
 
 from fxmerge.rewrite import Match, Refusal, either, op, rewrite, var
+from passes.rewrites.attention_scores import Factors, Fill, Scores, Term, product
 from passes.rewrites.common import axes_of, is_number, rank, same_number, shape
 from passes.rewrites.masks import ABSORBING, MASKED, every_query_sees_a_key, is_causal
-from passes.rewrites.scores import Factors, Fill, Scores, Term, product
 
 x, q, k, v, mask = var("x"), var("q"), var("k"), var("v"), var("mask")
 SDPA = "aten.scaled_dot_product_attention.default"

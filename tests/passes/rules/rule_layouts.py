@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.passes.rule_values import Call, i, z
+from tests.passes.rules.rule_values import Call, i, z
 
 LAYOUTS: dict[str, list[Call]] = {
     # layout

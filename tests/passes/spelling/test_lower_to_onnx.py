@@ -13,7 +13,7 @@ from fxmerge.coupling import operator_name
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import compare_onnx, export_onnx
-from passes.spell_out import ATTENTION, GROUPED, spell_out
+from passes.spelling.lower_to_onnx import ATTENTION, GROUPED, spell_out
 
 EXPERTS = 3
 

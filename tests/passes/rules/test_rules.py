@@ -12,7 +12,7 @@ from fxmerge.coupling.law import names, parse
 from fxmerge.rewrite import operator
 from fxmerge.testing import AuditError, Example, audit
 from passes.rules import BUILTIN
-from tests.passes.rule_calls import examples, x, z
+from tests.passes.rules.rule_calls import examples, x, z
 
 RULES = [rule for rule in BUILTIN if not rule.fills]
 OPTIONAL = {"transformers.grouped_mm_fallback.default", "aten._grouped_mm.default"}

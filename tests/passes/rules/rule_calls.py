@@ -9,8 +9,8 @@ import torch
 from fxmerge.errors import ExtensionError
 from fxmerge.rewrite import operator
 from fxmerge.testing import Example
-from tests.passes.rule_layouts import LAYOUTS
-from tests.passes.rule_values import BITS, OFFSETS, Call, b, i, norm, x, z
+from tests.passes.rules.rule_layouts import LAYOUTS
+from tests.passes.rules.rule_values import BITS, OFFSETS, Call, b, i, norm, x, z
 
 PLAIN: dict[str, list[Call]] = {
     # linear
