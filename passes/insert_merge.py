@@ -22,7 +22,7 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.space import leaves
 from fxmerge.ir.supernet import Feature, Own, SuperNet
-from passes.line_up import line_up, line_up_all
+from passes.line_up.pairs import line_up, line_up_all
 from passes.maps import Maps
 from passes.sites import Operand, Sites, SitesOf
 from passes.trunk import Trunk

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.ir.program import Program, target_name
+from passes.line_up.digests import has_tensor
 from passes.rules.names import aten
-from passes.structure import has_tensor
 
 ROWS = frozenset(
     aten(

@@ -18,7 +18,7 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import run_onnx
-from passes.line_up import line_up, line_up_all
+from passes.line_up.pairs import line_up, line_up_all
 from tests.passes.hands import POSITIONS, Hand, Kind, Style, inputs, weights
 
 KINDS = {name: Kind(name) for name in ("vit", "bert", "gpt")} | {"llama": Kind("llama", heads=4, width=16)}

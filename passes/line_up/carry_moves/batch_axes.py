@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from passes.forms import Atom, Form, Group, Size, divided
+from passes.line_up.carry_moves.moved_view import Atom, Form, Group, Size, divided
 
 TAIL = 2
 """Axes at the end that a product of matrices, or attention, works on."""

@@ -16,12 +16,12 @@ from fxmerge.coupling import Call
 from fxmerge.errors import LineUpError
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program, target_name
-from passes.carry_moves import carry_moves
-from passes.line_up import line_up
-from passes.order_sums import order_sums
-from passes.own_tensors import own_tensors
-from passes.plain_masks import plain_masks
-from passes.write_further import write_further
+from passes.line_up.carry_moves.carry import carry_moves
+from passes.line_up.further import write_further
+from passes.line_up.masks import plain_masks
+from passes.line_up.order_sums import order_sums
+from passes.line_up.pairs import line_up
+from passes.line_up.split_parameters import own_tensors
 from tests.passes.random_nets import RandomNet, inputs
 
 FREE = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}

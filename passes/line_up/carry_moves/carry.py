@@ -18,11 +18,11 @@ import operator
 from torch import Tensor, fx
 
 from fxmerge.ir.program import Program, target_name
-from passes.behind import behind
-from passes.constant_tensors import constant_tensor
-from passes.forms import Form, divided
-from passes.moved import moved
-from passes.writer import Value, Writer, aten
+from passes.line_up.carry_moves.integer_constants import constant_tensor
+from passes.line_up.carry_moves.moved_view import Form, divided
+from passes.line_up.carry_moves.through_calls import behind
+from passes.line_up.carry_moves.through_moves import moved
+from passes.line_up.carry_moves.view_graph import Value, Writer, aten
 
 
 def carry_moves(program: Program) -> Program:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from fxmerge.ir.program import Program
 from fxmerge.rewrite import apply
-from passes.carry_moves import carry_moves
-from passes.order_sums import order_sums
-from passes.own_tensors import own_tensors
-from passes.plain_masks import plain_masks
+from passes.line_up.carry_moves.carry import carry_moves
+from passes.line_up.masks import plain_masks
+from passes.line_up.order_sums import order_sums
+from passes.line_up.split_parameters import own_tensors
 from passes.rewrites import REWRITES
 from passes.rewrites.fused_projections import APART
 from passes.rewrites.other_code_bases import SPELLINGS

@@ -11,8 +11,8 @@ from torch import fx
 
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
-from passes.forms import Atom, Form, Group, Size, size
-from passes.two_sizes import Sizes, measure
+from passes.line_up.carry_moves.dynamic_sizes import Sizes, measure
+from passes.line_up.carry_moves.moved_view import Atom, Form, Group, Size, size
 
 aten = torch.ops.aten
 

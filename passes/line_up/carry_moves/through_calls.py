@@ -8,9 +8,9 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import Call
 from fxmerge.ir.program import target_name
-from passes.batched import batched
-from passes.forms import Form, Group
-from passes.writer import Writer, aten, one_atom
+from passes.line_up.carry_moves.batch_axes import batched
+from passes.line_up.carry_moves.moved_view import Form, Group
+from passes.line_up.carry_moves.view_graph import Writer, aten, one_atom
 
 POINTWISE = frozenset(
     f"aten.{name}"

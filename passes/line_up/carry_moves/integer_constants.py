@@ -11,9 +11,9 @@ from torch import fx
 
 from fxmerge.coupling import Call
 from fxmerge.ir.program import target_name
-from passes.forms import Form
-from passes.moved import RESHAPES
-from passes.writer import Writer, aten
+from passes.line_up.carry_moves.moved_view import Form
+from passes.line_up.carry_moves.through_moves import RESHAPES
+from passes.line_up.carry_moves.view_graph import Writer, aten
 
 MADE = {f"aten.{name}.default": value for name, value in (
     ("zeros", 0), ("zeros_like", 0), ("new_zeros", 0), ("ones", 1), ("ones_like", 1), ("new_ones", 1), ("full", None),

@@ -9,8 +9,8 @@ from torch import fx
 
 from fxmerge.coupling import Call
 from fxmerge.ir.program import target_name
-from passes.forms import Form, Group, Size, size
-from passes.writer import Writer, aten, one_atom
+from passes.line_up.carry_moves.moved_view import Form, Group, Size, size
+from passes.line_up.carry_moves.view_graph import Writer, aten, one_atom
 
 RESHAPES = frozenset(
     f"aten.{name}"

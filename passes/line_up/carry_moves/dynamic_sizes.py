@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxmerge.ir.program import Program
-from passes.forms import Size, divided
+from passes.line_up.carry_moves.moved_view import Size, divided
 
 SYMBOLS = 3
 """A size is at most a product of this many dynamic ones and a number."""

@@ -9,8 +9,8 @@ from torch import fx
 
 from fxmerge.coupling import Call
 from fxmerge.ir.program import Program
+from passes.line_up.digests import structure
 from passes.rewrites.common import called, is_tensor
-from passes.structure import structure
 
 ADD = "aten.add.Tensor"
 

@@ -10,8 +10,8 @@ from torch import fx
 
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program, target_name
-from passes.structure import Described, Structure, borders, has_tensor, structure
-from passes.write_further import FURTHER
+from passes.line_up.digests import Described, Structure, borders, has_tensor, structure
+from passes.line_up.further import FURTHER
 
 Pairs = Mapping[fx.Node, fx.Node]
 """Node of another parent for every node of the template."""

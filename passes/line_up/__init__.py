@@ -1,0 +1,1 @@
+"""Parents from different code bases, lined up node by node."""

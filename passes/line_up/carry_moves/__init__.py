@@ -1,0 +1,1 @@
+"""Moves of axes carried behind the calls that do not mind them."""
