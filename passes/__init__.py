@@ -1,14 +1,14 @@
 """What is known of operators: coupling rules, analyses and rewritings. Uses the public names of fxmerge alone."""
 
-from passes.fold_merge import fold_merge
-from passes.hoist import hoist
-from passes.insert_merge import insert_merge
 from passes.pipeline import BUILTIN, PIPELINE, trace_rewrites
 from passes.spaces.check import check
 from passes.spaces.describe import describe
 from passes.spaces.find import SpacesOf, spaces
 from passes.spelling.cleanup import cleanup
 from passes.spelling.normalize import normalize
+from passes.supernet.fold_merge import fold_merge
+from passes.supernet.hoist import hoist
+from passes.supernet.insert_merge import insert_merge
 
 __all__ = [
     "BUILTIN",

@@ -12,14 +12,14 @@ from fxmerge.methods import METHODS
 from fxmerge.pipeline import Pass, Pipeline, Stage
 from fxmerge.pipeline.extension import BUILTIN_OWNER, Extension
 from fxmerge.rewrite import Trace
-from passes.fold_merge import fold_merge
-from passes.hoist import Order, hoist
-from passes.insert_merge import insert_merge
 from passes.rewrites import REWRITES
 from passes.rules import BUILTIN as RULES
 from passes.spelling.cleanup import cleanup
 from passes.spelling.lower_to_onnx import spell_out
 from passes.spelling.normalize import normalize
+from passes.supernet.fold_merge import fold_merge
+from passes.supernet.hoist import Order, hoist
+from passes.supernet.insert_merge import insert_merge
 
 
 @dataclass(frozen=True)

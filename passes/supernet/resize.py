@@ -13,7 +13,7 @@ from fxmerge.coupling import RuleSet
 from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program, target_name
 from fxmerge.ir.space import AxisExpr, Cat, Leaf, Prod
-from passes.sites import Sites, SitesOf
+from passes.supernet.sites import Sites, SitesOf
 
 INNER = frozenset({"query_key", "value_output"})
 """Roles that keep their width: attention gets more heads, not wider ones, so its scale stays right."""

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from fxmerge.ir.merge import fold, merge, unmerge
 from fxmerge.ir.program import Program, prune
 from fxmerge.ir.supernet import Folds
-from passes.sites import operands
+from passes.supernet.sites import operands
 
 Order = Literal["weights", "auto"]
 

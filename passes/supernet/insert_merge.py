@@ -23,10 +23,10 @@ from fxmerge.ir.program import Port, Program
 from fxmerge.ir.space import leaves
 from fxmerge.ir.supernet import Feature, Own, SuperNet
 from passes.line_up.pairs import line_up, line_up_all
-from passes.maps import Maps
-from passes.sites import Operand, Sites, SitesOf
-from passes.trunk import Trunk
-from passes.widen import resize, widen
+from passes.supernet.maps import Maps
+from passes.supernet.resize import resize, widen
+from passes.supernet.sites import Operand, Sites, SitesOf
+from passes.supernet.trunk import Trunk
 
 
 def insert_merge(

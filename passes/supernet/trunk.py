@@ -12,11 +12,11 @@ from torch import Tensor, fx
 from fxmerge.ir.merge import fold, merge, unmerge
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Feature, Folds
-from passes.maps import Maps
-from passes.sites import Operand, Site, Sites, operands
+from passes.supernet.maps import Maps
+from passes.supernet.sites import Operand, Site, Sites, operands
 
 if TYPE_CHECKING:
-    from passes.insert_merge import Net
+    from passes.supernet.insert_merge import Net
 
 
 @dataclass

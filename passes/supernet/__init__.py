@@ -1,0 +1,1 @@
+"""The SuperNet: built, hoisted, folded."""
