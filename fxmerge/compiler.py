@@ -100,8 +100,8 @@ class _Merge:
         with self.stages("verify"):
             probes = figures.probes(folded, supernet, samples)
             checks = self._verify(outcome, folded, probes)
-            figures = self._figures(outcome, supernet, folded, held, samples) | {"checks": checks}
-        merged = self._merged(self._with_assets(folded, programs[supernet.template]), supernet, parents, figures)
+            measured = self._figures(outcome, supernet, folded, held, samples) | {"checks": checks}
+        merged = self._merged(self._with_assets(folded, programs[supernet.template]), supernet, parents, measured)
         if self.config.out:
             with self.stages("export"):
                 checks["onnx_max_abs"] = save_merged(
@@ -331,7 +331,7 @@ class _Merge:
             self.notes.append(f"the config.json of {template.task} is left out: the merged model differs in {misfit}")
         return program.evolve(assets=assets)
 
-    def _merged(self, program: Program, supernet: SuperNet, given: list[Parent], figures: dict[str, Any]) -> Merged:
+    def _merged(self, program: Program, supernet: SuperNet, given: list[Parent], measured: dict[str, Any]) -> Merged:
         spaces = supernet.parents[supernet.template].get(passes().SpacesOf(self.known.rules))
         parents = [
             {
@@ -346,13 +346,13 @@ class _Merge:
         result = {
             "fxmerge": __version__,
             "method": self.config.method,
-            "init": figures.get("init", self.config.init),
+            "init": measured.get("init", self.config.init),
             "seed": self.config.seed,
             "out": self.config.out,
             "parents": parents,
-            "merged": counts | {"trainable": figures.get("trainable", 0)},
-            "tasks": figures.get("tasks", []),
-            "checks": figures.get("checks", {}),
+            "merged": counts | {"trainable": measured.get("trainable", 0)},
+            "tasks": measured.get("tasks", []),
+            "checks": measured.get("checks", {}),
             "training": self.training,
             "notes": list(dict.fromkeys([*self.notes, *program.notes])),
             "seconds": {},
