@@ -148,7 +148,7 @@ def test_parents(parents: tuple[str, ...], message: str, refuse: Refuse) -> None
 
 def test_parents_that_do_not_line_up_name_both_source_lines(refuse: Refuse) -> None:
     said = refuse("merge", "a.pt", "wide.pt", *OUT)
-    assert "test_cli_bad_input.py:" in said
+    assert "test_bad_input.py:" in said
 
 
 def test_no_samples_lists_methods_that_need_none(refuse: Refuse) -> None:

@@ -143,7 +143,7 @@ def test_a_click_shows_parameters_and_source_lines(found: Examined, read: Reader
     uses = details[stream]["uses"]
     assert {use["parameter"] for use in uses if use["how"] == "written by"} >= {"first.weight", "blocks.0.out.weight"}
     assert {use["parameter"] for use in uses if use["how"] == "read by"} >= {"blocks.1.up.weight", "head.weight"}
-    assert all(re.fullmatch(r"test_inspect_html\.py:\d+", use["at"]) for use in uses)
+    assert all(re.fullmatch(r"test_inspect_page\.py:\d+", use["at"]) for use in uses)
     assert next(use for use in uses if use["parameter"] == "blocks.0.qkv.weight")["shape"] == [48, 16]
 
 
@@ -215,7 +215,7 @@ def test_a_click_in_a_browser(found: Examined, text: str, browse: Callable[[str]
     aside = shown[shown.index("<aside") : shown.index("</aside>")]
     assert f'data-picked="{space}"' in aside
     assert "mlp" in aside
-    for part in ("written by", "up.weight", "read by", "down.weight", "test_inspect_html.py:"):
+    for part in ("written by", "up.weight", "read by", "down.weight", "test_inspect_page.py:"):
         assert part in aside
     assert re.search(rf'class="item space hit" data-id="{space}"', shown)
     assert "Nothing picked" in browse(text)

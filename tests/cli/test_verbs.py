@@ -222,7 +222,7 @@ def test_demo_hands_its_flags_on(
 
 EXTENSION = """
 from fxmerge import Extension
-from fxmerge.pattern import op, var
+from fxmerge.rewrite import op, var
 from fxmerge.rewrite import rewrite
 
 @rewrite(op("aten.sigmoid", op("aten.neg", var("x"))))

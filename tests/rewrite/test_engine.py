@@ -69,7 +69,7 @@ def test_made_nodes_remember_rule_and_source_line() -> None:
     (made,) = (node for node in after.graph.nodes if node.meta.get("by") == "square")
     old = before.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)[0]
     assert made.meta["source"] == old.meta["source"]
-    assert made.meta["source"].startswith("test_rewrite.py:")
+    assert made.meta["source"].startswith("test_engine.py:")
     assert made.meta["val"].shape == old.meta["val"].shape
 
 
@@ -186,7 +186,7 @@ def test_traces_of_several_parents_add_up() -> None:
 def test_a_replacement_of_another_shape_is_an_error() -> None:
     wrong = Rewrite("wrong", op("aten.mul.Tensor", x, y), lambda m: m.call("aten.sum.default", m["x"]))
     with pytest.raises(
-        ExtensionError, match=r"rewrite wrong replaces float64\[\d+, 4\] by float64\[\] at test_rewrite.py:\d+"
+        ExtensionError, match=r"rewrite wrong replaces float64\[\d+, 4\] by float64\[\] at test_engine.py:\d+"
     ):
         apply(program(lambda a, b: a * b), [wrong])
 

@@ -164,8 +164,8 @@ def parted(a: Any, b: Any) -> str:
 
 def test_the_first_difference_is_named_with_both_lines() -> None:
     said = parted(lambda v: F.relu(v).tanh(), lambda v: F.gelu(v).tanh())
-    assert "a and b do not line up: aten.relu.default (test_line_up.py:" in said
-    assert "and aten.gelu.default (test_line_up.py:" in said and "are different operators" in said
+    assert "a and b do not line up: aten.relu.default (test_pairs.py:" in said
+    assert "and aten.gelu.default (test_pairs.py:" in said and "are different operators" in said
 
 
 def test_depth_is_named_also_where_hands_differ() -> None:

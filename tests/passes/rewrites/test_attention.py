@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.rewrite import Trace
-from passes.spelling import normalize
+from passes import normalize
 from tests.passes.attention_nets import (
     MIN,
     SDPA,

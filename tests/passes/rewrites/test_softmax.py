@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxmerge.rewrite import Trace
-from passes.spelling import cleanup, normalize
+from passes import cleanup, normalize
 from tests.passes.attention_nets import Mix, called, kept, program, same, softmaxed
 
 SOFTMAX: dict[str, Mix] = {
