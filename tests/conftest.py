@@ -32,6 +32,10 @@ def _mask() -> torch.Tensor:
     return mask
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="Write the golden texts anew; read them after.")
+
+
 SMALL, WIDE = (16, 2, 24), (24, 3, 40)
 FAMILIES: dict[str, Callable[[int], tuple[torch.nn.Module, object]]] = {
     "mlp": lambda k: (MLP(20, [(16, 12), (24, 10), (9, 14)][k], 3), (torch.randn(6, 20),)),
