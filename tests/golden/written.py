@@ -14,7 +14,7 @@ Forward = Callable[..., Tensor]
 
 
 class Written(nn.Module):
-    """A weight `w`, a bias `b`, a scale and a shift of 6 features, tables and kernels; the forward uses what it needs."""
+    """A weight `w`, a bias `b`, a scale and a shift of 6 features, tables and kernels, for a forward to choose from."""
 
     def __init__(self, forward: Forward) -> None:
         super().__init__()
