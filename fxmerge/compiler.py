@@ -24,11 +24,12 @@ from fxmerge.ir.shapes import first_unsized
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import compare, require
 from fxmerge.methods import Job, Method, Outcome
-from fxmerge.methods.base import Options
+from fxmerge.methods.base import Trained
 from fxmerge.methods.student import pool_of
 from fxmerge.output.formats import save_merged
 from fxmerge.output.merged import Merged
 from fxmerge.pipeline import Pipeline, run_pass
+from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.installed import catalogue, known, passes
 from fxmerge.pipeline.watch import Watch
@@ -44,11 +45,7 @@ __all__ = ["catalogue", "check", "examine", "inspect", "merge"]
 
 Parent = Program | str | Path
 
-STEPS = 600
 POOL = 12_800
-WIDE = 256
-"""From this merged width on, maps are diagonal plus low rank unless asked otherwise: full ones cost too much."""
-RANK = 12
 
 
 def merge(
@@ -67,8 +64,12 @@ def merge(
     Raises `FxmergeError`s; `VerificationError` if a check fails, and then nothing is written.
     """
     config = (config or MergeConfig()).with_options(**options)
+    config.check_options()
     extension = known(config.extension)
-    return _Merge(config, stages or Stages(), extension).run(list(parents), config.data if data is None else data)
+    method, trained = chosen(extension, config)
+    return _Merge(config, stages or Stages(), extension, method, trained).run(
+        list(parents), config.data if data is None else data
+    )
 
 
 @dataclass
@@ -78,14 +79,15 @@ class _Merge:
     config: MergeConfig
     stages: Stages
     known: Extension
+    method: Method
+    trained: Trained
     notes: list[str] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
 
     def run(self, parents: list[Parent], data: Any) -> Merged:
-        method: Method = self.known.find("method", self.config.method)
         with self.stages("capture"):
             programs = self._load(parents)
-            samples = self._samples(programs, data, method)
+            samples = self._samples(programs, data)
         with self.stages("analyse"):
             supernet = self._supernet(programs)
         if self.config.dry_run:
@@ -94,7 +96,7 @@ class _Merge:
         with self.stages("train") as tell:
             torch.manual_seed(self.config.seed)
             job = self._job(supernet, kept, tell)
-            outcome = self._outcome(method, job)
+            outcome = self._outcome(job)
         with self.stages("fold"):
             folded = self._fold(outcome.program, supernet)
         with self.stages("verify"):
@@ -142,14 +144,14 @@ class _Merge:
         inputs = config.data.get(path.stem, config.data.get(""))
         return sources.load(source, arch=config.arch, inputs=inputs, allow_pickle=config.allow_pickle)
 
-    def _samples(self, programs: list[Program], data: Any, method: Method) -> list[Samples] | None:
+    def _samples(self, programs: list[Program], data: Any) -> list[Samples] | None:
         """Samples of every task by input name; None if there are none and the method needs none."""
         given = by_task(data, programs)
         found = []
         for program in programs:
             samples = self._of_task(program, given.get(program.task, given.get("")))
             if not samples:
-                if method.needs_data:
+                if self.method.needs_data:
                     free = ", ".join(m.name for m in self.known.methods if not m.needs_data)
                     raise DataError(
                         f"no samples for {program.task}: none given with --data and none in the bundle",
@@ -200,10 +202,10 @@ class _Merge:
         return supernet.with_program(self.pipeline.run("supernet", supernet.program, self.known, self.watch))
 
     def _job(self, supernet: SuperNet, samples: list[Samples] | None, tell: Any) -> Job:
-        config = self.config
+        config, trained = self.config, self.trained
 
         def hoist(program: Program) -> Program:
-            return self._pass("hoist", program, order="auto", rows=config.batch_size)
+            return self._pass("hoist", program, order="auto", rows=trained.batch_size)
 
         def fold_trunk(program: Program) -> Program:
             hoisted = self._pass("hoist", program, tails=False)
@@ -213,44 +215,38 @@ class _Merge:
             supernet=supernet,
             pool=None if samples is None else self._pool(supernet, samples),
             settings=Settings(
-                steps=STEPS if config.steps is None else config.steps,
-                batch_size=config.batch_size,
-                lr=3e-3 if config.lr is None else config.lr,
-                weight_decay=1e-3 if config.weight_decay is None else config.weight_decay,
+                steps=trained.steps,
+                batch_size=trained.batch_size,
+                lr=trained.lr,
+                weight_decay=trained.weight_decay,
                 seed=config.seed,
                 device=figures.device_of(config.device),
-                dtype=getattr(torch, config.dtype),
+                dtype=getattr(torch, trained.dtype),
             ),
-            options=Options(init=config.init, rank=self._rank(supernet), inner=config.inner),
+            options=trained,
             hoist=hoist,
             fold_trunk=fold_trunk,
             progress=tell or silent,
             state=Path(config.resume) / "training.pt" if config.resume else None,
         )
 
-    def _outcome(self, method: Method, job: Job) -> Outcome:
+    def _outcome(self, job: Job) -> Outcome:
         """What the method makes; an extension's method that fails is named with its owner."""
         try:
-            outcome = method(job)
+            outcome = self.method(job)
         except FxmergeError:
             raise
         except Exception as error:
-            self.known.blame("method", method.name, error)
+            self.known.blame("method", self.method.name, error)
             raise
         self.notes += job.notes
         return outcome
-
-    def _rank(self, supernet: SuperNet) -> int | None:
-        if self.config.full or self.config.rank is not None:
-            return self.config.rank
-        widest = max((block.size for _, block in supernet.maps()), default=0)
-        return None if widest <= WIDE else RANK
 
     def _pool(self, supernet: SuperNet, samples: list[Samples]) -> Pool:
         """Augmented inputs: of all tasks together, or row beside row where tasks have inputs of their own."""
         given = [supernet.given(k, own) for k, own in enumerate(samples)]
         groups = [given] if supernet.together else [[own] for own in given]
-        count = min(augmentation.room(own, self.config.pool or POOL) for own in given)
+        count = min(augmentation.room(own, self.trained.pool or POOL) for own in given)
         inputs: Samples = {}
         for tasks, parent in zip(groups, supernet.parents, strict=False):
             inputs |= self._augmented(tasks, parent, count)
@@ -261,7 +257,7 @@ class _Merge:
 
     def _augmented(self, tasks: list[Samples], parent: Program, count: int) -> Samples:
         config = self.config
-        kind: str = config.augment
+        kind: str = self.trained.augment
         if kind == "auto":
             ports = [replace(port, name=name) for port, name in zip(parent.inputs, tasks[0], strict=True)]
             kind = augmentation.kind_of(ports, tasks[0])
@@ -345,8 +341,8 @@ class _Merge:
         counts = {"parameters": program.count(), "spaces": len(spaces.spaces), "opaque_axes": len(spaces.opaque)}
         result = {
             "fxmerge": __version__,
-            "method": self.config.method,
-            "init": measured.get("init", self.config.init),
+            "method": self.method.name,
+            "init": measured.get("init", self.trained.init),
             "seed": self.config.seed,
             "out": self.config.out,
             "parents": parents,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from fxmerge.errors import OptionError, OutputError
 from fxmerge.io.files import check_output, nearest
@@ -18,9 +19,12 @@ SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
 """What `--out` may end in; without a suffix it is a folder in Hugging Face layout."""
 
 
-def option(default: Any, text: str, group: str, *, metavar: str = "", **limits: Any) -> Any:
-    """A field that is also a flag: `text` is its help, `group` the heading it stands under."""
-    extra: dict[str, Any] = {"group": group, "metavar": metavar}
+def option(default: Any, text: str, group: str, *, metavar: str = "", of_method: bool = False, **limits: Any) -> Any:
+    """A field that is also a flag: `text` is its help, `group` the heading it stands under.
+
+    One that is `of_method` is an option of the method, which may have it or not.
+    """
+    extra: dict[str, Any] = {"group": group, "metavar": metavar, "of_method": of_method}
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
@@ -53,35 +57,49 @@ class MergeConfig(BaseModel):
     resume: str | None = option(None, "Continue an interrupted merge from its state.", "Files", metavar="DIR")
     overwrite: bool = option(False, "Replace outputs that exist.", "Files")
 
-    method: str = option("foldable", "How M and U are found; `fxmerge methods` lists them.", "Method")
-    init: str = option("auto", "What a trained method starts from: first, average, or auto.", "Method")
+    method: str = option(
+        "foldable", "How M and U are found; `fxmerge methods` lists them. Options may follow: name{rank=12}.", "Method"
+    )
+    init: str = option("auto", "What a trained method starts from: first, average, or auto.", "Method", of_method=True)
     rank: int | None = option(
         None, "Rank of M and U beside their diagonals, 0 for none (default: dense in narrow models, else 12).",
-        "Method", ge=0,
+        "Method", ge=0, of_method=True,
     )  # fmt: skip
-    full: bool = option(False, "Dense M and U.", "Method")
+    full: bool = option(False, "Dense M and U.", "Method", of_method=True)
     like: int = option(0, "The parent whose shape the merged model has, counted from 0.", "Method", ge=0)
     width_scale: float | None = option(None, "Make every merged width this many times larger.", "Method", gt=0, le=64)
     augment: Literal["auto", "none", "image", "tokens", "vector"] = option(
-        "auto", "How unlabeled samples are varied; auto fits the kind of input.", "Method"
+        "auto", "How unlabeled samples are varied; auto fits the kind of input.", "Method", of_method=True
     )
-    pool: int | None = option(None, "Samples a task after augmentation.", "Method", ge=1)
-    inner: float = option(0.0, "Weight of the inner layers' loss.", "Method", ge=0)
+    pool: int | None = option(None, "Samples a task after augmentation.", "Method", ge=1, of_method=True)
+    inner: float = option(0.0, "Weight of the inner layers' loss.", "Method", ge=0, of_method=True)
     extension: tuple[str, ...] = option(
         (), "Load rules, passes and methods from a Python file; may be given again.", "Method", metavar="FILE:NAME"
     )
 
-    steps: int | None = option(None, "Training steps (default 600).", "Training", ge=0)
-    batch_size: int = option(64, "Samples a training step.", "Training", ge=1)
-    lr: float | None = option(None, "Peak learning rate (default 0.003).", "Training", gt=0)
-    weight_decay: float | None = option(None, "Weight decay of matrices (default 0.001).", "Training", ge=0)
+    steps: int | None = option(None, "Training steps (default 600).", "Training", ge=0, of_method=True)
+    batch_size: int = option(64, "Samples a training step.", "Training", ge=1, of_method=True)
+    lr: float | None = option(None, "Peak learning rate (default 0.003).", "Training", gt=0, of_method=True)
+    weight_decay: float | None = option(
+        None, "Weight decay of matrices (default 0.001).", "Training", ge=0, of_method=True
+    )
     seed: int = option(0, "Same seed, same machine: the same model, bit for bit.", "Training", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.", "Training")
-    dtype: Literal["float32", "bfloat16"] = option("float32", "Precision of training.", "Training")
+    dtype: Literal["float32", "bfloat16"] = option("float32", "Precision of training.", "Training", of_method=True)
 
     opset: int | None = option(None, "ONNX operator set, 18 to 23 (default 20).", "Checks", ge=18, le=23)
     atol: float = option(1e-4, "Largest difference that the checks of the merged model accept.", "Checks", gt=0)
     dry_run: bool = option(False, "Line the parents up and show the plan; train and write nothing.", "Checks")
+
+    def check_options(self) -> None:
+        """Raise `OptionError` for two options of which one would be without effect."""
+        if self.given("like") and self.width_scale is not None:
+            raise OptionError(
+                "--like and --width-scale exclude each other: one takes a parent's shape, the other makes a wider one",
+                "keep one of them; the first parent is the one that is widened",
+            )
+        if self.opset is not None and self.out is not None and Path(self.out).suffix != ".onnx":
+            raise OptionError(f"--opset {self.opset} is of ONNX, and --out is {self.out}", "end --out in .onnx")
 
     @model_validator(mode="before")
     @classmethod
@@ -104,12 +122,26 @@ class MergeConfig(BaseModel):
         """This config with some options replaced, and the whole checked again."""
         if not options:
             return self
-        return MergeConfig.of(**{**self.model_dump(exclude_defaults=True), **options})
+        return MergeConfig.of(**{**self.model_dump(exclude_unset=True), **options})
 
     @classmethod
     def load(cls, path: str | Path, **flags: Any) -> MergeConfig:
-        """The config in a YAML file, with `flags` in place of what it says."""
-        return cls.of(**{**_read(Path(path)), **flags})
+        """The config in a YAML file, with `flags` in place of what it says.
+
+        A file that `save` wrote holds every option: one with its default value counts as not given.
+        """
+        file = cls.of(**_read(Path(path)))
+        return cls.of(**{**file.model_dump(exclude_defaults=True), **flags})
+
+    def given(self, name: str) -> bool:
+        """Whether an option was asked for, if only by its default value."""
+        value = getattr(self, name)
+        return name in self.model_fields_set and value is not None and value is not False
+
+    def of_method(self) -> dict[str, Any]:
+        """The options that were given and that the method must have."""
+        names = [n for n, field in MergeConfig.model_fields.items() if _extra(field)["of_method"]]
+        return {name: getattr(self, name) for name in names if self.given(name)}
 
     def save(self, path: str | Path) -> None:
         """Write the config as YAML that `load` reads back."""
@@ -180,6 +212,11 @@ def check_suffix(out: str) -> None:
         )
 
 
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    assert isinstance(field.json_schema_extra, dict)
+    return field.json_schema_extra
+
+
 def _try_writing(folder: Path) -> None:
     """Write a file without a name: permissions alone do not tell, on a full or read-only disk or as root."""
     try:
@@ -242,7 +279,8 @@ def _explain(error: ValidationError) -> OptionError:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][:1])
     if first["type"] == "extra_forbidden":
-        return unknown("option", name, MergeConfig.model_fields, "`fxmerge merge --help` lists them all")
+        todo = "`fxmerge merge --help` lists them all; what only one method has goes into braces: method{option=value}"
+        return unknown("option", name, MergeConfig.model_fields, todo)
     message = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "literal_error":
         expected = str(first.get("ctx", {}).get("expected", ""))

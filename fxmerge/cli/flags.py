@@ -11,7 +11,6 @@ import typer
 from pydantic.fields import FieldInfo
 
 from fxmerge.config import MergeConfig, parse_data
-from fxmerge.errors import OptionError
 
 Verb = Callable[..., Any]
 
@@ -48,10 +47,8 @@ def _config(given: dict[str, Any], file: str | None) -> MergeConfig:
     flags = {name: value for name, value in given.items() if value not in (None, [], ())}
     if "data" in flags:
         flags["data"] = parse_data(flags["data"])
-    if flags.get("full") and "rank" in flags:
-        raise OptionError("--rank and --full exclude each other", "keep one of them")
-    if flags.get("full"):
-        flags["rank"] = None
+    if len({"rank", "full"} & flags.keys()) == 1:  # then it replaces the other one in a file
+        flags = {"rank": None, "full": False} | flags
     return MergeConfig.load(file, **flags) if file else MergeConfig.of(**flags)
 
 

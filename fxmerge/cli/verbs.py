@@ -59,6 +59,8 @@ def _verb(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def stoppable(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("verbose") and kwargs.get("quiet"):
+            raise OptionError("--verbose and --quiet exclude each other", "keep one of them")
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt as interrupt:

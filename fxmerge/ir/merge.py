@@ -103,7 +103,7 @@ class Map(nn.Module):
         """Hold `matrices` (one per parent) in `form`. A diagonal form keeps only the entries on the support.
 
         The left factor of a low rank starts at zero and the right one small and random, so the product starts at zero
-        and both receive gradients after one step.
+        and both receive gradients after one step. Coordinates that no parent has start small and random.
         """
         self.form = form
         if form == "full":
@@ -120,7 +120,7 @@ class Map(nn.Module):
             self.diagonals.append(nn.Parameter(matrix[rows, columns].to(self.dtype)))
             if form:
                 (m, n), rank = self.shape(k), min(form, *self.shape(k))
-                self.lefts.append(nn.Parameter(torch.zeros(m, rank, dtype=self.dtype, device=matrix.device)))
+                self.lefts.append(nn.Parameter(self._left(m, rank, generator).to(matrix.device, self.dtype)))
                 noise = torch.randn(rank, n, generator=generator, dtype=torch.float32)
                 self.rights.append(nn.Parameter((noise / n**0.5).to(matrix.device, self.dtype)))
 
@@ -129,9 +129,7 @@ class Map(nn.Module):
 
         Zero rows of M before zero columns of U would never receive a gradient.
         """
-        bare = torch.ones(self.size, dtype=torch.bool)
-        for k in range(len(self.sizes)):
-            bare[self.support(k)[0]] = False
+        bare = self.bare()
         if self.kind != "merge" or not bool(bare.any()):
             return list(matrices)
         filled = []
@@ -139,6 +137,23 @@ class Map(nn.Module):
             noise = torch.randn(matrix.shape, generator=generator, dtype=torch.float64) / matrix.shape[1] ** 0.5
             filled.append(torch.where(bare[:, None], noise.to(matrix.dtype), matrix))
         return filled
+
+    def _left(self, size: int, rank: int, generator: torch.Generator | None) -> Tensor:
+        """The left factor of a low rank: zero, but for rows of M for merged coordinates that no parent has.
+
+        Behind a ReLU a row of zeros would never receive a gradient.
+        """
+        left, bare = torch.zeros(size, rank), self.bare()
+        if self.kind == "merge" and bool(bare.any()):
+            left[bare] = torch.randn(int(bare.sum()), rank, generator=generator) / rank**0.5
+        return left
+
+    def bare(self) -> Tensor:
+        """Which merged coordinates no parent has, as of a result that is wider than all of them."""
+        bare = torch.ones(self.size, dtype=torch.bool)
+        for k in range(len(self.sizes)):
+            bare[self.support(k)[0]] = False
+        return bare
 
     def matrix(self, k: int) -> Tensor:
         """The matrix of parent k, dense."""

@@ -113,6 +113,10 @@ class SuperNet:
                     seen.add(id(block))
                     yield (name if len(module.blocks) == 1 else f"{name}.{number}"), block
 
+    def unwritten(self) -> int:
+        """How many units of the merged model no parent has, in all its spaces."""
+        return sum(int(block.bare().sum()) for _, block in self.maps() if block.kind == "merge")
+
     def start(self, weights: Sequence[float], form: Form | None = None, seed: int = 0) -> SuperNet:
         """Set maps and own tensors to the weighted average of the parents; with `form`, trainable in that form."""
         generator = torch.Generator().manual_seed(seed)

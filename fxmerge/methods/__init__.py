@@ -1,7 +1,7 @@
 """Merging methods: each fills the maps of a SuperNet, no more. The names are those of the papers."""
 
 from fxmerge.methods.average import AVERAGE
-from fxmerge.methods.base import Init, Job, Method, Outcome
+from fxmerge.methods.base import Init, Job, Method, Outcome, Trained
 from fxmerge.methods.distill import DISTILL
 from fxmerge.methods.foldable import FOLDABLE
 from fxmerge.methods.inits import INITS
@@ -9,4 +9,4 @@ from fxmerge.methods.inits import INITS
 METHODS: tuple[Method, ...] = (AVERAGE, FOLDABLE, DISTILL)
 """The built-in methods, the default one second."""
 
-__all__ = ["INITS", "METHODS", "Init", "Job", "Method", "Outcome"]
+__all__ = ["INITS", "METHODS", "Init", "Job", "Method", "Outcome", "Trained"]

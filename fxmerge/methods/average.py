@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fxmerge.methods.base import Job, Outcome
 
@@ -11,11 +12,15 @@ from fxmerge.methods.base import Job, Outcome
 class Average:
     """M = [λ_k I], U = [I; …; I], tied. Parents of other widths are cut or filled with zeros."""
 
-    name: str = "average"
-    summary: str = "mean of the parents' weights, position by position; no data (baseline)"
-    needs_data: bool = False
+    name: ClassVar[str] = "average"
+    summary: ClassVar[str] = "mean of the parents' weights, position by position; no data (baseline)"
+    needs_data: ClassVar[bool] = False
 
     def __call__(self, job: Job) -> Outcome:
+        if units := job.supernet.unwritten():
+            job.notes.append(
+                f"average fills no more than the parents have: {units} units of the wider model do nothing"
+            )
         supernet = job.supernet.start([1.0] * len(job.supernet.parents))
         return Outcome(supernet.program, init="average")
 

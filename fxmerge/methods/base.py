@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -29,14 +29,24 @@ class Init(Protocol):
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user can say about a method, beside the training settings."""
+class Trained:
+    """Options of every method that trains; its fields are its options, and a method adds its own by deriving from it.
 
-    init: str = "average"
-    rank: int | None = None
-    """Rank of low-rank maps; 0 for diagonal ones; None for full ones."""
+    `foldable{steps=100,init=first}` as text, `--steps 100 --init first` as flags.
+    """
+
+    init: str = "auto"
+    """What training starts from."""
     inner: float = 0.0
     """Weight of the inner features in the loss, beside the final ones' weight of one."""
+    augment: Literal["auto", "none", "image", "tokens", "vector"] = "auto"
+    pool: int | None = None
+    """Samples a task after augmentation."""
+    steps: int = 600
+    batch_size: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 1e-3
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Job:
     pool: Pool | None
     """Unlabeled inputs, augmented; None without data."""
     settings: Settings
-    options: Options
+    options: Trained
     hoist: Callable[[Program], Program]
     """The same function with maps applied where that costs least."""
     fold_trunk: Callable[[Program], Program]
@@ -76,7 +86,7 @@ class Outcome:
 
 
 class Method(Protocol):
-    """A way to fill the maps of a SuperNet."""
+    """A way to fill the maps of a SuperNet. If it is a frozen dataclass, its fields are its options."""
 
     @property
     def name(self) -> str: ...

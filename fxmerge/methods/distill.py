@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
-from fxmerge.methods.base import Job, Outcome
+from fxmerge.methods.base import Job, Outcome, Trained
 from fxmerge.methods.student import train
 from fxmerge.methods.trial import begin
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(Trained):
     """The trunk is folded first and all of its weights train; a full matrix per task reads its final features out."""
 
-    name: str = "distill"
-    summary: str = "train all weights of one model on the parents' features (baseline)"
-    needs_data: bool = True
+    name: ClassVar[str] = "distill"
+    summary: ClassVar[str] = "train all weights of one model on the parents' features (baseline)"
+    needs_data: ClassVar[bool] = True
 
     def __call__(self, job: Job) -> Outcome:
         def start(weights: tuple[float, ...]) -> tuple[SuperNet, Program]:

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from fxmerge.errors import OptionError
 from fxmerge.ir.merge import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import GradientWatch
-from fxmerge.methods.base import Job, Outcome
+from fxmerge.methods.base import Job, Outcome, Trained
 from fxmerge.methods.student import train
 from fxmerge.methods.trial import begin
 
+WIDE = 256
+"""From this merged width on, maps are diagonal plus low rank unless asked otherwise: full ones cost too much."""
+RANK = 12
+
 
 @dataclass(frozen=True)
-class Foldable:
+class Foldable(Trained):
     """K frozen parents, trainable M and U of every writer and reader, untied; norms train beside them.
 
     Loss: for every parent, what the SuperNet's unmerged final features miss of that parent's own (§4.2).
     """
 
-    name: str = "foldable"
-    summary: str = "train M and U around the frozen parents, fold into one model (FS-Merge, Kinderman et al. 2025)"
-    needs_data: bool = True
+    name: ClassVar[str] = "foldable"
+    summary: ClassVar[str] = (
+        "train M and U around the frozen parents, fold into one model (FS-Merge, Kinderman et al. 2025)"
+    )
+    needs_data: ClassVar[bool] = True
+
+    rank: int | None = None
+    """Rank of M and U beside their diagonals, 0 for none; None for dense ones in narrow models and `RANK` in wide."""
+    full: bool = False
+    """Dense M and U."""
+
+    def __post_init__(self) -> None:
+        if self.full and self.rank is not None:
+            raise OptionError("--rank and --full exclude each other", "keep one of them")
 
     def __call__(self, job: Job) -> Outcome:
-        form: Form = "full" if job.options.rank is None else job.options.rank
+        form = self.form(job.supernet)
 
         def start(weights: tuple[float, ...]) -> tuple[SuperNet, Program]:
             supernet = job.supernet.start(weights, form, job.settings.seed)
@@ -42,6 +59,20 @@ class Foldable:
             trainable=sum(p.numel() for p in student.module.parameters() if p.requires_grad),
             unreached=tuple(watch.missing) + log.untouched,
         )
+
+    def form(self, supernet: SuperNet) -> Form:
+        """How maps hold their matrices. Raises `OptionError` if that would leave merged units that nobody writes."""
+        if self.full:
+            return "full"
+        if self.rank is None:
+            widest = max((block.size for _, block in supernet.maps()), default=0)
+            return "full" if widest <= WIDE else RANK
+        if self.rank == 0 and (units := supernet.unwritten()):
+            raise OptionError(
+                f"with --rank 0 nothing would fill {units} units of the wider model: no parent has them",
+                "give --rank 1 or more, or --full, or leave out --width-scale",
+            )
+        return self.rank
 
 
 FOLDABLE = Foldable()
