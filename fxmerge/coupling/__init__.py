@@ -1,18 +1,8 @@
 """Coupling rules and what follows from them: axes, laws, and the groups that every space tolerates."""
 
-from fxmerge.coupling.rule import (
-    Call,
-    Rule,
-    RuleSet,
-    Signature,
-    couples,
-    fills,
-    labels_of,
-    moves,
-    operator_name,
-    signature,
-    tokens,
-)
+from fxmerge.coupling.call import Call, has_tensor, operator_name
+from fxmerge.coupling.rule import Rule, RuleSet, couples, fills, moves, signature
+from fxmerge.coupling.signature import Signature, labels_of, tokens
 
 __all__ = [
     "Call",
@@ -21,6 +11,7 @@ __all__ = [
     "Signature",
     "couples",
     "fills",
+    "has_tensor",
     "labels_of",
     "moves",
     "operator_name",

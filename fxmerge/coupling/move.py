@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from torch import fx
+from torch import Tensor, fx
 
 from fxmerge.coupling import views
-from fxmerge.coupling.axes import Axis, concat, leaf, product
-from fxmerge.coupling.rule import Call
+from fxmerge.coupling.axes import Axis, Coupler, concat, leaf, product
+from fxmerge.coupling.call import Call
 from fxmerge.coupling.views import Held
 
-if TYPE_CHECKING:
-    from fxmerge.coupling.inference import Inference
+
+class Ledger(Protocol):
+    """Where a rule's statements about axes are written down: the analysis that asks it."""
+
+    @property
+    def coupler(self) -> Coupler: ...
+
+    def held(self, node: fx.Node) -> tuple[Held, ...]:
+        """The axes of a tensor value, promises included."""
+
+    def number(self, node: fx.Node) -> Tensor | None:
+        """The numbers of a constant; None for any other value."""
+
+    def equate(self, a: Axis, b: Axis) -> None:
+        """Two coupled axes scale alike."""
+
+    def rigid(self, axis: Axis) -> None:
+        """An axis tolerates no scale and no mixing."""
+
+    def pin(self, axis: Axis, reason: str) -> None:
+        """An axis tolerates nothing."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +44,11 @@ class Move(Call):
     with nothing and tolerates what it tolerated.
     """
 
-    inference: Inference
+    ledger: Ledger
 
     def held(self, operand: str | fx.Node) -> list[Held]:
         """The axes of an operand as they are: factors of a view stay promises."""
-        return list(self.inference.held(self._node(operand)))
+        return list(self.ledger.held(self._node(operand)))
 
     def axes(self, operand: str | fx.Node) -> list[Axis]:
         """The axes of an operand; views are taken at their word."""
@@ -41,44 +60,44 @@ class Move(Call):
         return node
 
     def plain(self, axis: Held) -> Axis:
-        return views.redeem(axis, self.inference.coupler)
+        return views.redeem(axis, self.ledger.coupler)
 
     def narrow(self, axes: Sequence[Held], dim: int, start: int, stop: int) -> list[Held]:
         """The axes of a value of which only `start` to `stop` along `dim` is kept."""
-        return views.narrow(axes, dim, start, stop, self.inference.coupler)
+        return views.narrow(axes, dim, start, stop, self.ledger.coupler)
 
     def reshape(self, axes: Sequence[Held], sizes: Sequence[int]) -> list[Held]:
         """The axes of a value viewed at other sizes."""
-        return views.reshape(axes, sizes, self.inference.coupler)
+        return views.reshape(axes, sizes, self.ledger.coupler)
 
     def split(self, axis: Held, minor: int) -> tuple[Axis, Axis]:
         """An axis as a product of two, the second of size `minor`."""
-        return self.inference.coupler.split(self.plain(axis), minor)
+        return self.ledger.coupler.split(self.plain(axis), minor)
 
     def same(self, axes: Sequence[Held]) -> Axis:
         """Couple axes that also scale alike (as the operands of an addition do); ones among them broadcast."""
         plain = [self.plain(axis) for axis in axes]
         full = [axis for axis in plain if axis.size != 1] or plain[:1]
         for other in full[1:]:
-            self.inference.coupler.unify(full[0], other)
-            self.inference.equate(full[0], other)
+            self.ledger.coupler.unify(full[0], other)
+            self.ledger.equate(full[0], other)
         return full[0]
 
     def couple(self, a: Held, b: Held) -> None:
         """Couple two axes along which nothing but a permutation is tolerated."""
-        self.inference.coupler.unify(self.plain(a), self.plain(b))
+        self.ledger.coupler.unify(self.plain(a), self.plain(b))
         self.rigid(a)
         self.rigid(b)
 
     def pair(self, value: Held, gate: Held) -> None:
         """Couple the axes of two factors of a product of which only the first may scale."""
-        self.inference.coupler.unify(self.plain(value), self.plain(gate))
+        self.ledger.coupler.unify(self.plain(value), self.plain(gate))
         self.rigid(gate)
 
     def fresh(self, size: int) -> Axis:
         """An axis along which the result is constant: any permutation, no scale."""
         axis = leaf(size)
-        self.inference.rigid(axis)
+        self.ledger.rigid(axis)
         return axis
 
     def blank(self, size: int) -> Axis:
@@ -92,13 +111,13 @@ class Move(Call):
     def pin(self, axis: Held) -> Axis:
         """Let an axis tolerate nothing, because of this call."""
         plain = self.plain(axis)
-        self.inference.pin(plain, str(self))
+        self.ledger.pin(plain, str(self))
         return plain
 
     def rigid(self, axis: Held) -> Axis:
         """Let an axis tolerate no more than permutations."""
         plain = self.plain(axis)
-        self.inference.rigid(plain)
+        self.ledger.rigid(plain)
         return plain
 
     def product(self, axes: Sequence[Held]) -> Axis:
@@ -107,6 +126,6 @@ class Move(Call):
     def concat(self, axes: Sequence[Held]) -> Axis:
         return concat([self.plain(axis) for axis in axes])
 
-    def value(self, operand: str | fx.Node) -> object:
+    def value(self, operand: str | fx.Node) -> Tensor | None:
         """The numbers of a constant operand; None if it is no constant or has no weights to read."""
-        return self.inference.constants.value(self._node(operand))
+        return self.ledger.number(self._node(operand))

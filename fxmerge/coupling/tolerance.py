@@ -8,18 +8,14 @@ every exponent is +1 or -1, is invertible: T goes where it is +1, the inverse tr
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 
 from fxmerge.coupling.axes import Axis, Class, factors, segments
+from fxmerge.coupling.exponents import ONE, Row, System, pivots
 from fxmerge.coupling.inference import Inference, Lawful
 from fxmerge.coupling.law import RESULT, Cap, equations
-
-Row = dict[int, Fraction]
-
-ONE = Fraction(1)
 
 
 def occurrences(axis: Axis) -> Iterator[Axis]:
@@ -45,79 +41,6 @@ def aligned(axes: Sequence[Axis]) -> Iterator[tuple[Axis, ...]]:
         parts = [[f for f in factors(axis) if f.size > 1] for axis in axes]
     for side_by_side in zip(*parts, strict=True):
         yield from aligned(side_by_side)
-
-
-class System:
-    """Linear forms in exponents that must vanish, over the rationals or (`signs`) over GF(2)."""
-
-    def __init__(self, signs: bool) -> None:
-        self.signs = signs
-        self.parent: dict[int, tuple[int, Fraction]] = {}
-        self.zero: set[int] = set()
-        self.long: list[Row] = []
-
-    def find(self, variable: int) -> tuple[int, Fraction]:
-        """The representative of a variable and the factor by which they differ."""
-        path, ratio = [], ONE
-        node = variable
-        while node in self.parent:
-            path.append(node)
-            node, step = self.parent[node]
-            ratio *= step
-        rest = ratio
-        for each in path:
-            step = self.parent[each][1]
-            self.parent[each] = (node, rest)
-            rest /= step
-        return node, ratio
-
-    def vanish(self, form: Iterable[tuple[int, Fraction]]) -> None:
-        """Add the equation that a form is zero."""
-        row = self._reduce(form)
-        if len(row) == 1:
-            self.zero.update(row)
-        elif len(row) == 2:
-            (a, x), (b, y) = row.items()
-            self.parent[a] = (b, ONE if self.signs else -y / x)
-        elif row:
-            self.long.append(row)
-
-    def _reduce(self, form: Iterable[tuple[int, Fraction]]) -> Row:
-        row: Row = defaultdict(Fraction)
-        for variable, coefficient in form:
-            root, ratio = self.find(variable)
-            if root not in self.zero:
-                row[root] += coefficient * ratio
-        if self.signs:
-            return {v: ONE for v, c in row.items() if c % 2}
-        return {v: c for v, c in row.items() if c}
-
-    def solve(self) -> None:
-        """Eliminate what is left: afterwards every variable is a combination of free ones (see `express`)."""
-        before = -1
-        while before != (before := sum(map(len, self.long))):
-            rows, self.long = self.long, []
-            for row in rows:
-                self.vanish(row.items())
-        self.pivots: dict[int, Row] = {}
-        for row in self.long:
-            row = self._substitute(row)
-            if row:
-                pivot = min(row)
-                scale = row.pop(pivot)
-                self.pivots[pivot] = {v: ONE if self.signs else -c / scale for v, c in row.items()}
-
-    def _substitute(self, row: Row) -> Row:
-        result = self._reduce(row.items())
-        while (pivot := next((v for v in result if v in self.pivots), None)) is not None:
-            coefficient = result.pop(pivot)
-            terms = [*result.items(), *((v, c * coefficient) for v, c in self.pivots[pivot].items())]
-            result = self._reduce(terms)
-        return result
-
-    def express(self, variable: int) -> Row:
-        """A variable as a combination of free ones."""
-        return self._substitute({variable: ONE})
 
 
 class Tolerances:
@@ -231,7 +154,7 @@ class Tolerances:
     def _flips(self, carried: Sequence[Axis]) -> bool:
         """Whether all of these occurrences can change sign at once."""
         rows = ({**self.sign_of(leaf), _CONSTANT: ONE} for leaf in carried)
-        return _CONSTANT not in _pivots(rows, signs=True)
+        return _CONSTANT not in pivots(rows, signs=True)
 
     def scale_of(self, leaf: Axis) -> Row:
         """The exponent of an occurrence under positive scales, as a combination of free ones."""
@@ -248,23 +171,8 @@ class Tolerances:
     def rank(self, cls: Class, signs: bool) -> int:
         """Number of independent diagonal maps of a class that change any parameter."""
         of = self.sign_of if signs else self.scale_of
-        return len(_pivots((of(leaf) for leaf in self.carried.get(cls, ())), signs))
+        return len(pivots((of(leaf) for leaf in self.carried.get(cls, ())), signs))
 
 
 _CONSTANT = -1
 """Stands for the one in an equation "exponent = 1". Eliminated last: it is the smallest variable."""
-
-
-def _pivots(rows: Iterable[Row], signs: bool) -> set[int]:
-    """The pivots of a row echelon form; in each row the largest variable is the pivot."""
-    basis: dict[int, Row] = {}
-    for row in rows:
-        row = dict(row)
-        while row and (pivot := max(row)) in basis:
-            other = basis[pivot]
-            factor = row[pivot] / other[pivot]
-            terms = {v: row.get(v, Fraction(0)) - factor * other.get(v, Fraction(0)) for v in {**row, **other}}
-            row = {v: ONE for v, c in terms.items() if c % 2} if signs else {v: c for v, c in terms.items() if c}
-        if row:
-            basis[max(row)] = row
-    return set(basis)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxmerge.coupling import Call
+from fxmerge.coupling import Call, has_tensor
 from fxmerge.ir.program import Program, target_name
 
 IGNORED = frozenset(
@@ -160,11 +160,6 @@ def borders(node: fx.Node) -> tuple[int, int, int] | None:
         return None
     start, end = (min(max(n + length if n < 0 else n, 0), length) for n in (start, end))
     return start, end, length
-
-
-def has_tensor(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value))
 
 
 @dataclass(frozen=True)

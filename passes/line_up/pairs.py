@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import fx
 
+from fxmerge.coupling import has_tensor
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program, target_name
-from passes.line_up.digests import Described, Structure, borders, has_tensor, structure
+from passes.line_up.digests import Described, Structure, borders, structure
 from passes.line_up.further import FURTHER
 
 Pairs = Mapping[fx.Node, fx.Node]

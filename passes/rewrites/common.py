@@ -7,8 +7,8 @@ from typing import Any, TypeGuard
 
 from torch import Tensor, fx
 
+from fxmerge.coupling import has_tensor
 from fxmerge.ir.program import Program, target_name
-from passes.line_up.digests import has_tensor
 
 TURNS = frozenset(
     {"aten.permute.default", "aten.t.default", "aten.transpose.int", "aten.numpy_T.default", "aten._to_copy.default"}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fxmerge.coupling import has_tensor
 from fxmerge.ir.program import Program, target_name
-from passes.line_up.digests import has_tensor
 from passes.rules.names import aten
 
 ROWS = frozenset(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from fxmerge.coupling import RuleSet, Signature, labels_of, signature
+from fxmerge.coupling import RuleSet, Signature, has_tensor, labels_of, signature
 from fxmerge.ir.program import Program, target_name
 from fxmerge.ir.space import AxisExpr, Spaces, leaves
 from passes.spaces.find import SpacesOf
@@ -154,7 +154,7 @@ class _Finder:
         if node.op == "get_attr":
             own = node.target in self.program.parameters or node.target in self.tables
             return "parameter" if own else "constant"
-        if not _has_tensor(node.meta.get("val")):
+        if not has_tensor(node):
             return "size"
         kinds = {self.values[n] for n in node.all_input_nodes} - {"size"}
         if "data" in kinds:
@@ -299,7 +299,7 @@ class _Finder:
 def operands(node: fx.Node) -> list[fx.Node]:
     """The tensor operands of a call in the order of its arguments, repeats included."""
     found: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) if _has_tensor(n.meta.get("val")) else None)
+    fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) if has_tensor(n) else None)
     return found
 
 
@@ -349,7 +349,7 @@ def _run(program: Program, root: fx.Node, positions: Tensor, chain: list[fx.Node
     def value(node: fx.Node) -> Any:
         if node not in known:
             fake = node.meta.get("val")
-            if fake is None or not _has_tensor(fake):
+            if fake is None or not has_tensor(node):
                 return fake
             if node.op == "get_attr":
                 known[node] = program.tensors[str(node.target)]
@@ -372,10 +372,6 @@ def _joined(found: set[AxisUse | None]) -> AxisUse | None:
     uses = [u for u in found if u is not None]
     same = len(uses) == len(found) and len({(u.role, u.on) for u in uses}) == 1
     return AxisUse(uses[0].role, uses[0].on, None) if same and uses else None
-
-
-def _has_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(_has_tensor(v) for v in value))
 
 
 def _dtype(node: fx.Node | None) -> Any:
