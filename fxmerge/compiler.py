@@ -25,7 +25,6 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import compare, require
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.base import Trained
-from fxmerge.methods.student import pool_of
 from fxmerge.output.formats import save_merged
 from fxmerge.output.merged import Merged
 from fxmerge.pipeline import Pipeline, run_pass
@@ -33,9 +32,9 @@ from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.installed import catalogue, known, passes
 from fxmerge.pipeline.watch import Watch
-from fxmerge.samples import augment as augmentation
 from fxmerge.samples.fit import check_samples
 from fxmerge.samples.load import load_samples
+from fxmerge.samples.pool import Recipe, build_pool
 from fxmerge.stages import Stages
 from fxmerge.training.fit import Settings, silent
 from fxmerge.training.labels import Pool
@@ -44,8 +43,6 @@ from fxmerge.version import __version__
 __all__ = ["catalogue", "check", "examine", "inspect", "merge"]
 
 Parent = Program | str | Path
-
-POOL = 12_800
 
 
 def merge(
@@ -243,28 +240,9 @@ class _Merge:
         return outcome
 
     def _pool(self, supernet: SuperNet, samples: list[Samples]) -> Pool:
-        """Augmented inputs: of all tasks together, or row beside row where tasks have inputs of their own."""
-        given = [supernet.given(k, own) for k, own in enumerate(samples)]
-        groups = [given] if supernet.together else [[own] for own in given]
-        count = min(augmentation.room(own, self.trained.pool or POOL) for own in given)
-        inputs: Samples = {}
-        for tasks, parent in zip(groups, supernet.parents, strict=False):
-            inputs |= self._augmented(tasks, parent, count)
-        rows = min(len(value) for value in inputs.values())
-        pool = pool_of(supernet.program, {name: value[:rows] for name, value in inputs.items()})
-        self.training["augmentation"]["pool"] = pool.rows
+        recipe = Recipe(self.trained.augment, self.trained.pool, self.config.seed)
+        pool, self.training["augmentation"] = build_pool(supernet, samples, recipe)
         return pool
-
-    def _augmented(self, tasks: list[Samples], parent: Program, count: int) -> Samples:
-        config = self.config
-        kind: str = self.trained.augment
-        if kind == "auto":
-            ports = [replace(port, name=name) for port, name in zip(parent.inputs, tasks[0], strict=True)]
-            kind = augmentation.kind_of(ports, tasks[0])
-        fewest = min(figures.rows_of(task) for task in tasks)
-        steps = () if kind == "none" else augmentation.recipe(kind, fewest)
-        self.training["augmentation"] = {"kind": kind, "steps": list(steps)}
-        return augmentation.augment(tasks, kind, count, config.seed)
 
     # -- fold and verify -----------------------------------------------------------------------------
 
