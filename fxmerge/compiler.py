@@ -18,11 +18,11 @@ from fxmerge.errors import CaptureError, DataError, FxmergeError, OptionError, V
 from fxmerge.figures import Samples
 from fxmerge.inspection import check, examine, inspect
 from fxmerge.io import sources
-from fxmerge.io.files import nearest
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import compare, require
+from fxmerge.messages import nearest
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.base import Trained
 from fxmerge.output.formats import save_merged

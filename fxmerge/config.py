@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from fxmerge.errors import OptionError, OutputError
-from fxmerge.io.files import check_output, nearest
+from fxmerge.io.files import check_output
+from fxmerge.messages import nearest
 
 SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
 """What `--out` may end in; without a suffix it is a folder in Hugging Face layout."""

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import IO
 
 from fxmerge.errors import SourceError, UnsafeFileError
-from fxmerge.io.files import LARGEST_JSON, listed, printable, reason
+from fxmerge.io.files import LARGEST_JSON
+from fxmerge.messages import listed, printable, reason
 
 MOST_MEMBERS = 200_000
 

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from fxmerge.errors import FxmergeError, SourceError
 from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
-from fxmerge.io.files import atomic_write, check_output, damaged, field, parse_json, printable, reason
+from fxmerge.io.files import atomic_write, check_output, parse_json
 from fxmerge.io.operators import DTYPES
 from fxmerge.ir.capture import LARGEST, capture
 from fxmerge.ir.program import Port, Program
+from fxmerge.messages import damaged, field, printable, reason
 
 FORMAT, VERSION = "fxmerge bundle", 1
 GRAPH, WEIGHTS, SAMPLES, ASSETS = "bundle.json", "weights.safetensors", "samples.safetensors", "assets/"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import SourceError
-from fxmerge.io.files import listed, nearest, printable, reason
+from fxmerge.messages import listed, nearest, printable, reason
 
 FORMS = "module:callable, file.py:callable, timm:NAME, torchvision:NAME or a Hugging Face config.json"
 

@@ -1,21 +1,19 @@
-"""Files as everyone here uses them: atomic writing, hashing, bounded reading, names in messages."""
+"""Files as everyone here uses them: atomic writing, hashing, bounded reading."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fxmerge.errors import OutputError, SourceError
-
-T = TypeVar("T")
+from fxmerge.messages import reason
 
 LARGEST_JSON = 32 << 20
 """A graph of 100 layers takes about 3 MiB; parsed JSON takes ten to twenty times its text."""
@@ -91,42 +89,6 @@ def read_json(path: Path) -> Any:
     if path.stat().st_size > LARGEST_JSON:
         raise SourceError(f"{path} is too large for JSON", f"the limit is {LARGEST_JSON >> 20} MiB")
     return parse_json(path.read_bytes(), str(path))
-
-
-def damaged(what: str) -> SourceError:
-    """The error for a file that says something impossible."""
-    return SourceError(f"the file is damaged: {what}", "capture or export the model again")
-
-
-def field(value: Any, key: str, kind: type[T]) -> T:
-    """`value[key]` of parsed JSON. Raises `SourceError` unless it is there and of that kind."""
-    item = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(item, kind):
-        raise damaged(f"{key!r} is missing or not a {kind.__name__}")
-    return item
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint "did you mean 'x'?" for the closest known name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def listed(names: Iterable[object], limit: int = 8) -> str:
-    """Names for a message: the first few, then how many more."""
-    texts = [str(n) for n in names]
-    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
-    return (", ".join(texts[:limit]) or "none") + more
-
-
-def printable(text: str) -> str:
-    """Text from a file made safe to print on one line: no control characters, bounded."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:300]
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error's text, or its kind."""
-    return printable(next(iter(str(error).splitlines()), "") or type(error).__name__)
 
 
 def _replace(temporary: Path, path: Path) -> None:

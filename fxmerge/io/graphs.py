@@ -13,9 +13,9 @@ from torch import fx
 from torch._ops import OpOverload
 
 from fxmerge.errors import SourceError, UnsafeFileError
-from fxmerge.io.files import damaged, field, printable
 from fxmerge.io.operators import DTYPES, LAYOUTS, MANY, MEMORY_FORMATS, NUMBER, PYTHON, find_operator, kind_of
 from fxmerge.ir.program import target_name
+from fxmerge.messages import damaged, field, printable
 
 MOST_BITS = 128
 """A size computed in the graph stays below this many bits, so that reading a file cannot compute for ever."""

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from fxmerge.errors import SourceError
 from fxmerge.io.bundle import KNOWN_ASSETS, tokenizer_bytes
-from fxmerge.io.files import LARGEST_JSON, listed, nearest, printable, read_json, reason
+from fxmerge.io.files import LARGEST_JSON, read_json
 from fxmerge.io.state_dict import read_weights
+from fxmerge.messages import listed, nearest, printable, reason
 
 CONFIG = "config.json"
 MOST_PIXELS = 1 << 24

@@ -13,8 +13,8 @@ from torch import ops
 from torch._ops import OpOverload, OpOverloadPacket
 
 from fxmerge.errors import SourceError, UnsafeFileError
-from fxmerge.io.files import printable
 from fxmerge.ir.program import INTEGER_CALLS, target_name
+from fxmerge.messages import printable
 
 INTERNAL = re.compile(
     "_?c10d.*|_dtensor|_native|_test|debug.*|export|inductor.*|onednn|prim|profiler|rngprims|static_runtime|symm_mem"

@@ -18,10 +18,11 @@ from torch.fx.traceback import preserve_node_meta
 from fxmerge.errors import FxmergeError, SourceError, UnsafeFileError
 from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
-from fxmerge.io.files import damaged, parse_json, printable, reason
+from fxmerge.io.files import parse_json
 from fxmerge.io.pt2_graph import DTYPES, STRIDED, Reader, Size, leaf_names, read_size
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
+from fxmerge.messages import damaged, printable, reason
 
 SCHEMA = 8
 MOST_NUMBERS = 1 << 30

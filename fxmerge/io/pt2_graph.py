@@ -18,8 +18,8 @@ from torch._ops import OpOverload
 
 from fxmerge.errors import SourceError, UnsafeFileError
 from fxmerge.io import graphs
-from fxmerge.io.files import damaged, field, printable
 from fxmerge.io.operators import NOTHING, PYTHON, find_operator, kind_of
+from fxmerge.messages import damaged, field, printable
 
 DTYPES: Mapping[int, torch.dtype] = {
     1: torch.uint8,

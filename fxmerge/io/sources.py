@@ -15,11 +15,12 @@ from fxmerge.errors import DataError, SourceError
 from fxmerge.io import factory, huggingface
 from fxmerge.io.archives import Archive
 from fxmerge.io.bundle import GRAPH, INPUT_ASSETS, UNNAMED, load_bundle
-from fxmerge.io.files import LARGEST_JSON, listed, nearest, printable
+from fxmerge.io.files import LARGEST_JSON
 from fxmerge.io.pt2 import is_pt2, load_pt2
 from fxmerge.io.state_dict import check_weights, is_pickle, is_safetensors, read_weights
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
+from fxmerge.messages import listed, nearest, printable
 from fxmerge.samples import arrays
 from fxmerge.samples.load import LABELS, check_samples, load_samples
 

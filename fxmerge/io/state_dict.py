@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fxmerge.errors import SourceError, UnsafeFileError
 from fxmerge.io.archives import Archive
-from fxmerge.io.files import printable, reason
+from fxmerge.messages import printable, reason
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")
 """Keys under which training scripts keep the state dict in a checkpoint."""

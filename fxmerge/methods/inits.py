@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxmerge.errors import OptionError
-from fxmerge.io.files import nearest
 from fxmerge.ir.supernet import SuperNet
+from fxmerge.messages import nearest
 from fxmerge.methods.base import Init
 
 

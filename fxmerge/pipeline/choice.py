@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from fxmerge.config import MergeConfig
 from fxmerge.errors import OptionError
-from fxmerge.io.files import listed, nearest
+from fxmerge.messages import listed, nearest
 from fxmerge.methods.base import Method, Trained
 from fxmerge.methods.inits import find_init
 from fxmerge.pipeline.extension import Extension

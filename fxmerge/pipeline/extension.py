@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 
 from fxmerge.coupling import Rule, RuleSet
 from fxmerge.errors import ExtensionError, OptionError
-from fxmerge.io.files import nearest
+from fxmerge.messages import nearest
 from fxmerge.methods.base import Method
 from fxmerge.pipeline.passes import Pass, check_class
 from fxmerge.rewrite import Rewrite

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from fxmerge.errors import OptionError
-from fxmerge.io.files import nearest
+from fxmerge.messages import nearest
 
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
 _ITEM = re.compile(r"\s*([\w-]+)\s*=\s*(\[[^\]]*\]|\"(?:[^\"\\]|\\.)*\"|[^,\[\]\"]*?)\s*(,|$)")

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_origin, get_type_hints
 
 from fxmerge.errors import ExtensionError, FxmergeError, OptionError
-from fxmerge.io.files import nearest
 from fxmerge.ir.program import Program
+from fxmerge.messages import nearest
 from fxmerge.pipeline.options import parse_options, shown
 
 if TYPE_CHECKING:

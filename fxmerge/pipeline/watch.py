@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fxmerge.errors import OptionError, VerificationError
-from fxmerge.io.files import nearest
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.verify import compare
+from fxmerge.messages import nearest
 from fxmerge.pipeline.passes import Pass
 
 TOLERANCE = 1e-4

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fxmerge.errors import DataError, FxmergeError, UnsafeFileError
-from fxmerge.io.files import reason
+from fxmerge.messages import reason
 
 Array = np.ndarray[Any, np.dtype[Any]] | Tensor
 

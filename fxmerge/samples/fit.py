@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fxmerge.errors import DataError
-from fxmerge.io.files import listed, nearest, printable, reason
 from fxmerge.ir.program import Port, Program
+from fxmerge.messages import listed, nearest, printable, reason
 from fxmerge.samples.arrays import Array, as_tensor
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from fxmerge.errors import DataError
-from fxmerge.io.files import listed, printable, reason
 from fxmerge.ir.program import Port, Program
+from fxmerge.messages import listed, printable, reason
 from fxmerge.samples.fit import Raw
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

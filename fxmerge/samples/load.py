@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fxmerge.errors import DataError
-from fxmerge.io.files import listed, nearest
 from fxmerge.ir.program import Program
+from fxmerge.messages import listed, nearest
 from fxmerge.samples import arrays, images, text
 from fxmerge.samples.fit import Raw, Samples, check_samples, fit
 

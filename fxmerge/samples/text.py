@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fxmerge.errors import DataError
-from fxmerge.io.files import listed, printable, reason
 from fxmerge.ir.program import Port, Program
+from fxmerge.messages import listed, printable, reason
 from fxmerge.samples.arrays import Array
 from fxmerge.samples.fit import Raw
 

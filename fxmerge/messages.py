@@ -1,0 +1,47 @@
+"""Text of messages: names listed and made safe to print, near misses, and what a damaged file says."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from fxmerge.errors import SourceError
+
+T = TypeVar("T")
+
+
+def damaged(what: str) -> SourceError:
+    """The error for a file that says something impossible."""
+    return SourceError(f"the file is damaged: {what}", "capture or export the model again")
+
+
+def field(value: Any, key: str, kind: type[T]) -> T:
+    """`value[key]` of parsed JSON. Raises `SourceError` unless it is there and of that kind."""
+    item = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(item, kind):
+        raise damaged(f"{key!r} is missing or not a {kind.__name__}")
+    return item
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint "did you mean 'x'?" for the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Iterable[object], limit: int = 8) -> str:
+    """Names for a message: the first few, then how many more."""
+    texts = [str(n) for n in names]
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return (", ".join(texts[:limit]) or "none") + more
+
+
+def printable(text: str) -> str:
+    """Text from a file made safe to print on one line: no control characters, bounded."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's text, or its kind."""
+    return printable(next(iter(str(error).splitlines()), "") or type(error).__name__)
