@@ -202,6 +202,20 @@ class Coupler:
         return major, low
 
     def _split_segments(self, axis: Axis, minor: int) -> tuple[Axis, Axis]:
+        """Split a concatenation: where a border falls inside a group of `minor`, the group is made of two segments.
+
+        A worked example, queries (48), a key and a value (6 each) fused in one axis that a view reads as 5 × 12. The
+        borders are 48 and 54; 54 is no multiple of 12, so key and value together are one group, and what a group is
+        made of, `[6 6]`, is the same for all five: the queries are four times `[6 6]` from now on.
+
+        >>> coupler = Coupler(equate=lambda a, b: None, pin=lambda axis, reason: None)
+        >>> queries, key, value = leaf(48), leaf(6), leaf(6)
+        >>> groups, inner = coupler.split(concat([queries, key, value]), 12)
+        >>> [part.size for part in segments(groups)], [part.size for part in segments(inner)]
+        ([4, 1], [6, 6])
+        >>> [part.size for part in factors(queries)], segments(factors(queries)[1])[0].cls is key.cls
+        ([4, 12], True)
+        """
         for border in sorted(_borders(segments(axis))):
             if border % minor:
                 low = border - border % minor

@@ -13,7 +13,22 @@ ONE = Fraction(1)
 
 
 class System:
-    """Linear forms in exponents that must vanish, over the rationals or (`signs`) over GF(2)."""
+    """Linear forms in exponents that must vanish, over the rationals or (`signs`) over GF(2).
+
+    A worked example, `up` (0) and `gate` (3) of a gated MLP, their product (1) and the columns of `down` (2). A
+    contraction cancels, e1 + e2 = 0; the product goes with `up`, e1 = e0, since the gate is rigid, e3 = 0. One exponent
+    is free: `up` may be scaled if `down` is scaled by the inverse.
+
+    >>> system = System(signs=False)
+    >>> for form in ([(1, ONE), (2, ONE)], [(1, ONE), (0, -ONE)], [(3, ONE)]):
+    ...     system.vanish(form)
+    >>> system.solve()
+    >>> [{v: int(c) for v, c in system.express(which).items()} for which in (0, 1, 2, 3)]
+    [{0: 1}, {0: 1}, {0: -1}, {}]
+
+    Forms of one and two terms, nearly all of them, are settled at once by union-find with factors; only longer ones are
+    eliminated.
+    """
 
     def __init__(self, signs: bool) -> None:
         self.signs = signs

@@ -148,6 +148,22 @@ def equations(
     """What a call demands of `label`, which the operands `carriers` and, if `kept`, the result carry.
 
     `absent` operands were not given; `zero` ones are known to be zero everywhere.
+
+    A worked example, RMSNorm along its features d: the length of x must stay, so x may not be scaled, e(input) = 0. A
+    rotation would keep it. But the weight acts on each coordinate by itself, so permutations, scales and signs are left;
+    the result goes with the weight: e(->) = e(weight); its sign is that of both, s(->) = s(input) + s(weight).
+
+    >>> law, both, none = "isotropic(input, d) * weight", frozenset({"input", "weight"}), frozenset()
+    >>> norm = equations(law, "d", both, none, none, True)
+    >>> [" + ".join(f"{c} e({slot})" for slot, c in form.items()) for form in norm.scale], norm.cap.name
+    (['1 e(input)', '1 e(->) + -1 e(weight)'], 'MONOMIAL')
+    >>> [sorted(form) for form in norm.sign]
+    [['->', 'input', 'weight']]
+
+    Without its weight the norm commutes with every rotation:
+
+    >>> equations(law, "d", frozenset({"input"}), frozenset({"weight"}), none, True).cap.name
+    'ORTHOGONAL'
     """
     expr = parse(law)
     mentioned = names(expr)
