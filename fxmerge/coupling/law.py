@@ -149,9 +149,9 @@ def equations(
 
     `absent` operands were not given; `zero` ones are known to be zero everywhere.
 
-    A worked example, RMSNorm along its features d: the length of x must stay, so x may not be scaled, e(input) = 0. A
-    rotation would keep it. But the weight acts on each coordinate by itself, so permutations, scales and signs are left;
-    the result goes with the weight: e(->) = e(weight); its sign is that of both, s(->) = s(input) + s(weight).
+    A worked example, RMSNorm along its features d. The length of x must stay, so x may not be scaled, e(input) = 0; a
+    rotation would keep it. But the weight acts on each coordinate by itself, so permutations, scales and signs are
+    left. The result goes with the weight, e(->) = e(weight); its sign is that of both, s(->) = s(input) + s(weight).
 
     >>> law, both, none = "isotropic(input, d) * weight", frozenset({"input", "weight"}), frozenset()
     >>> norm = equations(law, "d", both, none, none, True)
