@@ -328,12 +328,17 @@ class _Merge:
             "tasks": measured.get("tasks", []),
             "checks": measured.get("checks", {}),
             "training": self.training,
-            "notes": list(dict.fromkeys([*self.notes, *program.notes])),
+            "notes": list(dict.fromkeys([*self.notes, *program.notes, *self._opaque(supernet)])),
             "seconds": {},
             "peak_rss_mib": 0,
         }
         labels = {parent.task: parent.labels for parent in supernet.parents}
         return Merged(replace(program, task="+".join(supernet.tasks)), result, supernet.tasks, labels)
+
+    def _opaque(self, supernet: SuperNet) -> list[str]:
+        """A note for every call that holds axes of parameters still."""
+        found = [parent.get(passes().SpacesOf(self.known.rules)) for parent in supernet.parents]
+        return [opaque.note for spaces in found for opaque in spaces.opaque]
 
 
 def _unsized(programs: Sequence[Program]) -> CaptureError:

@@ -151,7 +151,10 @@ def spaces(found: Examined, *, width: int = 80, verbose: bool = False) -> Render
             f"axis {entry['axis']} of {entry['parameter']}: {entry['operator']} at {entry['at'] or 'an unknown line'}"
         )
         parts.append(Text(f"opaque: {where}", style="yellow"))
-        if verbose and entry.get("message"):
+        unruled = entry.get("reason", "").startswith("no rule for")
+        if entry.get("reason") and not unruled:
+            parts.append(Text(f"  {entry['reason']}", style="yellow"))
+        elif verbose and entry.get("message"):
             parts.append(Text(entry["message"], style="dim"))
     if described["opaque"]:
         parts.append(

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, fx
 
 
+class RuleRefusal(Exception):
+    """A rule does not know this case of its operator: the one call is opaque, and the message says why."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of an operator: its arguments by the names of its schema, and the shapes of its tensors."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 
 from fxmerge.coupling.axes import ONE, Axis, Coupler, leaf, product, twin
-from fxmerge.coupling.call import Call, operator_name
+from fxmerge.coupling.call import Call, RuleRefusal, operator_name
 from fxmerge.coupling.constants import Constants
 from fxmerge.coupling.law import RESULT
 from fxmerge.coupling.move import Move
@@ -158,14 +158,17 @@ class Inference:
         rule = self.rules.find(node)
         if rule is None:
             return self._unknown(node, f"no rule for {operator_name(node)}")
-        if rule.moves is not None:
-            call = Call.of(node)
-            moved = rule.moves(Move(node, call.arguments, self))
-            return _checked(moved, node)
-        return self._couple(node, rule)
+        try:
+            return self._couple(node, rule) if rule.moves is None else self._move(node, rule.moves)
+        except Exception as error:  # whatever goes wrong in a rule costs this one call, and is reported
+            said = str(error) if isinstance(error, RuleRefusal) else f"it raised {type(error).__name__}: {error}"
+            return self._unknown(node, f"the rule of {Call.of(node)} does not know this call: {said.splitlines()[0]}")
+
+    def _move(self, node: fx.Node, moves: Callable[[Move], Any]) -> Any:
+        return _checked(moves(Move(node, Call.of(node).arguments, self)), node)
 
     def _unknown(self, node: fx.Node, reason: str) -> Any:
-        """Without a rule everything the call touches tolerates nothing."""
+        """Without a rule that knows it, everything the call touches tolerates nothing."""
         opaque = node if node in self.trained else None
         if opaque is not None:
             for argument in node.all_input_nodes:
@@ -180,7 +183,8 @@ class Inference:
     def _couple(self, node: fx.Node, rule: Rule) -> Any:
         call = Call.of(node)
         form = rule.signature(call)
-        assert form is not None
+        if form is None:
+            raise RuleRefusal("it only fills tensors, and this call reads one that is no constant")
         labels: dict[str, dict[str, Axis]] = {}
         operands = dict(call.operands)
         for name, axes in zip(form.names, form.operands, strict=True):
@@ -282,23 +286,21 @@ def _checked(moved: Any, node: fx.Node) -> Any:
     """The axes a rule returned, which must fit the result's shape."""
     value = node.meta["val"]
     if isinstance(value, Tensor):
-        sizes = tuple(axis.size for axis in moved)
-        assert sizes == tuple(value.shape), (
-            f"the rule of {Call.of(node)} gives {sizes}, the result is {tuple(value.shape)}"
-        )
-        return tuple(moved)
-    for axes, each in zip(moved, value, strict=True):
-        sizes = tuple(axis.size for axis in axes)
-        assert sizes == tuple(each.shape), (
-            f"the rule of {Call.of(node)} gives {sizes}, the result is {tuple(each.shape)}"
-        )
-    return tuple(tuple(axes) for axes in moved)
+        return _fitting(moved, value)
+    if len(moved) != len(value):
+        raise RuleRefusal(f"it gives {len(moved)} results, the call {len(value)}")
+    return tuple(map(_fitting, moved, value))
+
+
+def _fitting(axes: Sequence[Held], value: Tensor) -> tuple[Held, ...]:
+    sizes = tuple(axis.size for axis in axes)
+    if sizes != tuple(value.shape):
+        raise RuleRefusal(f"it gives axes of sizes {list(sizes)}, the result is {list(value.shape)}")
+    return tuple(axes)
 
 
 def _pad(results: list[tuple[Axis, ...]], node: fx.Node) -> tuple[tuple[Axis, ...], ...]:
     """Axes of results the signature does not mention: empty ones have none."""
-    values = node.meta["val"]
-    assert len(results) == len(values), (
-        f"the rule of {Call.of(node)} has {len(results)} results, the call {len(values)}"
-    )
+    if len(results) != len(node.meta["val"]):
+        raise RuleRefusal(f"its signature has {len(results)} results, the call {len(node.meta['val'])}")
     return tuple(results)

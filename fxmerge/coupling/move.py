@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import views
 from fxmerge.coupling.axes import Axis, Coupler, concat, leaf, product
-from fxmerge.coupling.call import Call
+from fxmerge.coupling.call import Call, RuleRefusal
 from fxmerge.coupling.views import Held
 
 
@@ -56,7 +56,8 @@ class Move(Call):
 
     def _node(self, operand: str | fx.Node) -> fx.Node:
         node = dict(self.operands)[operand] if isinstance(operand, str) else operand
-        assert node is not None, f"{self} has no operand {operand}"
+        if node is None:
+            raise RuleRefusal(f"{operand} was not given")
         return node
 
     def plain(self, axis: Held) -> Axis:

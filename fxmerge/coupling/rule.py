@@ -123,6 +123,9 @@ def fills(*ops: str, blank: bool = False) -> Rule:
 
 
 def signature(rules: RuleSet, node: fx.Node) -> Signature | None:
-    """A call in terms of labels, or None if no rule says or the operator only moves axes."""
+    """A call in terms of labels; None if no rule knows the call, or the operator only moves axes."""
     rule = rules.find(node)
-    return rule.signature(Call.of(node)) if rule is not None else None
+    try:
+        return rule.signature(Call.of(node)) if rule is not None else None
+    except Exception:  # the analysis reports what a rule raises
+        return None

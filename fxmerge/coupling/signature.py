@@ -14,11 +14,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from fxmerge.coupling import law as laws
-from fxmerge.coupling.call import Call
-
-
-class RuleError(AssertionError):
-    """A rule does not fit the call it was asked about: a bug in the rule."""
+from fxmerge.coupling.call import Call, RuleRefusal
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Expansion:
         if len(operands) > len(patterns):
             extra = [name for name, node in operands[len(patterns) :] if node is not None]
             if extra:
-                raise RuleError(f"the rule of {self.call} says nothing about {', '.join(extra)}: {self.text!r}")
+                raise RuleRefusal(f"its signature says nothing about {', '.join(extra)}: {self.text!r}")
         shapes = [tuple(node.meta["val"].shape) if node is not None else None for _, node in operands]
         terms = [
             self._spread(tokens, shape) if shape is not None else None
@@ -102,7 +98,7 @@ class Expansion:
         assert shape is not None
         missing = len(shape) - (len(tokens) - ("..." in tokens))
         if missing < 0 or (missing > 0 and "..." not in tokens):
-            raise RuleError(f"the rule of {self.call} expects {' '.join(tokens)!r}, the shape is {list(shape)}")
+            raise RuleRefusal(f"its signature expects {' '.join(tokens)!r}, the shape is {list(shape)}")
         found: list[str] = []
         for token in tokens:
             if token == "...":
@@ -143,9 +139,9 @@ class Expansion:
         for axis, size in zip(term, shape, strict=True):
             labels = labels_of(axis)
             if any(label not in self.sizes for label in labels):
-                raise RuleError(f"the rule of {self.call} leaves the size of {axis!r} open: {self.text!r}")
+                raise RuleRefusal(f"its signature leaves the size of {axis!r} open: {self.text!r}")
             wanted = prod(self.sizes[label] for label in labels)
             if size != wanted and size != 1:
-                raise RuleError(f"the rule of {self.call} makes {axis!r} {wanted} long, it is {size}: {self.text!r}")
+                raise RuleRefusal(f"its signature makes {axis!r} {wanted} long, it is {size}: {self.text!r}")
             fitted.append(axis if size == wanted else "1")
         return tuple(fitted)

@@ -141,13 +141,21 @@ class Space:
 
 @dataclass(frozen=True)
 class Opaque:
-    """A parameter axis that an operator without a rule touches."""
+    """A parameter axis that an operator without a rule, or a call that its rule does not know, touches."""
 
     parameter: str
     axis: int
     operator: str
     at: str
     message: str
+    """A rule to start from; what the rule said, where there is one."""
+    reason: str = ""
+    """Why the operator holds the axis still."""
+
+    @property
+    def note(self) -> str:
+        at = f" (at {self.at})" if self.at and self.at not in self.reason else ""
+        return f"{self.reason or self.operator}{at}: the axes that it touches stay as they are"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxmerge.coupling import Call, couples
+from fxmerge.coupling import Call, RuleRefusal, couples
 from passes.rules.names import aten
 
 linear = couples("aten.linear.default", "... i, o i, o -> ... o", "input * weight + bias")
@@ -47,7 +47,8 @@ def inner(call: Call) -> tuple[str, str]:
 
 @couples("aten.linalg_vecdot.default")
 def vecdot(call: Call) -> tuple[str, str]:
-    assert call["dim"] in (-1, None), "products along another axis than the last are not known"
+    if call["dim"] not in (-1, None) and call.dim("dim", "x") != call.rank("x") - 1:
+        raise RuleRefusal("products along another axis than the last are not known")
     return "... k, ... k -> ...", "x * y"
 
 

@@ -31,7 +31,14 @@ def describe(program: Program, rules: RuleSet = BUILTIN) -> dict[str, Any]:
             for name in (*names, *aliases)
         },
         "opaque": [
-            {"parameter": o.parameter, "axis": o.axis, "operator": o.operator, "at": o.at, "message": o.message}
+            {
+                "parameter": o.parameter,
+                "axis": o.axis,
+                "operator": o.operator,
+                "at": o.at,
+                "message": o.message,
+                "reason": o.reason,
+            }
             for o in found.opaque
         ],
         "coverage": coverage(program, found),

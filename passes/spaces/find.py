@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import Call, RuleSet, operator_name
 from fxmerge.coupling.axes import Axis, Class
-from fxmerge.coupling.inference import Inference
+from fxmerge.coupling.inference import Inference, Pin
 from fxmerge.coupling.tolerance import Tolerances, occurrences
 from fxmerge.coupling.views import Held, Promise
 from fxmerge.ir.program import Program
@@ -139,16 +139,20 @@ class _Freeze:
 
     def _opaque(self) -> Iterator[Opaque]:
         """Parameter axes that an operator without a rule touches, once each."""
-        by_class: dict[Class, fx.Node] = {}
+        by_class: dict[Class, Pin] = {}
         for pin in self.inference.pins:
             if pin.opaque is not None:
                 for leaf in occurrences(pin.axis):
-                    by_class.setdefault(leaf.cls, pin.opaque)
+                    by_class.setdefault(leaf.cls, pin)
         for name in sorted(self.inference.transformed & self.inference.tensors.keys()):
             for number, axis in enumerate(self.inference.tensors[name]):
-                node = next((by_class[leaf.cls] for leaf in occurrences(axis) if leaf.cls in by_class), None)
-                if node is not None:
-                    yield Opaque(name, number, operator_name(node), node.meta.get("source", ""), suggestion(node))
+                first = next((by_class[leaf.cls] for leaf in occurrences(axis) if leaf.cls in by_class), None)
+                if first is not None and first.opaque is not None:
+                    yield self._opaque_axis(name, number, first.opaque, first.reason)
+
+    def _opaque_axis(self, name: str, number: int, node: fx.Node, reason: str) -> Opaque:
+        message = suggestion(node) if self.inference.rules.find(node) is None else reason
+        return Opaque(name, number, operator_name(node), node.meta.get("source", ""), message, reason)
 
 
 def suggestion(node: fx.Node) -> str:
