@@ -18,7 +18,7 @@ from fxmerge.coupling.axes import Axis, leaf
 from fxmerge.coupling.elements import KINDS, Deviation, Element
 from fxmerge.coupling.inference import Inference
 from fxmerge.coupling.tolerance import occurrences
-from fxmerge.ir.merge import AxisMap, Map
+from fxmerge.ir.maps import AxisMap, Map
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Own, Place, SuperNet
 from passes.spaces.check import WIDER

@@ -6,11 +6,12 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxmerge.ir.module import module_of
 from fxmerge.ir.shapes import propagate
 
 T = TypeVar("T")
@@ -56,6 +57,13 @@ class Port:
         return tuple(size for size in self.shape if isinstance(size, str))
 
 
+class Origin(NamedTuple):
+    """Whose a tensor of a SuperNet is, and what that parent calls it."""
+
+    owner: int
+    name: str
+
+
 @dataclass(frozen=True)
 class Program:
     """What every pass takes and returns. Never edited in place: `evolve` makes the next one.
@@ -74,6 +82,8 @@ class Program:
     """Names of the tensors that were trained; the others are buffers and constants."""
     maps: Mapping[str, nn.Module] = field(default_factory=dict)
     """Merge and unmerge maps of a SuperNet, by name."""
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """Of a SuperNet: the origin of each tensor that is a parent's own, by its name here."""
     task: str = "model"
     labels: tuple[str, ...] | None = None
     samples: Mapping[str, Tensor] = field(default_factory=dict)
@@ -117,6 +127,7 @@ class Program:
         if len(tensors) < len(program.tensors) or len(maps) < len(program.maps):
             object.__setattr__(program, "tensors", tensors)
             object.__setattr__(program, "maps", maps)
+            object.__setattr__(program, "origins", {n: o for n, o in program.origins.items() if n in tensors})
             object.__setattr__(program, "parameters", program.parameters & tensors.keys())
             aliases = {a: n for a, n in program.aliases.items() if n in tensors}
             object.__setattr__(program, "aliases", aliases)
@@ -200,20 +211,16 @@ class Program:
     # -- running -----------------------------------------------------------------------------------
 
     @cached_property
+    def _runnable(self) -> tuple[fx.GraphModule, dict[str, str]]:
+        return module_of(self.graph, self.tensors, self.parameters, self.maps)
+
+    @property
     def module(self) -> fx.GraphModule:
-        """The runnable module. Its parameters and buffers are `tensors` (shared, not copied), its maps `maps`."""
-        root = nn.Module()
-        for name, tensor in self.tensors.items():
-            owner, leaf = _owner(root, name)
-            if name in self.parameters and tensor.is_floating_point():
-                value = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, tensor.requires_grad)
-                owner.register_parameter(leaf, value)
-            else:
-                owner.register_buffer(leaf, tensor)
-        for name, module in self.maps.items():
-            owner, leaf = _owner(root, name)
-            owner.register_module(leaf, module)
-        return fx.GraphModule(root, self.graph, class_name="Program")
+        """The runnable module. Its parameters and buffers are `tensors` (shared, not copied), its maps `maps`.
+
+        They have the same names in it, but for those that no attribute can have ("class.weight").
+        """
+        return self._runnable[0]
 
     def run(self, inputs: Mapping[str, Tensor], tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Outputs by name. `tensors` replaces entries of the program's own, for this call only."""
@@ -221,7 +228,8 @@ class Program:
         if tensors is None:
             values = self.module(*args)
         else:
-            values = torch.func.functional_call(self.module, dict(tensors), args)
+            module, names = self._runnable
+            values = torch.func.functional_call(module, {names[name]: tensor for name, tensor in tensors.items()}, args)
         return {port.name: value for port, value in zip(self.outputs, values, strict=True)}
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Any:
@@ -257,14 +265,3 @@ def _shape_text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "(" + ", ".join(_shape_text(v) for v in value) + ")"
     return type(value).__name__
-
-
-def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    *path, leaf = name.split(".")
-    for part in path:
-        child = root._modules.get(part)
-        if child is None:
-            child = nn.Module()
-            root.add_module(part, child)
-        root = child
-    return root, leaf

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx
 
-from fxmerge.ir.merge import AxisMap, Form, Map
+from fxmerge.ir.maps import AxisMap, Form, Map
+from fxmerge.ir.merge import NODES
 from fxmerge.ir.program import Program
+from fxmerge.ir.space import AxisExpr, Spaces
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,6 @@ class Feature:
 
 
 @dataclass(frozen=True)
-class Folds:
-    """How the weights of one call fold: per operand position, whether at the tensor itself (else behind its moves),
-    and (axis, map name) of every axis that has a map."""
-
-    template: int
-    parents: tuple[int, ...]
-    operands: Mapping[int, tuple[bool, tuple[tuple[int, str], ...]]]
-
-
-@dataclass(frozen=True)
 class Place:
     """What a map carries: per parent the value, or the tensor by its name, and its axis there."""
 
@@ -41,6 +33,10 @@ class Place:
     """ "write": the parents write this axis and the map merges it; "read": they read it and the map unmerges it."""
     of: tuple[fx.Node | str, ...]
     axis: int
+    merged: AxisExpr
+    """The axis in the merged model's spaces (`SuperNet.spaces`): its concatenated parts, groups and factors."""
+    parents: tuple[AxisExpr, ...]
+    """Per parent: the axis in its own spaces (`SuperNet.parents_spaces`)."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,9 @@ class SuperNet:
     """By name of the map."""
     inputs: tuple[tuple[str, ...], ...] = ()
     """Per parent: the SuperNet's inputs that are its own, in its order."""
+    spaces: Spaces | None = None
+    """Of the template at the merged model's sizes: sizes, roles, tolerances, and which space is within which."""
+    parents_spaces: tuple[Spaces, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -116,6 +115,11 @@ class SuperNet:
     def unwritten(self) -> int:
         """How many units of the merged model no parent has, in all its spaces."""
         return sum(int(block.bare().sum()) for _, block in self.maps() if block.kind == "merge")
+
+    def nodes_of(self, name: str) -> list[fx.Node]:
+        """The merge, unmerge and fold nodes at which the map of this name stands, in order."""
+        nodes = self.program.graph.nodes
+        return [n for n in nodes if n.target in NODES and any(a.target == name for a in n.all_input_nodes)]
 
     def start(self, weights: Sequence[float], form: Form | None = None, seed: int = 0) -> SuperNet:
         """Set maps and own tensors to the weighted average of the parents; with `form`, trainable in that form."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import VerificationError
-from fxmerge.ir.merge import Map
+from fxmerge.ir.maps import Map
 from fxmerge.ir.program import Program
 
 

@@ -17,8 +17,9 @@ def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]
     """Train what is trainable in `program` until it shows the parents' features; the part trained, and the log."""
     assert job.pool is not None
     student = program.only(feature.port for feature in job.wanted())
-    for name, parameter in student.module.named_parameters():
-        if not name.startswith("maps."):
+    of_maps = {id(parameter) for module in student.maps.values() for parameter in module.parameters()}
+    for parameter in student.module.parameters():
+        if id(parameter) not in of_maps:  # maps say themselves what of them is trained
             parameter.requires_grad_(True)
     targets = targets_of(student, supernet, job)
     return student, fit(student.module, None, job.pool, targets, job.settings, job.progress, job.state)

@@ -5,13 +5,14 @@ fold([W_1 … W_K], maps, axes)   -->   one tensor          unmerge(x, U, k)   -
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxmerge.ir.merge import AxisMap, fold, unmerge
+from fxmerge.ir.maps import AxisMap
+from fxmerge.ir.merge import fold, head, unmerge
 from fxmerge.ir.program import Program, prune
 
 _linear = torch.ops.aten.linear.default
@@ -27,51 +28,52 @@ def fold_merge(program: Program, tasks: Sequence[str], template: int, *, tails: 
     graph, where = program.copy_graph()
     tensors = dict(program.tensors)
     parameters = set(program.parameters)
-    namer = _Namer(tasks, template, tensors)
     for node in program.graph.nodes:
-        if node.target is fold:
-            name = namer.of(node)
+        if node.target is head and tails:
+            where[node].replace_all_uses_with(where[node].all_input_nodes[0])
+        elif node.target is fold:
+            name = unused(_name(node, program, tasks, template), tensors)
             tensors[name] = _value(node, program)
-        elif tails and node.op == "get_attr" and str(node.target).startswith("parents."):
-            if all(user.target is fold for user in node.users):
-                continue
-            name = namer.of(node)
+            _replace(where[node], name, parameters)
+        elif tails and node.target in program.origins and any(user.target is not fold for user in node.users):
+            name = unused(_name(node, program, tasks, template), tensors)
             tensors[name] = program.tensors[str(node.target)]
-        else:
-            continue
-        parameters.add(name)
-        with graph.inserting_before(where[node]):
-            folded = graph.get_attr(name)
-        folded.meta = {"by": "fold-merge"}
-        where[node].replace_all_uses_with(folded, delete_user_cb=lambda user: user.target is not fold)
+            _replace(where[node], name, parameters)
     if tails:
         _lower_unmerge(graph, program, tensors, parameters)
     prune(graph)
     return program.evolve(graph=graph, tensors=tensors, parameters=frozenset(parameters))
 
 
-class _Namer:
-    """Names of folded tensors, each used once."""
+def _replace(node: fx.Node, name: str, parameters: set[str]) -> None:
+    """Let everything but folds read a new parameter in place of a node."""
+    parameters.add(name)
+    with node.graph.inserting_before(node):
+        folded = node.graph.get_attr(name)
+    folded.meta = {"by": "fold-merge"}
+    node.replace_all_uses_with(folded, delete_user_cb=lambda user: user.target is not fold)
 
-    def __init__(self, tasks: Sequence[str], template: int, taken: dict[str, Tensor]) -> None:
-        self.tasks, self.template, self.taken = tasks, template, taken
 
-    def of(self, node: fx.Node) -> str:
-        args: tuple[Any, ...] = node.args
-        if node.target is fold:
-            values, parents = args[0], list(args[3])
-            shared = len(parents) > 1
-            value = values[parents.index(self.template) if shared else 0]
-        else:
-            value, shared = node, False
-        while value.op != "get_attr":
-            value = value.all_input_nodes[0]
-        _, k, name = str(value.target).split(".", 2)
-        name = name if shared else f"{self.tasks[int(k)]}.{name}"
-        unique, number = name, 2
-        while unique in self.taken:
-            unique, number = f"{name}_{number}", number + 1
-        return unique
+def _name(node: fx.Node, program: Program, tasks: Sequence[str], template: int) -> str:
+    """What a folded tensor is called: like the template's where parents share it, else "task.name"."""
+    args: tuple[Any, ...] = node.args
+    value, shared = node, False
+    if node.target is fold:
+        values, parents = args[0], list(args[3])
+        shared = len(parents) > 1
+        value = values[parents.index(template) if shared else 0]
+    while value.op != "get_attr":
+        value = value.all_input_nodes[0]
+    owner, name = program.origins[str(value.target)]
+    return name if shared else f"{tasks[owner]}.{name}"
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """A name that is not taken yet: the given one, or one with a number behind it."""
+    found, number = name, 2
+    while found in taken:
+        found, number = f"{name}_{number}", number + 1
+    return found
 
 
 def _value(node: fx.Node, program: Program) -> Tensor:
@@ -120,7 +122,7 @@ def _lower_unmerge(graph: fx.Graph, program: Program, tensors: dict[str, Tensor]
         if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype)):
             node.replace_all_uses_with(x)
             continue
-        name = f"{axis_map.target}.{k}".replace("maps.", "unmerge.")
+        name = unused(f"unmerge.{str(axis_map.target).rpartition('.')[2]}.{k}", tensors)
         tensors[name] = matrix.to(x.meta["val"].dtype).contiguous()
         parameters.add(name)
         rank = x.meta["val"].ndim

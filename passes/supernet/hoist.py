@@ -1,6 +1,7 @@
 """Carry merge and unmerge from activations to weights: the same function, one narrow network to run.
 
     merge([call(unmerge(x, U, k), W_k) for k], M)   -->   call(x, fold([W_1 … W_K], M, U))
+    head(call(unmerge(x, U, k), W), k)              -->   call(x, fold([W], U))
 
 Matrix products associate, so the fold happens inside autograd and only one network's activations are computed.
 """
@@ -12,9 +13,8 @@ from typing import Any, Literal
 
 from torch import Tensor, fx
 
-from fxmerge.ir.merge import fold, merge, unmerge
+from fxmerge.ir.merge import SHAPES, Folds, Weight, fold, head, merge, unmerge
 from fxmerge.ir.program import Program, prune
-from fxmerge.ir.supernet import Folds
 from passes.supernet.sites import operands
 
 Order = Literal["weights", "auto"]
@@ -25,64 +25,94 @@ def hoist(program: Program, order: Order = "weights", *, rows: int = 0, tails: b
 
     `tails=False` leaves the unmerge nodes before the tasks' own heads.
     """
-    graph, where = program.copy_graph()
-    hoister = _Hoister(graph, {where[n]: n for n in program.graph.nodes})
-    for node in list(graph.nodes):
-        folds: Folds | None = node.meta.get("folds")
-        if folds is None or (not tails and node.target is not merge):
-            continue
-        if order == "auto" and not _weights_cost_less(node, folds, program, rows):
-            continue
-        hoister.rewrite(node, folds)
+    graph, _ = program.copy_graph()
+    found = [
+        site for node in graph.nodes if (site := _Site.of(node)) is not None and (tails or site.node.target is merge)
+    ]
+    if order == "auto":  # judged before any of it is rewritten, where every node still has its value
+        found = [site for site in found if site.costs_less_on_weights(program.hints.get("batch", 1), rows)]
+    hoister = _Hoister(graph)
+    for site in found:
+        hoister.rewrite(site)
     prune(graph)
     return program.evolve(graph=graph)
 
 
+class _Site:
+    """A merge or head node: the parents' calls behind it, and how their weights fold."""
+
+    def __init__(self, node: fx.Node, calls: list[fx.Node], parents: list[int], folds: Folds) -> None:
+        self.node, self.calls, self.parents, self.folds = node, calls, parents, folds
+        self.call = calls[parents.index(folds.template) if folds.template in parents else 0]
+
+    @classmethod
+    def of(cls, node: fx.Node) -> _Site | None:
+        args: tuple[Any, ...] = node.args
+        if node.target is merge and len(args) > 4 and args[4] is not None:
+            return cls(node, list(args[0]), list(args[3]), args[4])
+        if node.target is head:
+            return cls(node, [args[0]], [args[1]], args[2])
+        return None
+
+    def costs_less_on_weights(self, hint: int, rows: int) -> bool:
+        """Compare the multiplications of both orders at `rows` input rows."""
+        value = self.node.meta["val"]
+        positions = value.numel() / max(value.shape[-1], 1) * max(rows, 1) / hint
+        side, weight, plain = 0.0, 0.0, 0.0
+        for call in self.calls:
+            for operand in operands(call):
+                if operand.target is unmerge:
+                    inner = operand.args[0].meta["val"]  # type: ignore[union-attr]
+                    side += positions * inner.shape[-1] * operand.meta["val"].shape[-1]
+            for position in (each.position for each in self.folds.weights):
+                shape = operands(call)[position].meta["val"].shape
+                merged = operands(self.call)[position].meta["val"].shape
+                if len(shape) > 1:
+                    side += positions * prod(shape)
+                    weight += prod(shape) * merged[-1] + prod(merged) * shape[0]
+                    plain = positions * prod(merged)
+            if self.node.target is merge:
+                side += positions * value.shape[-1] * call.meta["val"].shape[-1]
+        return weight + plain <= side
+
+
 class _Hoister:
-    def __init__(self, graph: fx.Graph, _: Any) -> None:
+    def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self.folded: dict[Any, fx.Node] = {}
-        self.attributes = {n.target: n for n in graph.nodes if n.op == "get_attr"}
 
-    def rewrite(self, node: fx.Node, folds: Folds) -> None:
-        merged = node.target is merge
-        calls = list(node.args[0]) if merged else [node]  # type: ignore[arg-type]
-        call = calls[folds.parents.index(folds.template) if folds.template in folds.parents else 0]
-        own = {k: operands(c) for k, c in zip(folds.parents, calls, strict=True)}
+    def rewrite(self, site: _Site) -> None:
+        node, ours = site.node, operands(site.call)
+        theirs = [operands(call) for call in site.calls]
+        weights = {weight.position: weight for weight in site.folds.weights}
         with self.graph.inserting_before(node):
-            replaced: dict[fx.Node, fx.Node] = {}
-            for position, ours in enumerate(operands(call)):
-                if position in folds.operands:
-                    at_root, maps = folds.operands[position]
-                    theirs = [own[k][position] for k in folds.parents]
-                    replaced[ours] = self._weight(ours, theirs, at_root, maps, folds.parents)
-                else:
-                    replaced[ours] = _before_unmerge(ours)
-            new = self.graph.node_copy(call, lambda n: replaced.get(n, n))
-        new.meta = {k: v for k, v in node.meta.items() if k == "source"} | {"by": "hoist"}
+            replaced = {
+                operand: self._weight(operand, [own[i] for own in theirs], weights[i], site.parents)
+                if i in weights
+                else _before_unmerge(operand)
+                for i, operand in enumerate(ours)
+            }
+            new = self.graph.node_copy(site.call, lambda n: replaced.get(n, n))
+        new.meta = {k: v for k, v in node.meta.items() if k in ("source", "val")} | {"by": "hoist"}
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
 
-    def _weight(
-        self, ours: fx.Node, theirs: list[fx.Node], at_root: bool, maps: Any, parents: tuple[int, ...]
-    ) -> fx.Node:
+    def _weight(self, ours: fx.Node, theirs: list[fx.Node], weight: Weight, parents: list[int]) -> fx.Node:
         """The folded operand; a fold at the tensor itself is followed by the template's moves."""
-        if not maps and len(theirs) == 1:
+        if not weight.maps and len(theirs) == 1:
             return ours
-        if at_root and ours.op != "get_attr":
+        if weight.at_root and ours.op != "get_attr":
             inner = next(n for n in ours.all_input_nodes if _is_own(n))
             below = [next(n for n in t.all_input_nodes if _is_own(n)) for t in theirs]
-            weight = self._weight(inner, below, at_root, maps, parents)
-            return self.graph.node_copy(ours, lambda n: weight if n is inner else n)
-        key = (tuple(theirs), maps, parents)
+            root = self._weight(inner, below, weight, parents)
+            return self.graph.node_copy(ours, lambda n: root if n is inner else n)
+        key = (tuple(theirs), weight.axes, weight.maps, tuple(parents))
         if key not in self.folded:
-            names = [self.attributes[name] for _, name in maps]
-            args = (theirs, names, [axis for axis, _ in maps], list(parents))
-            first = next(iter(self.graph.nodes))
-            late = [*theirs, *names]
-            with self.graph.inserting_after(_last(late) if late else first):
+            args = (theirs, list(weight.maps), list(weight.axes), parents)
+            with self.graph.inserting_after(_last([*theirs, *weight.maps])):
                 self.folded[key] = self.graph.call_function(fold, args)
-            self.folded[key].meta = {"by": "hoist"}
+            like, shape = SHAPES[fold](*fx.node.map_arg(args, lambda n: n.meta["val"]))
+            self.folded[key].meta = {"by": "hoist", "val": like.new_empty(shape)}
         return self.folded[key]
 
 
@@ -107,27 +137,3 @@ def _before_unmerge(node: fx.Node) -> fx.Node:
         assert isinstance(inner, fx.Node)
         node = inner
     return node
-
-
-def _weights_cost_less(node: fx.Node, folds: Folds, program: Program, rows: int) -> bool:
-    """Compare the multiplications of both orders at `rows` input rows."""
-    value = node.meta["val"]
-    hint = program.hints.get("batch", 1)
-    calls = list(node.args[0]) if node.target is merge else [node]  # type: ignore[arg-type]
-    template = calls[folds.parents.index(folds.template) if folds.template in folds.parents else 0]
-    positions = value.numel() / max(value.shape[-1], 1) * max(rows, 1) / hint
-    side, weight, plain = 0.0, 0.0, 0.0
-    for call in calls:
-        for operand in operands(call):
-            if operand.target is unmerge:
-                inner = operand.args[0].meta["val"]  # type: ignore[union-attr]
-                side += positions * inner.shape[-1] * operand.meta["val"].shape[-1]
-        for position in folds.operands:
-            shape = operands(call)[position].meta["val"].shape
-            merged = operands(template)[position].meta["val"].shape
-            if len(shape) > 1:
-                side += positions * prod(shape)
-                weight += prod(shape) * merged[-1] + prod(merged) * shape[0]
-                plain = positions * prod(merged)
-        side += positions * value.shape[-1] * call.meta["val"].shape[-1] if node.target is merge else 0.0
-    return weight + plain <= side

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from math import prod
@@ -13,7 +13,7 @@ from networkx.utils import UnionFind
 from torch import Tensor, fx, nn
 
 from fxmerge.errors import LineUpError
-from fxmerge.ir.merge import AxisMap, Kind, Map
+from fxmerge.ir.maps import AxisMap, Kind, Map
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Piece, leaves, pieces
 from fxmerge.ir.supernet import Own, Place
@@ -83,12 +83,17 @@ class Maps:
     def _get(self, key: Key) -> str:
         group = self._groups[key]
         if group not in self._names:
-            name = f"maps.{'m' if key[0] == 'write' else 'u'}{len(self.modules)}"
+            name = f"{self._prefix}.{'m' if key[0] == 'write' else 'u'}{len(self.modules)}"
             self._names[group] = name
             kind: Kind = "unmerge" if key[0] == "read" else "turn" if group in self._later else "merge"
             self.modules[name] = self._build(kind, *self._axes(key))
             self.places[name] = self._place(key)
         return self._names[group]
+
+    @cached_property
+    def _prefix(self) -> str:
+        """The first part of the maps' names: no task and no part of the template is called so."""
+        return free("maps", [_first(n) for n in (*self.template.tensors, *(s.program.task for s in self.others))])
 
     def _axes(self, key: Key) -> tuple[AxisExpr, list[AxisExpr]]:
         """The template's and every parent's structure of the axis that `key` means."""
@@ -101,9 +106,10 @@ class Maps:
 
     def _place(self, key: Key) -> Place:
         role, what, axis = key
+        merged, own = self._axes(key)
         if isinstance(what, fx.Node):
-            return Place(role, tuple(pairs[what] for pairs in self.pairs), axis)
-        return Place(role, tuple(self._name(k, what) for k in range(len(self.others))), axis)
+            return Place(role, tuple(pairs[what] for pairs in self.pairs), axis, merged, tuple(own))
+        return Place(role, tuple(self._name(k, what) for k in range(len(self.others))), axis, merged, tuple(own))
 
     def _build(self, kind: Kind, merged: AxisExpr, own: list[AxisExpr]) -> AxisMap:
         like = self._weight
@@ -156,6 +162,18 @@ class Maps:
     def _weight(self) -> Tensor | None:
         """A parameter, to tell where the maps belong: all of a program's parameters are on one device."""
         return next((self.template.tensors[name] for name in sorted(self.template.parameters)), None)
+
+
+def free(word: str, taken: Iterable[str]) -> str:
+    """`word`, with underscores behind it until it is none of `taken`."""
+    words = set(taken)
+    while word in words:
+        word += "_"
+    return word
+
+
+def _first(path: str) -> str:
+    return path.partition(".")[0]
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fxmerge.ir.merge import AxisMap, Map, along, fold, merge, unmerge
+from fxmerge.ir.maps import AxisMap, Map, along
+from fxmerge.ir.merge import fold, merge, unmerge
 
 SIZES = (5, 7)
 WIDTH = 6

@@ -1,0 +1,91 @@
+"""The tasks' own heads behind a copy of the trunk: what reads it there sees what its own parent would see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxmerge.ir.merge import head
+from fxmerge.ir.program import Port
+from passes.supernet.sites import operands
+from passes.supernet.state import State
+from passes.supernet.trunk import Trunk, is_simple
+
+
+@dataclass
+class Heads:
+    """The tail of the template's graph, once for every task that a trunk serves, with that parent's weights."""
+
+    trunk: Trunk
+
+    @property
+    def state(self) -> State:
+        return self.trunk.state
+
+    def results(self) -> Iterator[tuple[Port, fx.Node]]:
+        """The outputs of the tasks that this trunk serves."""
+        for k in self.trunk.tasks:
+            parent = self.state.parents[k]
+            for port, ours in zip(parent.outputs, self.state.first.result, strict=True):
+                shape = self.state.named(k, port.shape)
+                yield Port(f"{parent.task}.{port.name}", shape, port.dtype), self._own(k, ours)
+
+    def _own(self, k: int, ours: fx.Node) -> fx.Node:
+        """Parent k's own version of a value at or after its head; what comes from the trunk is unmerged."""
+        copies, pairs = self.trunk.copies, self.state.pairs[k]
+        theirs = pairs[ours]
+        if (k, theirs) in copies:
+            return copies[k, theirs]
+        if ours not in self.state.sites.tail:
+            copies[k, theirs] = self._crossing(k, ours)
+            return copies[k, theirs]
+        for needed in self._order(ours):
+            if (k, pairs[needed]) not in copies:
+                copies[k, pairs[needed]] = self._call(k, needed)
+        return copies[k, theirs]
+
+    def _call(self, k: int, ours: fx.Node) -> fx.Node:
+        sites = self.state.sites
+        node = self.state.copy(self.state.pairs[k][ours], lambda n: self._operand(k, n))
+        site = sites.sites.get(ours)
+        if site is None or site.kind != "linear" or not all(is_simple(o) for o in site.operands):
+            return node
+        reads = {(u.on, u.axis) for o in site.operands for u in o.uses if u is not None and u.role == "read"}
+        unmerged = {
+            (n, axis)
+            for n in operands(ours)
+            if n not in sites.tail and sites.values[n] != "parameter"
+            for axis in sites.merged_axes(n)
+        }
+        if not unmerged or not unmerged <= reads:
+            return node
+        return self.state.call(head, (node, k, self.trunk.folds(site, ("read",))), ours)
+
+    def _order(self, last: fx.Node) -> list[fx.Node]:
+        """Tail nodes that `last` needs, in the template's order."""
+        tail = self.state.sites.tail
+        needed, todo = {last}, [last]
+        while todo:
+            for node in todo.pop().all_input_nodes:
+                if node in tail and node not in needed:
+                    needed.add(node)
+                    todo.append(node)
+        return [n for n in self.state.first.graph.nodes if n in needed]
+
+    def _operand(self, k: int, theirs: fx.Node) -> fx.Node:
+        if (k, theirs) in self.trunk.copies:
+            return self.trunk.copies[k, theirs]
+        ours = self.state.back[k].get(theirs)
+        if ours is not None and self.state.sites.values[ours] == "parameter":
+            return self.trunk.copy_of_parent(k, theirs)
+        if ours is None or self.state.sites.values[ours] == "size":
+            return self.trunk.size_for(k, theirs)
+        return self._crossing(k, ours)
+
+    def _crossing(self, k: int, ours: fx.Node) -> fx.Node:
+        value = self.trunk.seen_by(k, ours)
+        if self.state.sites.merged_axes(ours):
+            self.state.show(k, ours, value, final=True)
+        return value

@@ -1,0 +1,121 @@
+"""A SuperNet of parents that line up: one trunk for all, or one behind every task's stem, then heads and features."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from torch import fx
+
+from fxmerge.ir.program import Port, Program
+from fxmerge.ir.space import leaves
+from fxmerge.ir.supernet import SuperNet
+from passes.supernet.heads import Heads
+from passes.supernet.resize import resize
+from passes.supernet.state import State
+from passes.supernet.trunk import Trunk
+
+
+def join(state: State) -> SuperNet:
+    """Build the SuperNet in a `State` that holds nothing but parents and maps yet."""
+    return _shared(state) if _takes_one_input(state) else _apart(state)
+
+
+def _takes_one_input(state: State) -> bool:
+    """Whether all parents can be given the same tensors: inputs of one shape and type, tables of one length."""
+    ports = {tuple((p.shape, p.dtype) for p in parent.inputs) for parent in state.parents}
+    sites = [s for n, s in state.sites.sites.items() if s.kind != "direct" and n not in state.sites.tail]
+    return len(ports) == 1 and all(state.same_size(o) for site in sites for o in site.operands)
+
+
+def _shared(state: State) -> SuperNet:
+    first = state.first
+    trunk = Trunk(state, first, {n: n for n in first.graph.nodes})
+    trunk.build([state.graph.placeholder(str(n.target)) for n in first.placeholders])
+    names = tuple(port.name for port in first.inputs)
+    return _finish(state, first.inputs, Heads(trunk).results(), (names,) * len(state.parents))
+
+
+def _apart(state: State) -> SuperNet:
+    """Every task has inputs, stem, trunk and head of its own; all trunks have the same weights."""
+    state.apart = True
+    ports: list[Port] = []
+    starts: list[list[fx.Node]] = []
+    for k, parent in enumerate(state.parents):
+        own = [Port(f"{parent.task}.{p.name}", state.named(k, p.shape), p.dtype) for p in parent.inputs]
+        starts.append([state.graph.placeholder(re.sub(r"\W", "_", f"in{k}_{port.name}")) for port in own])
+        ports += own
+    results: list[tuple[Port, fx.Node]] = []
+    for k, parent in enumerate(state.parents):
+        source, where = resize(parent, state.others[k], _sizes(state, k))
+        trunk = Trunk(state, source, {ours: where[theirs] for ours, theirs in state.pairs[k].items()}, only=k)
+        trunk.build(starts[k])
+        results += Heads(trunk).results()
+    names = tuple(tuple(f"{parent.task}.{p.name}" for p in parent.inputs) for parent in state.parents)
+    return _finish(state, tuple(ports), results, names)
+
+
+def _sizes(state: State, k: int) -> dict[str, int]:
+    """Size in the template of every mergeable space of parent k."""
+    sizes: dict[str, int] = {}
+    sites, theirs = state.sites, state.others[k].spaces
+    for ours, other in state.pairs[k].items():
+        for a, b in zip(sites.spaces.axes.get(ours, ()), theirs.axes.get(other, ()), strict=False):
+            pair = (list(leaves(a)), list(leaves(b))) if not isinstance(a, tuple) else ([], [])
+            if len(pair[0]) == len(pair[1]):
+                sizes.update({y.space: x.size for x, y in zip(*pair, strict=True) if x.space in sites.mergeable})
+    return sizes
+
+
+def _finish(
+    state: State, inputs: tuple[Port, ...], results: Iterable[tuple[Port, fx.Node]], names: tuple[tuple[str, ...], ...]
+) -> SuperNet:
+    found = list(results)
+    for feature in state.features.values():
+        value = feature.node.meta["val"]
+        shape = state.named(feature.parent, state.parents[feature.parent].shape(value))
+        found.append((Port(feature.port, shape, value.dtype), state.feature_nodes[feature.port]))
+    state.graph.output(tuple(node for _, node in found))
+    ranges: dict[str, tuple[int, int]] = {}
+    hints: dict[str, int] = {}
+    for k, parent in enumerate(state.parents if state.apart else (state.first,)):
+        ranges.update({str(state.named(k, (size,))[0]): value for size, value in parent.ranges.items()})
+        hints.update({str(state.named(k, (size,))[0]): value for size, value in parent.hints.items()})
+    program = Program(
+        graph=state.graph,
+        tensors=state.tensors,
+        inputs=inputs,
+        outputs=tuple(port for port, _ in found),
+        parameters=frozenset(state.trainable),
+        maps=state.maps.modules,
+        origins=state.origins,
+        task="+".join(parent.task for parent in state.parents),
+        notes=tuple(dict.fromkeys(note for parent in state.parents for note in parent.notes)) + _untied(state),
+        ranges=ranges,
+        hints=hints,
+    )
+    return SuperNet(
+        program.evolve(),
+        state.parents,
+        state.template,
+        tuple(state.features.values()),
+        state.own,
+        state.maps.places,
+        names,
+        state.sites.spaces,
+        tuple(sites.spaces for sites in state.others),
+    )
+
+
+def _untied(state: State) -> tuple[str, ...]:
+    """A note for every tensor that the template uses in two roles, and the merged model holds twice."""
+    roles: dict[str, set[tuple[str | None, ...]]] = {}
+    for node, site in state.sites.sites.items():
+        for operand in site.operands:
+            found = tuple(use.role if use else None for use in operand.uses)
+            roles.setdefault(operand.root, set()).add((*found, "head" if node in state.sites.tail else "trunk"))
+    return tuple(
+        f"{name} was tied and is untied: it is written in one place and read in another"
+        for name, uses in roles.items()
+        if len(uses) > 1
+    )
