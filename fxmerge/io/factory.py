@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,48 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import SourceError
+from fxmerge.io.checkpoint import Checkpoint
+from fxmerge.io.importing import run_file
 from fxmerge.messages import listed, nearest, printable, reason
 
 FORMS = "module:callable, file.py:callable, timm:NAME, torchvision:NAME or a Hugging Face config.json"
 
 
-def build(arch: str, state: Mapping[str, Tensor] | None) -> nn.Module:
-    """The model `arch` names with `state` put in; without `state` it must come with weights of its own.
+def build(arch: str, weights: Checkpoint | None) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model `arch` names with its weights put in, and notes; without `weights` it must come with its own.
 
-    timm and torchvision models get as many classes as the state dict's last bias has. Raises `SourceError`.
+    timm and torchvision models get as many classes as the last bias of the weights has. Raises `SourceError`.
     """
     origin, _, name = arch.partition(":")
     if not name:
         raise SourceError(f"--arch {arch!r} is not the name of a factory", f"give {FORMS}")
     if origin in ("timm", "torchvision"):
-        if state is None:
+        if weights is None:
             raise SourceError(f"{arch} without weights is an untrained model", "add --weights FILE with its state dict")
-        model = _library(origin, name, state)
+        model = _library(origin, name, weights.largest)
     else:
         model = _own(origin, name)
-    if state is not None:
-        put(model, state, arch)
-    return model.eval()
-
-
-def put(model: nn.Module, state: Mapping[str, Tensor], arch: str) -> None:
-    """Load `state` into `model`. Raises `SourceError` naming the first name or shape that is not as it must be."""
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    extra = [name for name in state if name not in own]
-    if missing or extra:
-        what = f"missing: {listed(missing, 3)}; not in the model: {printable(listed(extra, 3))}"
-        hint = nearest(missing[0], extra) if missing else ""
-        raise SourceError(
-            f"the weights do not belong to {arch} ({what}){hint}", "check that --arch builds the trained model"
-        )
-    for name, tensor in own.items():
-        if tensor.shape != state[name].shape:
-            raise SourceError(
-                f"the weights do not belong to {arch}: {name} has shape {tuple(state[name].shape)}",
-                f"the model it builds has {tuple(tensor.shape)}: check the sizes",
-            )
-    model.load_state_dict(dict(state))
+    notes = () if weights is None else weights.put_into(model, arch)
+    return model.eval(), notes
 
 
 def image_inputs(model: nn.Module) -> dict[str, Tensor] | None:
@@ -95,17 +74,7 @@ def _own(origin: str, name: str) -> nn.Module:
 def _callable(origin: str, name: str) -> Callable[[], Any]:
     """The callable itself. This runs the user's own module: it is code they named, not code from a model file."""
     try:
-        if origin.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(origin).stem, origin)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            here = str(Path.cwd())
-            if here not in sys.path:
-                sys.path.insert(0, here)
-            module = importlib.import_module(origin)
+        module = run_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
     except Exception as error:  # importing runs the user's own code
         raise SourceError(
             f"--arch {origin}:{name}: {reason(error)}",

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxmerge.errors import SourceError
+from fxmerge.errors import FxmergeError, SourceError
 from fxmerge.io.bundle import KNOWN_ASSETS, tokenizer_bytes
+from fxmerge.io.checkpoint import Checkpoint
 from fxmerge.io.files import LARGEST_JSON, read_json
 from fxmerge.io.state_dict import read_weights
 from fxmerge.messages import listed, nearest, printable, reason
@@ -39,6 +40,20 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         f"{folder} has a {CONFIG} but no weights (looked for {listed((*SINGLE, *SHARDED))})",
         "put model.safetensors there, or add --weights FILE",
     )
+
+
+def names_of(config_file: Path, tensors: int) -> frozenset[str]:
+    """What the tensors of the model that a config.json describes are called. Takes no memory for them."""
+    config = _config(config_file, tensors)
+    with torch.device("meta"), _quiet(library()):
+        try:
+            return frozenset(_model_class(config, config_file)(config).state_dict())
+        except FxmergeError:
+            raise
+        except Exception as error:  # a config can be wrong in as many ways as there are model classes
+            raise SourceError(
+                f"{config_file}: the model cannot be built: {reason(error)}", "repair the config"
+            ) from error
 
 
 def build(config_file: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
@@ -214,9 +229,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _state(file: Path) -> dict[str, Tensor]:
-    state = read_weights(file)
-    assert isinstance(state, dict)
-    return state
+    found = read_weights(file)
+    assert isinstance(found, Checkpoint)
+    return dict(found.largest)
 
 
 def _takes(model: Any) -> frozenset[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from fxmerge.errors import DataError, SourceError
 from fxmerge.io import factory, huggingface
 from fxmerge.io.archives import Archive
 from fxmerge.io.bundle import GRAPH, INPUT_ASSETS, UNNAMED, load_bundle
+from fxmerge.io.checkpoint import Checkpoint, modules_in
 from fxmerge.io.files import LARGEST_JSON
+from fxmerge.io.importing import importable
 from fxmerge.io.pt2 import is_pt2, load_pt2
 from fxmerge.io.state_dict import check_weights, is_pickle, is_safetensors, read_weights
 from fxmerge.ir.capture import capture
@@ -24,7 +28,22 @@ from fxmerge.messages import listed, nearest, printable
 from fxmerge.samples import arrays
 from fxmerge.samples.load import LABELS, check_samples, load_samples
 
+Inputs = str | Path | Tensor | Mapping[str, Tensor]
+"""Sample inputs: a file, a tensor for a single input, or tensors by input name."""
+
 KINDS = "a bundle, a .pt2, a state dict with --arch, or a folder in Hugging Face layout"
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a model is made of beside its file, as the user says."""
+
+    arch: str | None = None
+    weights: str | Path | None = None
+    inputs: Inputs | None = None
+    key: str | None = None
+    ignore: tuple[str, ...] = ()
+    allow_pickle: bool = False
 
 
 def load(
@@ -32,60 +51,114 @@ def load(
     *,
     arch: str | None = None,
     weights: str | Path | None = None,
-    inputs: str | Path | None = None,
+    inputs: Inputs | None = None,
     task: str | None = None,
+    key: str | None = None,
+    ignore: Sequence[str] = (),
     allow_pickle: bool = False,
 ) -> Program:
     """The program of a model: a bundle, .pt2, state dict with `arch`, Hugging Face folder, or a factory of the user's.
 
     `arch` builds the model that `weights` (or `source` itself) fill; `inputs` (any kind of samples) are traced with
-    and kept as the program's samples. The task is the file's stem unless the file or `task` names one.
+    and kept as the program's samples. `key` says which of several weights of a checkpoint are meant, `ignore` names
+    patterns of tensors that are none. The task is the file's stem unless the file or `task` names one.
     Raises `SourceError`, or `UnsafeFileError` if reading would execute code from the file.
     """
     path = Path(source)
-    program = _read(path, str(source), arch, weights, inputs, allow_pickle)
+    given = Where(arch, weights, inputs, key, (ignore,) if isinstance(ignore, str) else tuple(ignore), allow_pickle)
+    with ExitStack() as folders:
+        for folder in _folders(str(source), given):
+            folders.enter_context(importable(folder))
+        program = _read(path, str(source), given)
     check_weights(program.tensors, program.parameters, str(source))
-    if inputs is not None and not program.samples:
+    if isinstance(inputs, str | Path) and not program.samples:
         samples = load_samples(inputs, program)
         program = program.evolve(samples=samples.inputs, notes=(*program.notes, *samples.notes))
     if path.is_file() and not program.assets and (assets := _beside(path)):
         program = program.evolve(assets=assets, notes=(*program.notes, f"with {listed(assets)} from its folder"))
-    stem = path.stem if path.exists() else str(source).rpartition(":")[2]
-    return program.evolve(task=task or (stem if program.task == UNNAMED else program.task))
+    return program.evolve(task=task or (task_of(source) if program.task == UNNAMED else program.task))
 
 
-def _read(
-    path: Path, source: str, arch: str | None, weights: str | Path | None, inputs: str | Path | None, allow_pickle: bool
-) -> Program:
+def task_of(source: str | Path) -> str:
+    """What the task of a source is called unless its file names it: the file's stem, or the factory's name."""
+    path = Path(source)
+    return path.stem if path.exists() else str(source).rpartition(":")[2]
+
+
+def _folders(source: str, given: Where) -> list[Path]:
+    """Where the code that the user names may import from: the working folder, and a Python file's own."""
+    files = [text.rpartition(":")[0] for text in (source, given.arch or "")]
+    return [Path.cwd(), *(Path(file).parent for file in files if file.endswith(".py") and Path(file).is_file())]
+
+
+def _read(path: Path, source: str, given: Where) -> Program:
     kind = kind_of(path, source)
     if kind == "bundle" or kind == "pt2":
-        if arch is not None or weights is not None:
-            raise SourceError(f"{path} holds its model and weights already", "leave out --arch and --weights")
+        _refuse_extras(path, given)
         program = load_bundle(path) if kind == "bundle" else load_pt2(path)
-        return program.evolve(samples={}) if inputs is not None else program
+        return program.evolve(samples={}) if given.inputs is not None else program
     if kind == "folder" or kind == "config":
         config = path / huggingface.CONFIG if kind == "folder" else path
-        if weights is None and kind == "config":
+        if given.weights is None and kind == "config":
             raise SourceError(f"{path} is a config without weights", "add --weights FILE, or give the folder")
-        state = _weights(Path(weights)) if weights is not None else huggingface.read_folder(path)
-        return _huggingface(config, state, inputs)
+        weights = _weights(given) or Checkpoint(path, huggingface.read_folder(path))
+        return _huggingface(config, weights.choosing(given.key, given.ignore), given.inputs)
     if kind == "factory":
-        state_or_none = _weights(Path(weights)) if weights is not None else None
-        return _factory(source, state_or_none, inputs)
-    found = read_weights(path, allow_pickle=allow_pickle)
-    if isinstance(found, nn.Module):
-        return _trace(found, inputs, None, f"{path} is a pickled module")
-    if arch is None:
+        return _factory(source, _weights(given), given.inputs)
+    found = _checkpoint(path, given)
+    if isinstance(found, Program):
+        return found
+    if given.arch is None:
         raise SourceError(
-            f"{path} is a state dict ({len(found)} tensors): weights without a model",
+            f"{path} is a state dict ({len(found.largest)} tensors): weights without a model",
             f"say what builds the model: fxmerge capture {path} --arch FACTORY ({factory.FORMS})",
         )
-    if arch.endswith(".json") or Path(arch).is_dir():
-        config = Path(arch) / huggingface.CONFIG if Path(arch).is_dir() else Path(arch)
+    if given.arch.endswith(".json") or Path(given.arch).is_dir():
+        config = Path(given.arch) / huggingface.CONFIG if Path(given.arch).is_dir() else Path(given.arch)
         if not config.is_file():
             raise SourceError(f"--arch {config} does not exist", f"give {factory.FORMS}")
-        return _huggingface(config, found, inputs)
-    return _factory(arch, found, inputs)
+        return _huggingface(config, found, given.inputs)
+    return _factory(given.arch, found, given.inputs)
+
+
+def _refuse_extras(path: Path, given: Where) -> None:
+    extras = {"--arch": given.arch, "--weights": given.weights, "--key": given.key, "--ignore": given.ignore}
+    if used := [flag for flag, value in extras.items() if value]:
+        raise SourceError(f"{path} holds its model and weights already", f"leave out {' and '.join(used)}")
+
+
+def _checkpoint(path: Path, given: Where) -> Checkpoint | Program:
+    """The weights in a file; a whole module in it, where that may be read, traced unless `arch` asks for weights."""
+    found = read_weights(path, allow_pickle=given.allow_pickle)
+    modules = modules_in(found if isinstance(found, nn.Module) else found.tree)
+    if modules and given.arch is None:
+        key, model, notes = _module(path, modules, given.key)
+        where = f" (under {key!r})" if key else ""
+        program = _trace(model, given.inputs, None, f"{path} is a pickled module{where}")
+        return program.evolve(notes=(*program.notes, *notes))
+    if modules:
+        tree = {key: module.state_dict() for key, module in modules.items()}
+        found = Checkpoint(path, tree.get("", tree))
+    assert isinstance(found, Checkpoint)
+    return found.choosing(given.key, given.ignore)
+
+
+def _module(path: Path, modules: Mapping[str, nn.Module], key: str | None) -> tuple[str, nn.Module, list[str]]:
+    """The module under `key`, or the first one; its key, and notes that say which others there are."""
+    names = [name for name in modules if key is None or name == key or name.startswith(f"{key}.")]
+    if not names:
+        raise SourceError(
+            f"{path} has no module under {key!r}{nearest(key or '', modules)}",
+            f"it has {printable(listed(modules))}" if any(modules) else "leave --key out: the file is a module itself",
+        )
+    chosen, *others = names
+    notes = [f"{path}: took the module under {chosen!r}"] if chosen else []
+    if others:
+        notes.append(f"{path} has other modules: {printable(listed(map(repr, others)))} (--key NAME takes them)")
+    model = modules[chosen].eval()
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+        model, notes = model.float(), [*notes, f"{path}: weights in half precision were read as float32"]
+    return chosen, model, notes
 
 
 def kind_of(path: Path, source: str) -> str:
@@ -118,35 +191,42 @@ def kind_of(path: Path, source: str) -> str:
     raise SourceError(f"{path} is no model fxmerge can read", f"give {KINDS}")
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
+def _weights(given: Where) -> Checkpoint | None:
+    """What is in the file of --weights, if that is given."""
+    if given.weights is None:
+        return None
+    path = Path(given.weights)
     if not path.is_file():
         raise SourceError(f"--weights {path} does not exist", "give a state dict (.pt or .safetensors)")
     if path.stat().st_size == 0:
         raise SourceError(f"{path} is empty", "copy or write the file again")
-    state = read_weights(path)
-    assert isinstance(state, dict)
-    return state
+    found = _checkpoint(path, replace(given, arch=given.arch or "weights"))
+    assert isinstance(found, Checkpoint)
+    return found
 
 
-def _huggingface(config: Path, state: Mapping[str, Tensor], inputs: str | Path | None) -> Program:
+def _huggingface(config: Path, weights: Checkpoint, inputs: Inputs | None) -> Program:
+    state, chosen = weights.named_like(huggingface.names_of(config, len(weights.largest)))
     model, notes = huggingface.build(config, state)
     program = _trace(model, inputs, huggingface.dummy_inputs(model), str(config.parent))
     labels = huggingface.labels_of(config, program.outputs[0].shape[-1])
-    return program.evolve(labels=labels, notes=(*program.notes, *notes), assets=huggingface.assets_of(config.parent))
+    notes = (*program.notes, *(note for note in chosen if "half precision" not in note), *notes)
+    return program.evolve(labels=labels, notes=notes, assets=huggingface.assets_of(config.parent))
 
 
-def _factory(arch: str, state: Mapping[str, Tensor] | None, inputs: str | Path | None) -> Program:
-    model = factory.build(arch, state)
+def _factory(arch: str, weights: Checkpoint | None, inputs: Inputs | None) -> Program:
+    model, notes = factory.build(arch, weights)
     images = factory.image_inputs(model) if arch.startswith(("timm:", "torchvision:")) else None
-    return _trace(model, inputs, images, arch)
+    program = _trace(model, inputs, images, arch)
+    return program.evolve(notes=(*program.notes, *notes))
 
 
-def _trace(model: nn.Module, inputs: str | Path | None, dummies: Mapping[str, Tensor] | None, what: str) -> Program:
+def _trace(model: nn.Module, inputs: Inputs | None, dummies: Mapping[str, Tensor] | None, what: str) -> Program:
     """Capture on the arrays of `inputs`, which become the samples, or on random `dummies`, which do not."""
-    if inputs is not None and Path(inputs).suffix in arrays.SUFFIXES:
-        given, notes = trace_inputs(Path(inputs), model)
+    if inputs is not None and not (isinstance(inputs, str | Path) and Path(inputs).suffix not in arrays.SUFFIXES):
+        given, notes = trace_inputs(inputs, model)
         program = capture(model, given)
-        check_samples(program.samples, program, str(inputs))
+        check_samples(program.samples, program, _named(inputs))
         return program.evolve(notes=(*program.notes, *notes))
     if dummies is None:
         raise SourceError(
@@ -158,23 +238,30 @@ def _trace(model: nn.Module, inputs: str | Path | None, dummies: Mapping[str, Te
     return program.evolve(samples={}, notes=(*program.notes, f"traced with random inputs: {shapes}"))
 
 
-def trace_inputs(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Arrays of a file by the names of the model's parameters, in the types models take, and notes."""
-    found = {name: value for name, value in arrays.read_arrays(path).items() if name not in LABELS}
-    takes = factory.parameters_of(model)
+def _named(inputs: Inputs) -> str:
+    return str(inputs) if isinstance(inputs, str | Path) else "the samples"
+
+
+def trace_inputs(inputs: Inputs, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Arrays by the names of the model's parameters, in the types models take, and notes."""
+    if isinstance(inputs, str | Path):
+        found: dict[str, Any] = {n: v for n, v in arrays.read_arrays(Path(inputs)).items() if n not in LABELS}
+    else:
+        found = {"": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+    where, takes = _named(inputs), factory.parameters_of(model)
     if len(found) == 1 and not found.keys() & takes.keys():
         found = {factory.first_parameter(model): next(iter(found.values()))}
-    _check_names(found, takes, path)
+    _check_names(found, takes, where)
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     notes: list[str] = []
     given: dict[str, Tensor] = {}
     for name, value in found.items():
-        tensor = arrays.as_tensor(value, f"{path}: {printable(name)}")
+        tensor = arrays.as_tensor(value, f"{where}: {printable(name)}")
         if not tensor.numel():
-            raise DataError(f"{path}: {printable(name)} is empty", "give at least one row")
+            raise DataError(f"{where}: {printable(name)} is empty", "give at least one row")
         if tensor.dtype == torch.uint8 and tensor.ndim > 2:
             tensor = tensor.to(floats) / 255
-            notes.append(f"{path}: {name} holds bytes; they were read as 0..1 (divided by 255)")
+            notes.append(f"{where}: {name} holds bytes; they were read as 0..1 (divided by 255)")
         elif tensor.is_floating_point():
             tensor = tensor.to(floats)
         elif tensor.dtype != torch.bool:
@@ -183,7 +270,7 @@ def trace_inputs(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], tuple
     return given, tuple(notes)
 
 
-def _check_names(given: Mapping[str, Any], takes: Mapping[str, inspect.Parameter], path: Path) -> None:
+def _check_names(given: Mapping[str, Any], takes: Mapping[str, inspect.Parameter], where: str) -> None:
     if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         return
     unknown = [name for name in given if name not in takes]
@@ -192,7 +279,7 @@ def _check_names(given: Mapping[str, Any], takes: Mapping[str, inspect.Parameter
         what = f"no array for {listed(needed)}" if needed else f"{printable(unknown[0])!r} is no parameter of forward"
         hint = nearest(needed[0], given) if needed else nearest(unknown[0], takes)
         raise DataError(
-            f"{path}: {what} (found: {printable(listed(given))}){hint}",
+            f"{where}: {what} (found: {printable(listed(given))}){hint}",
             f"name the arrays like the parameters of forward: {listed(takes)}",
         )
 

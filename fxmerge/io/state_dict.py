@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors import safe_open
@@ -15,34 +17,29 @@ from torch import Tensor, nn
 
 from fxmerge.errors import SourceError, UnsafeFileError
 from fxmerge.io.archives import Archive
+from fxmerge.io.checkpoint import Checkpoint, modules_in
 from fxmerge.messages import printable, reason
-
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")
-"""Keys under which training scripts keep the state dict in a checkpoint."""
-
-PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
 
 CAPTURE = (
     "capture it where its code is: fxmerge.save(model, 'a.pt', inputs=(x,)); if you trust the file, --allow-pickle"
 )
 
 
-def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor] | nn.Module:
-    """A state dict by name; with `allow_pickle` also a whole pickled module.
+def read_weights(path: Path, *, allow_pickle: bool = False) -> Checkpoint | nn.Module:
+    """What a file of weights holds; with `allow_pickle` also a whole pickled module, at any depth.
 
     Raises `UnsafeFileError` if reading would execute code, `SourceError` if the file is damaged or holds no weights.
     """
     if is_safetensors(path):
-        return _read_safetensors(path)
+        return Checkpoint(path, _read_safetensors(path))
     value = _unpickle(path, allow_pickle)
     if isinstance(value, nn.Module):
         return value
-    state = _state_of(value)
-    if not state:
+    found = Checkpoint(path, value if isinstance(value, Mapping) else {})
+    if not found.largest and not modules_in(value):
         raise SourceError(f"{path} holds no weights", "save model.state_dict() with torch.save, or capture the model")
-    _check_sizes(state, path)
-    return state
+    _check_sizes(found.largest, path)
+    return found
 
 
 def is_safetensors(path: Path) -> bool:
@@ -76,12 +73,16 @@ def _unpickle(path: Path, allow_pickle: bool) -> Any:
             for name in archive.names:
                 archive.size(name)
     try:
-        return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+        with torch.serialization.safe_globals(_numpy_values()):
+            return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
         if allow_pickle:
             raise SourceError(f"{path} is damaged: {reason(error)}", "copy or write the file again") from error
+        named = re.search(r"GLOBAL (\S+) was not", str(error))
         raise UnsafeFileError(
-            f"{path} is a pickled object: reading it would execute code from the file", CAPTURE
+            f"{path} is a pickled object: reading it would execute code from the file"
+            + (f" (it holds a {printable(named[1])})" if named else ""),
+            CAPTURE,
         ) from error
     except Exception as error:  # damaged pickles fail in many ways; with allow_pickle the file's own code may fail too
         missing = isinstance(error, AttributeError | ImportError)
@@ -89,18 +90,23 @@ def _unpickle(path: Path, allow_pickle: bool) -> Any:
         raise SourceError(f"{path} cannot be read: {reason(error)}", todo) from error
 
 
-def _state_of(value: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict or checkpoint, without what wrappers put before their names."""
-    if not isinstance(value, Mapping):
-        return {}
-    for key in WRAPPERS:
-        if isinstance(value.get(key), Mapping):
-            return _state_of(value[key])
-    state = {str(name): tensor.detach() for name, tensor in value.items() if isinstance(tensor, Tensor)}
-    for prefix in PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+def _numpy_values() -> list[Any]:
+    """What numbers and arrays of NumPy are pickled as, for torch's list of what may be read: they run nothing.
+
+    Arrays of objects are not among them.
+    """
+    kinds = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType") and name != "ObjectDType"]
+    makers = [(np.float64(0).__reduce__()[0], "scalar"), (_empty_array, "_reconstruct")]
+    modules = ("numpy._core.multiarray", "numpy.core.multiarray")  # the second in files of NumPy 1
+    named = [(make, f"{module}.{name}") for make, name in makers for module in modules]
+    return [np.dtype, np.ndarray, *kinds, *named]
+
+
+def _empty_array(kind: Any, shape: Any, dtype: Any) -> Any:
+    """What a pickled array starts as; its contents follow, and must be as long as its shape says."""
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError("an array that starts as something else")
+    return np.ndarray((0,), dtype)
 
 
 def _check_sizes(state: Mapping[str, Tensor], path: Path) -> None:
