@@ -34,10 +34,10 @@ from fxmerge.pipeline.installed import catalogue, known, passes
 from fxmerge.pipeline.watch import Watch
 from fxmerge.samples.fit import check_samples
 from fxmerge.samples.load import load_samples
-from fxmerge.samples.pool import Recipe, build_pool
+from fxmerge.samples.pool import Pools, Recipe
 from fxmerge.stages import Stages
 from fxmerge.training.fit import Settings, silent
-from fxmerge.training.labels import Pool
+from fxmerge.training.memory import budget
 from fxmerge.version import __version__
 
 __all__ = ["catalogue", "check", "examine", "inspect", "merge"]
@@ -208,9 +208,12 @@ class _Merge:
             hoisted = self._pass("hoist", program, tails=False)
             return self._pass("fold-merge", hoisted, tasks=supernet.tasks, template=supernet.template, tails=False)
 
+        recipe = Recipe(trained.augment, trained.pool, trained.batch_size, config.seed)
+        pools = Pools(supernet, samples, recipe) if samples is not None and self.method.needs_data else None
         return Job(
             supernet=supernet,
-            pool=None if samples is None else self._pool(supernet, samples),
+            pool=None if pools is None else pools.pool(pools.kinds[0]),
+            pools=pools,
             settings=Settings(
                 steps=trained.steps,
                 batch_size=trained.batch_size,
@@ -219,6 +222,7 @@ class _Merge:
                 seed=config.seed,
                 device=figures.device_of(config.device),
                 dtype=getattr(torch, trained.dtype),
+                memory=budget(config.memory),
             ),
             options=trained,
             hoist=hoist,
@@ -238,11 +242,6 @@ class _Merge:
             raise
         self.notes += job.notes
         return outcome
-
-    def _pool(self, supernet: SuperNet, samples: list[Samples]) -> Pool:
-        recipe = Recipe(self.trained.augment, self.trained.pool, self.config.seed)
-        pool, self.training["augmentation"] = build_pool(supernet, samples, recipe)
-        return pool
 
     # -- fold and verify -----------------------------------------------------------------------------
 
@@ -286,15 +285,14 @@ class _Merge:
             )
         log = outcome.log
         if log is not None:
-            self.training |= {
+            self.training = {
+                "augmentation": dict(outcome.augmentation),
                 "steps": log.steps,
                 "loss_first": log.loss_first,
                 "loss_last": log.loss_last,
                 "losses": [round(loss, 6) for loss in log.losses[:: max(1, len(log.losses) // 100)]],
                 "samples_per_second": log.samples_per_second,
             }
-        else:
-            self.training = {}
         return {"init": outcome.init, "tasks": tasks, "trainable": outcome.trainable}
 
     def _with_assets(self, program: Program, template: Program) -> Program:

@@ -88,6 +88,11 @@ class MergeConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.", "Training")
     dtype: Literal["float32", "bfloat16"] = option("float32", "Precision of training.", "Training", of_method=True)
 
+    memory: float | None = option(
+        None, "Memory for samples and the parents' features, in GiB (default a quarter of what is free); what does "
+        "not fit is made again when it is read.", "Training", metavar="GIB", gt=0, le=1 << 20,
+    )  # fmt: skip
+
     opset: int | None = option(None, "ONNX operator set, 18 to 23 (default 20).", "Checks", ge=18, le=23)
     atol: float = option(1e-4, "Largest difference that the checks of the merged model accept.", "Checks", gt=0)
     dry_run: bool = option(False, "Line the parents up and show the plan; train and write nothing.", "Checks")

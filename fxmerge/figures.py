@@ -15,7 +15,8 @@ from torch import Tensor
 from fxmerge.io.files import sha256
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
-from fxmerge.methods.student import pool_of, teachers
+from fxmerge.methods.student import teachers
+from fxmerge.samples.pool import pool_of
 from fxmerge.training.fit import Settings, score
 from fxmerge.training.labels import Targets
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -49,13 +49,37 @@ class Trained:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+class Pools(Protocol):
+    """The pools that can be made from the samples: one for each kind of augmentation."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The likeliest first."""
+        ...
+
+    @property
+    def triable(self) -> bool:
+        """Whether there are samples enough to hold some back."""
+        ...
+
+    def trial(self, kind: str, share: float) -> Pool:
+        """For a trial of this share of the steps."""
+        ...
+
+    def held(self) -> Pool:
+        """What trials are judged by."""
+        ...
+
+    def pool(self, kind: str) -> Pool: ...
+
+
 @dataclass(frozen=True)
 class Job:
     """One merge: the SuperNet, the inputs, and the passes a method may need."""
 
     supernet: SuperNet
     pool: Pool | None
-    """Unlabeled inputs, augmented; None without data."""
+    """Unlabeled inputs, augmented; made as they are read. None without data."""
     settings: Settings
     options: Trained
     hoist: Callable[[Program], Program]
@@ -66,6 +90,8 @@ class Job:
     state: Path | None = None
     """Where an interrupted run keeps its state."""
     notes: list[str] = field(default_factory=list)
+    pools: Pools | None = None
+    """Other pools of the same samples, where the kind of augmentation is left to a trial."""
 
     def wanted(self) -> tuple[Feature, ...]:
         """The features that the loss compares."""
@@ -83,6 +109,8 @@ class Outcome:
     trainable: int = 0
     unreached: tuple[str, ...] = ()
     """Maps, or weights, that no gradient reached."""
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    """How the inputs were varied that it was trained on."""
 
 
 class Method(Protocol):

@@ -25,12 +25,13 @@ class Distill(Trained):
             supernet = job.supernet.start(weights, "full", job.settings.seed)
             return supernet, job.fold_trunk(supernet.program)
 
-        init, supernet, trunk = begin(job, start)
-        student, log = train(trunk, supernet, job)
+        begun = begin(job, start)
+        student, log = train(begun.program, begun.supernet, begun.job)
         return Outcome(
-            trunk,
-            init=init,
+            begun.program,
+            init=begun.init,
             log=log,
+            augmentation=begun.job.pool.about if begun.job.pool else {},
             trainable=sum(p.numel() for p in student.module.parameters() if p.requires_grad),
             unreached=log.untouched,
         )

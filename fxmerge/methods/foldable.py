@@ -48,14 +48,15 @@ class Foldable(Trained):
             supernet = job.supernet.start(weights, form, job.settings.seed)
             return supernet, job.hoist(supernet.program)
 
-        init, supernet, hoisted = begin(job, start)
-        watch = GradientWatch(supernet.maps())
-        student, log = train(hoisted, supernet, job)
+        begun = begin(job, start)
+        watch = GradientWatch(begun.supernet.maps())
+        student, log = train(begun.program, begun.supernet, begun.job)
         watch.close()
         return Outcome(
-            supernet.program,
-            init=init,
+            begun.supernet.program,
+            init=begun.init,
             log=log,
+            augmentation=begun.job.pool.about if begun.job.pool else {},
             trainable=sum(p.numel() for p in student.module.parameters() if p.requires_grad),
             unreached=tuple(watch.missing) + log.untouched,
         )

@@ -10,7 +10,8 @@ from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Feature, SuperNet
 from fxmerge.methods.base import Job
 from fxmerge.training.fit import Log, fit
-from fxmerge.training.labels import Pool, Targets
+from fxmerge.training.labels import Mask, Targets
+from fxmerge.training.pool import Pool
 
 
 def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]:
@@ -27,6 +28,7 @@ def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]
 
 def targets_of(student: Program, supernet: SuperNet, job: Job) -> Targets:
     """The parents' features in the order of the student's outputs, weighted, padding masked."""
+    assert job.pool is not None
     by_port = {feature.port: feature for feature in supernet.features}
     features = [by_port[port.name] for port in student.outputs]
     weights = tuple(1.0 if f.final else job.options.inner for f in features)
@@ -63,17 +65,14 @@ class _Teachers(nn.Module):
         return tuple(values[i] for i in self.order)
 
 
-def padding(program: Program, feature: Port, pool: Pool | None) -> int | None:
-    """Position of the input that says which places of the feature count: 0s and 1s along its first two axes."""
-    if pool is None or len(feature.shape) < 3:
+def padding(program: Program, feature: Port, pool: Pool) -> Mask | None:
+    """The input that says which places of the feature count, and the feature's axis that it runs along."""
+    if len(feature.shape) < 3:
         return None
-    for position, (port, values) in enumerate(zip(program.inputs, pool.inputs, strict=True)):
-        fits = port.shape == feature.shape[:2] and not port.dtype.is_floating_point
-        if fits and bool(((values == 0) | (values == 1)).all()) and bool((values == 0).any()):
-            return position
+    for position in pool.masks:
+        rows, length = program.inputs[position].shape
+        if feature.shape[0] == rows and length in feature.shape[1:]:
+            axis = feature.shape.index(length, 1)
+            if axis == 1 or isinstance(length, str):
+                return Mask(position, axis)
     return None
-
-
-def pool_of(program: Program, inputs: dict[str, Tensor]) -> Pool:
-    """Inputs by name as a pool in the order of the program's ports, in the ports' dtypes."""
-    return Pool(tuple(inputs[port.name].to(port.dtype).contiguous() for port in program.inputs))

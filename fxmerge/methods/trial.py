@@ -1,9 +1,12 @@
-"""`init = auto`: try every start for a few steps, keep the one that reconstructs the parents best."""
+"""What is left to `auto` is tried for a few steps: the start of the maps, and how inputs are varied.
+
+Every trial trains on a small share of the samples and is judged by samples that it has not seen, as they are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
@@ -11,46 +14,91 @@ from fxmerge.methods.base import Job
 from fxmerge.methods.inits import INITS, find_init
 from fxmerge.methods.student import targets_of, train
 from fxmerge.training.fit import score, silent
-from fxmerge.training.labels import Pool
+from fxmerge.training.pool import Pool
 
 SHARE = 12
 """A trial takes one step in this many of the whole run."""
 FEWEST = 20
-ROWS = 2048
-"""Inputs a trial trains on; as many again are held back to choose by."""
+CLEARLY = 0.98
+"""Another kind of augmentation is taken if its error is below this share of the likeliest kind's."""
 
 Start = Callable[[tuple[float, ...]], tuple[SuperNet, Program]]
 """Makes the SuperNet that starts from these weights of the parents, and the program of it that is trained."""
 
 
-def begin(job: Job, start: Start) -> tuple[str, SuperNet, Program]:
-    """The start that the user named, or the best one: its name, the SuperNet and the program to train."""
-    name = best_init(job, start) if job.options.init == "auto" else job.options.init
-    return name, *start(find_init(name)(job.supernet))
+@dataclass(frozen=True)
+class Begun:
+    """What a method trains, once everything is decided."""
+
+    init: str
+    supernet: SuperNet
+    program: Program
+    job: Job
 
 
-def best_init(job: Job, start: Start) -> str:
-    """Name of the start with the smallest reconstruction error on held-back inputs after a short trial of each."""
-    assert job.pool is not None
-    pool, held = _parts(job.pool, job.settings.batch_size)
-    steps = max(FEWEST, job.settings.steps // SHARE)
-    short = replace(job, pool=pool, settings=replace(job.settings, steps=steps), progress=silent, state=None)
-    errors: dict[str, float] = {}
-    for number, init in enumerate(INITS):
-        job.progress(number, len(INITS), f"try init {init.name}")
-        supernet, program = start(init(job.supernet))
+def begin(job: Job, start: Start) -> Begun:
+    """The start and the augmentation that the user named, or the best ones."""
+    trial = _Trial(job, start)
+    init = trial.best_init() if job.options.init == "auto" else job.options.init
+    job = trial.with_best_augmentation(init)
+    return Begun(init, *start(find_init(init)(job.supernet)), job)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    job: Job
+    start: Start
+
+    @property
+    def steps(self) -> int:
+        """Of one trial: never more than the run itself has."""
+        return min(max(FEWEST, self.job.settings.steps // SHARE), max(1, self.job.settings.steps))
+
+    def best_init(self) -> str:
+        """Name of the start with the smallest reconstruction error."""
+        pool, held = self.pools(self.job.pools.kinds[0] if self.job.pools else "")
+        errors = {}
+        for number, init in enumerate(INITS):
+            self.job.progress(number, len(INITS), f"try init {init.name}")
+            errors[init.name] = self.error(init.name, pool, held)
+        best = min(errors, key=lambda name: errors[name])
+        self.job.notes.append(f"init {best}: smallest {self.said(errors)}")
+        return best
+
+    def with_best_augmentation(self, init: str) -> Job:
+        """The job with the inputs varied in the likeliest way, unless another is clearly better."""
+        job, pools = self.job, self.job.pools
+        if pools is None or not pools.triable or len(pools.kinds) < 2:
+            return job
+        errors = {}
+        for number, kind in enumerate(pools.kinds):
+            job.progress(number, len(pools.kinds), f"try augmentation {kind}")
+            errors[kind] = self.error(init, *self.pools(kind))
+        likeliest = pools.kinds[0]
+        best = min(errors, key=lambda kind: errors[kind] * (CLEARLY if kind == likeliest else 1))
+        why = "none other is clearly better" if best == likeliest else "clearly better than the likeliest"
+        job.notes.append(f"augmentation {best}: {why} ({self.said(errors)})")
+        chosen = pools.pool(best)
+        tried = {kind: round(error, 6) for kind, error in errors.items()}
+        return replace(job, pool=replace(chosen, about={**chosen.about, "tried": tried}))
+
+    def pools(self, kind: str) -> tuple[Pool, Pool]:
+        """What to train on and what to judge by; the whole pool for both where samples are too few to part."""
+        job = self.job
+        assert job.pool is not None
+        if job.pools is None or not job.pools.triable:
+            return job.pool, job.pool
+        return job.pools.trial(kind, self.steps / max(job.settings.steps, 1)), job.pools.held()
+
+    def error(self, init: str, pool: Pool, held: Pool) -> float:
+        """Reconstruction error on `held` after a trial on `pool`: 1 is what the best constant answer gets."""
+        settings = replace(self.job.settings, steps=self.steps)
+        short = replace(self.job, pool=pool, settings=settings, progress=silent, state=None, notes=[])
+        supernet, program = self.start(find_init(init)(self.job.supernet))
         student, _ = train(program, supernet, short)
-        scores = score(student.module, held, targets_of(student, supernet, replace(short, pool=held)), short.settings)
-        errors[init.name] = 1 - sum(scores) / len(scores)
-    best = min(errors, key=lambda name: errors[name])
-    tried = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
-    job.notes.append(f"init {best}: smallest reconstruction error after {steps} steps ({tried})")
-    return best
+        scores = score(student.module, held, targets_of(student, supernet, replace(short, pool=held)), settings)
+        return 1 - sum(scores) / len(scores)
 
-
-def _parts(pool: Pool, batch: int) -> tuple[Pool, Pool]:
-    """What trials train on, and what they are judged by: from both ends of the pool, all of it if it is small."""
-    rows = min(ROWS, pool.rows // 2)
-    if rows < batch:
-        return pool, pool
-    return pool.first(rows), Pool(tuple(value[-rows:] for value in pool.inputs))
+    def said(self, errors: dict[str, float]) -> str:
+        tried = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
+        return f"reconstruction error after {self.steps} steps: {tried}"

@@ -36,10 +36,15 @@ SMOOTH = 0.75
 """Neighbours in an image differ by less than this share of what two pixels anywhere in it differ."""
 
 
-def kind_of(inputs: Iterable[Port], samples: Samples) -> str:
-    """What the samples are, read off their shapes, types and values, never off their names."""
+def candidates(inputs: Iterable[Port], samples: Samples) -> tuple[str, ...]:
+    """What the samples may be, the likeliest first and "none" last: which is best, only a trial can tell.
+
+    Ranks and types say what is possible at all, never a name and never a length.
+    """
     lengths = {port.name: len(port.dynamic) > 1 for port in inputs}
-    return "+".join(sorted(set(_kinds({name: samples[name] for name in lengths}, lengths).values())))
+    found = _kinds({name: samples[name] for name in lengths}, lengths).values()
+    choices = ["+".join(sorted({kinds[0] for kinds in found})), "+".join(sorted({kinds[-1] for kinds in found}))]
+    return tuple(dict.fromkeys([*(choice for choice in choices if choice != "rows"), "none"]))
 
 
 def recipe(kind: str, fewest: int) -> tuple[str, ...]:
@@ -49,10 +54,55 @@ def recipe(kind: str, fewest: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(step for part in kind.split("+") for step in steps.get(part, ())))
 
 
-def room(samples: Samples, count: int, limit: int = 2 << 30) -> int:
-    """The largest pool, up to `count` rows, that stays within `limit` bytes."""
-    row = sum(value[0].numel() * value.element_size() for value in samples.values())
-    return max(1, min(count, limit // max(1, row)))
+class Maker:
+    """Makes new rows of one kind from the samples of several tasks, which have one shape."""
+
+    def __init__(self, tasks: Sequence[Samples], kind: str) -> None:
+        self.tasks = tasks
+        self.rows = [len(next(iter(task.values()))) for task in tasks]
+        if min(self.rows) == 0:
+            raise DataError("a task has no samples", "give at least one input for every task")
+        few = {name: self._take(name, torch.arange(sum(self.rows))[:: -(-sum(self.rows) // 2048)]) for name in tasks[0]}
+        self.kinds = dict.fromkeys(few, "rows") if kind == "none" else _chosen(few, kind)
+        self.spread = {name: few[name].float().std(0, correction=0) for name in few if self.kinds[name] == "vector"}
+        tokens = [name for name in few if self.kinds[name] == "tokens"]
+        whole = {name: torch.cat([task[name] for task in tasks]) for name in tokens}
+        self.tokens = [token_rows.TokenRows(group) for group in token_rows.groups(whole)]
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Row numbers into the samples, every task equally often."""
+        return _draw(self.rows, count, generator)
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        """Samples as they are, by their numbers."""
+        return {name: self._take(name, rows) for name in self.kinds}
+
+    def make(self, first: Tensor, second: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """One new row for every pair of samples."""
+        made: dict[str, Tensor] = {}
+        for name, kind in self.kinds.items():
+            if kind in ("image", "flat-image"):
+                cut = min(self.rows) < FEW
+                made[name] = _images(self._take(name, first), self._take(name, second), generator, cut=cut)
+            elif kind == "vector":
+                pair = self._take(name, first), self._take(name, second)
+                made[name] = _vectors(*pair, self.spread[name], generator)
+            elif kind == "rows":
+                made[name] = self._take(name, first)
+        for group in self.tokens:
+            made.update(group.make(first, second, generator))
+        return {name: made[name] for name in self.kinds}
+
+    def _take(self, name: str, rows: Tensor) -> Tensor:
+        if len(self.tasks) == 1:
+            return self.tasks[0][name][rows]
+        example = self.tasks[0][name]
+        taken, begin = example.new_empty((len(rows), *example.shape[1:])), 0
+        for task, count in zip(self.tasks, self.rows, strict=True):
+            own = (rows >= begin) & (rows < begin + count)
+            taken[own] = task[name][rows[own] - begin]
+            begin += count
+        return taken
 
 
 def augment(
@@ -63,28 +113,15 @@ def augment(
     `samples` of several tasks (a sequence) are drawn from equally often, whatever their number, and mixed with
     each other. Kind "none" returns the samples alone. The same seed gives the same rows bit for bit.
     """
-    tasks = [samples] if isinstance(samples, Mapping) else list(samples)
-    whole = {name: torch.cat([task[name] for task in tasks]) for name in tasks[0]}
-    rows = [len(next(iter(task.values()))) for task in tasks]
-    if min(rows) == 0:
-        raise DataError("a task has no samples", "give at least one input for every task")
+    maker = Maker([samples] if isinstance(samples, Mapping) else list(samples), kind)
+    total = sum(maker.rows)
     if kind == "none":
-        return whole
-    kinds = _chosen(whole, kind)
+        return maker.take(torch.arange(total))
     generator = torch.Generator().manual_seed(seed)
-    kept = torch.arange(sum(rows)) if originals and 2 * sum(rows) <= count else torch.arange(0)
-    first, second = (_draw(rows, count - len(kept), generator) for _ in range(2))
-    made: dict[str, Tensor] = {}
-    for name, value in whole.items():
-        if kinds[name] in ("image", "flat-image"):
-            made[name] = _images(value, first, second, generator, cut=min(rows) < FEW)
-        elif kinds[name] == "vector":
-            made[name] = _vectors(value, first, second, generator)
-        elif kinds[name] == "rows":
-            made[name] = value[first]
-    for group in token_rows.groups({name: whole[name] for name in whole if kinds[name] == "tokens"}):
-        made.update(token_rows.augment(group, first, second, generator))
-    return {name: torch.cat([value[kept], made[name]]) for name, value in whole.items()}
+    kept = torch.arange(total if originals and 2 * total <= count else 0)
+    first, second = (maker.draw(count - len(kept), generator) for _ in range(2))
+    made = maker.make(first, second, generator)
+    return {name: torch.cat([value, made[name]]) for name, value in maker.take(kept).items()}
 
 
 def _draw(rows: list[int], count: int, generator: torch.Generator) -> Tensor:
@@ -98,25 +135,26 @@ def _draw(rows: list[int], count: int, generator: torch.Generator) -> Tensor:
 # -- kinds ---------------------------------------------------------------------------------------------
 
 
-def _kinds(samples: Samples, lengths: Mapping[str, bool]) -> dict[str, str]:
+def _kinds(samples: Samples, lengths: Mapping[str, bool]) -> dict[str, tuple[str, ...]]:
+    """What every input may be, the likeliest first."""
     tokens = {name for group in token_rows.groups(samples) for name in group}
     return {
-        name: "tokens" if name in tokens else _float_kind(value, lengths.get(name, False))
+        name: ("tokens",) if name in tokens else _float_kinds(value, lengths.get(name, False))
         for name, value in samples.items()
     }
 
 
-def _float_kind(value: Tensor, dynamic: bool) -> str:
+def _float_kinds(value: Tensor, dynamic: bool) -> tuple[str, ...]:
     if not value.is_floating_point() or value.dim() < 2:
-        return "rows"
-    if not dynamic and value.dim() == 4 and min(_channels_first(value).shape[2:]) >= SMALLEST:
-        return "image"
+        return ("rows",)
+    if value.dim() == 4 and min(_channels_first(value).shape[2:]) >= SMALLEST:
+        return ("image", "vector")
     if not dynamic and value.dim() == 3 and min(value.shape[1:]) >= SMALLEST and _smooth(value):
-        return "image"
+        return ("image", "vector")
     side = math.isqrt(value.shape[1])
     if value.dim() == 2 and side >= SMALLEST and side**2 == value.shape[1] and _smooth(_square(value)):
-        return "flat-image"
-    return "vector"
+        return ("flat-image", "vector")
+    return ("vector",)
 
 
 def _smooth(x: Tensor) -> bool:
@@ -135,7 +173,7 @@ def _chosen(samples: Samples, kind: str) -> dict[str, str]:
     unknown = [part for part in allowed if part not in KINDS]
     if unknown:
         raise OptionError(f"unknown kind of input {unknown[0]!r}", f"known kinds: none, {', '.join(KINDS)}")
-    found = _kinds(samples, {})
+    found = {name: kinds[0] for name, kinds in _kinds(samples, {}).items()}
     chosen: dict[str, str] = {}
     for name, own in found.items():
         fitting = [part for part in allowed if part != own and _fits(samples[name], part)]
@@ -174,18 +212,24 @@ def _channels_first(value: Tensor) -> Tensor:
     return value.movedim(3, 1) if last else value
 
 
-def _images(value: Tensor, first: Tensor, second: Tensor, generator: torch.Generator, cut: bool) -> Tensor:
+def _planes(value: Tensor) -> Tensor:
+    """Images of any layout as (B, C, H, W) floats."""
+    square = _square(value) if value.dim() == 2 else value
+    return (_channels_first(square) if square.dim() == 4 else square[:, None]).float()
+
+
+def _images(value: Tensor, other: Tensor, generator: torch.Generator, cut: bool) -> Tensor:
     """Warp both rows of a pair, then keep the first, blend the two, or join blocks of both."""
     square = _square(value) if value.dim() == 2 else value
-    x = (_channels_first(square) if square.dim() == 4 else square[:, None]).float()
+    x, y = (_planes(rows) for rows in (value, other))
     shift = 0.12 if cut else 0.08
-    a, b = (_warp(x[rows], generator, shift) for rows in (first, second))
-    share = torch.ones(len(first), 1, 1, 1)
-    mixed = torch.rand(len(first), generator=generator) < 0.5
+    a, b = (_warp(rows, generator, shift) for rows in (x, y))
+    share = torch.ones(len(x), 1, 1, 1)
+    mixed = torch.rand(len(x), generator=generator) < 0.5
     share[mixed] = torch.rand(int(mixed.sum()), 1, 1, 1, generator=generator)
     out = b.lerp(a, share)
     if cut:
-        joined = torch.rand(len(first), generator=generator) < 0.5
+        joined = torch.rand(len(x), generator=generator) < 0.5
         cells = (torch.rand(int(joined.sum()), 1, 2, 2, generator=generator) < 0.5).float()
         mask = F.interpolate(cells, size=x.shape[2:], mode="nearest").bool()
         out[joined] = torch.where(mask, out[joined], b[joined])
@@ -209,13 +253,12 @@ def _warp(x: Tensor, generator: torch.Generator, shift: float) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _vectors(value: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+def _vectors(value: Tensor, other: Tensor, spread: Tensor, generator: torch.Generator) -> Tensor:
     """Blend half of the pairs, then add noise of a tenth of every entry's spread over the samples."""
-    share = torch.ones(len(first))
-    mixed = torch.rand(len(first), generator=generator) < 0.5
+    share = torch.ones(len(value))
+    mixed = torch.rand(len(value), generator=generator) < 0.5
     share[mixed] = torch.rand(int(mixed.sum()), generator=generator)
     share = share.view(-1, *[1] * (value.dim() - 1))
-    x = value.float()
-    out = x[second].lerp(x[first], share)
+    out = other.float().lerp(value.float(), share)
     noise = torch.randn(out.shape, generator=generator)
-    return (out + 0.1 * x.std(0, correction=0) * noise).to(value.dtype)
+    return (out + 0.1 * spread * noise).to(value.dtype)

@@ -7,7 +7,7 @@ a mask is made anew, other inputs follow their token, and inputs that are equal 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,21 +93,60 @@ def _unpadded(ids: Tensor) -> Tensor:
     return torch.ones_like(ids, dtype=torch.bool)
 
 
-def augment(
-    group: Mapping[str, Tensor], first: Tensor, second: Tensor, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """One new row for every pair of rows (`first`, `second`), for every input of the group."""
-    layout = layout_of(group)
-    length = group[layout.ids].shape[1]
-    draws = torch.rand(len(first), 8, generator=generator, dtype=torch.float64).numpy()
-    where = np.full((len(first), length), -1, dtype=np.int64)
-    body = np.zeros((len(first), length), dtype=bool)
-    for row, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
-        middle = _body(_span(layout, a, length), _span(layout, b, length), draws[row])
-        _place(layout, where[row], body[row], a, middle)
-    index, inside = torch.from_numpy(where), torch.from_numpy(body)
-    swapped = _replace(layout, index, inside, torch.from_numpy(draws[:, 7]), generator)
-    return {name: _gather(layout, name, value, index, swapped) for name, value in group.items()}
+class TokenRows:
+    """Makes new rows of a group of inputs that describe the same tokens."""
+
+    def __init__(self, group: Mapping[str, Tensor]) -> None:
+        self.group, self.layout = group, layout_of(group)
+        self.length = group[self.layout.ids].shape[1]
+        spans = [_span(self.layout, row, self.length) for row in range(len(self.layout.start))]
+        self.moving = torch.from_numpy(np.concatenate(spans))
+
+    def make(self, first: Tensor, second: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """One new row for every pair of rows (`first`, `second`), for every input of the group."""
+        layout, length = self.layout, self.length
+        draws = torch.rand(len(first), 8, generator=generator, dtype=torch.float64).numpy()
+        where = np.full((len(first), length), -1, dtype=np.int64)
+        body = np.zeros((len(first), length), dtype=bool)
+        for row, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+            middle = _body(_span(layout, a, length), _span(layout, b, length), draws[row])
+            _place(layout, where[row], body[row], a, middle)
+        index, inside = torch.from_numpy(where), torch.from_numpy(body)
+        swapped = self._replace(index, inside, torch.from_numpy(draws[:, 7]), generator)
+        return {name: _gather(layout, name, value, index, swapped) for name, value in self.group.items()}
+
+    def _replace(self, index: Tensor, body: Tensor, draw: Tensor, generator: torch.Generator) -> Tensor:
+        """In half of the rows, a tenth of the moving tokens become tokens drawn from all that move in the samples."""
+        hit = body & (draw < 0.5)[:, None] & (torch.rand(index.shape, generator=generator) < 0.1)
+        if not len(self.moving):
+            return index
+        chosen = self.moving[torch.randint(len(self.moving), (int(hit.sum()),), generator=generator)]
+        return index.masked_scatter(hit, chosen)
+
+
+def pad_alike(tasks: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The samples of several tasks with their token rows at one length, where masks say what is padding.
+
+    Rows are filled as the samples are: on the same side, with the same ids. Inputs without a mask stay as they are.
+    """
+    padded = [dict(task) for task in tasks]
+    for names in {tuple(sorted(group)) for task in tasks for group in groups(task)}:
+        own = [{name: task[name] for name in names} for task in tasks]
+        if any(len({value.shape[1:] for value in group.values()}) > 1 for group in own):
+            continue
+        layouts = [layout_of(group) for group in own]
+        length = max(group[names[0]].shape[1] for group in own)
+        if any(layout.mask is None for layout in layouts):
+            continue
+        left = any(layout.left for layout in layouts)
+        filled = [(layout, group) for layout, group in zip(layouts, own, strict=True) if layout.padded]
+        for k, (layout, group) in enumerate(zip(layouts, own, strict=True)):
+            model, other = (layout, group) if layout.padded or not filled else filled[0]
+            for name, value in group.items():
+                pad = 0 if name == layout.mask else int(_padding(model, other[name]))
+                extra = value.new_full((len(value), length - value.shape[1]), pad)
+                padded[k][name] = torch.cat([extra, value] if left else [value, extra], 1)
+    return padded
 
 
 def _span(layout: Layout, row: int, length: int) -> np.ndarray:
@@ -145,18 +184,6 @@ def _place(layout: Layout, where: np.ndarray, body: np.ndarray, row: int, middle
         where[begin] = layout.start[row] + row * length
     if layout.tail:
         where[begin + size - 1] = layout.end[row] - 1 + row * length
-
-
-def _replace(layout: Layout, index: Tensor, body: Tensor, draw: Tensor, generator: torch.Generator) -> Tensor:
-    """In half of the rows, a tenth of the moving tokens become tokens drawn from all moving tokens of the samples."""
-    length = index.shape[1]
-    spans = [_span(layout, row, length) for row in range(len(layout.start))]
-    source = torch.from_numpy(np.concatenate(spans))
-    hit = body & (draw < 0.5)[:, None] & (torch.rand(index.shape, generator=generator) < 0.1)
-    if not len(source):
-        return index
-    chosen = source[torch.randint(len(source), (int(hit.sum()),), generator=generator)]
-    return index.masked_scatter(hit, chosen)
 
 
 def _gather(layout: Layout, name: str, value: Tensor, index: Tensor, swapped: Tensor) -> Tensor:

@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import DataError, OptionError
-from fxmerge.training.labels import Labels, Pool, Targets, Teachers, label
+from fxmerge.training.labels import SPREAD_ROWS, Labels, Mask, Targets, Teachers, real
+from fxmerge.training.pool import Part, Pool, parts
 from fxmerge.training.resume import Interrupted, between_steps, keep, recall
 
 __all__ = [
     "Group",
     "Interrupted",
     "Log",
+    "Mask",
     "Pool",
     "Progress",
     "Settings",
@@ -73,8 +75,8 @@ class Settings:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     """float32, or bfloat16 for mixed precision; float64 asks for a student and a pool of float64."""
-    label_bytes: int = 1 << 30
-    """Teacher features are kept while they fit in this many bytes, and computed for every batch otherwise."""
+    memory: int = 1 << 30
+    """Bytes that inputs and teachers' features may take together; what does not fit is made again when it is read."""
     optimizer: OptimizerFactory | None = None
     """AdamW unless given."""
 
@@ -129,10 +131,11 @@ def fit(
     _check(pool, settings)
     device = torch.device(settings.device)
     home = next((p.device for p in student.parameters()), torch.device("cpu"))
-    with _deterministic(device):
+    with _deterministic(device), labels_of(pool, targets, settings) as labels:
         try:
             student.to(device)
-            labels = label(pool, targets, device, settings.dtype, settings.label_bytes, progress)
+            enough = min(SPREAD_ROWS, max(256, 2 * settings.steps * settings.batch_size))
+            labels.measure(enough, lambda done, total: progress(done, total, "parents' features"))
             run = _Run(student, groups or groups_of(student), pool, labels, settings)
             if state is not None and state.exists():
                 run.load(state)
@@ -144,16 +147,28 @@ def fit(
     return run.log()
 
 
+@contextmanager
+def labels_of(pool: Pool, targets: Targets, settings: Settings) -> Iterator[Labels]:
+    """The teachers' features of a pool, as these settings ask for them; the teachers are where they were afterwards."""
+    device = torch.device(settings.device)
+    home = next((t.device for t in targets.teacher.parameters()), torch.device("cpu"))
+    try:
+        yield Labels(pool, targets, device, settings.dtype, settings.memory, settings.batch_size)
+    finally:
+        targets.teacher.to(home)
+
+
 @torch.no_grad()
 def score(student: nn.Module, pool: Pool, targets: Targets, settings: Settings) -> tuple[float, ...]:
     """R² of every feature over the pool: 1 is perfect, 0 what the best constant answer gets."""
-    device = torch.device(settings.device)
-    labels = label(pool, targets, device, settings.dtype, settings.label_bytes, silent)
-    errors = [0.0] * len(labels.spread)
-    for rows in torch.split(torch.arange(pool.rows), settings.batch_size):
-        inputs = [value[rows].to(device) for value in pool.inputs]
-        for i, error in enumerate(_errors(student, inputs, labels, rows, settings)):
-            errors[i] += float(error) * len(rows) / pool.rows
+    with labels_of(pool, targets, settings) as labels:
+        labels.measure(rows=None)
+        errors = [0.0] * len(labels.spread)
+        for table, number in pool.blocks():
+            everything = torch.arange(len(labels.block(table, number).inputs[0]))
+            for rows in torch.split(everything, settings.batch_size):
+                found = _errors(student, Part(table, number, rows), labels, settings)
+                errors = [e + float(f) * len(rows) / pool.rows for e, f in zip(errors, found, strict=True)]
     return tuple(1 - error for error in errors)
 
 
@@ -184,9 +199,9 @@ class _Run:
         try:
             with between_steps() as pause:
                 while len(self.losses) < total:
-                    start = time.perf_counter()
+                    start, labelling = time.perf_counter(), self.labels.seconds
                     self.losses.append(self.step(len(self.losses)))
-                    self.seconds += time.perf_counter() - start
+                    self.seconds += time.perf_counter() - start - (self.labels.seconds - labelling)
                     progress(len(self.losses), total, f"train, loss {self.losses[-1]:.3f}")
                     pause()
         except KeyboardInterrupt:
@@ -196,18 +211,20 @@ class _Run:
 
     def step(self, step: int) -> float:
         """One update; its loss is the weighted mean over the features."""
-        rows = _rows(step, self.pool.rows, self.settings.batch_size, self.settings.seed)
-        inputs = [value[rows].to(self.settings.device) for value in self.pool.inputs]
-        errors = torch.stack(_errors(self.student, inputs, self.labels, rows, self.settings))
-        loss = (errors * errors.new_tensor(self.labels.weights)).sum()
-        value = float(loss.detach()) / sum(self.labels.weights)
+        taken = parts(self.pool, step, self.settings.batch_size, self.settings.seed)
+        total = sum(len(part.rows) for part in taken)
+        value = 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in taken:
+            errors = torch.stack(_errors(self.student, part, self.labels, self.settings))
+            loss = (errors * errors.new_tensor(self.labels.weights)).sum() * (len(part.rows) / total)
+            value += float(loss.detach()) / sum(self.labels.weights)
+            torch.autograd.backward(loss)
         if not math.isfinite(value):
             raise OptionError(
                 f"training diverged: the loss of step {step + 1} is {value}",
                 f"use a learning rate below {self.settings.lr:g}",
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
         self.untouched = {n for n in self.untouched if (g := self.trained[n].grad) is None or not bool(g.any())}
         factor = one_cycle(step, self.settings.steps, self.settings.warmup)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -224,11 +241,11 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a kept state to be this run's."""
-        kept = replace(self.settings, device="", optimizer=None, label_bytes=0)
+        kept = replace(self.settings, device="", optimizer=None, memory=0)
         return {
             "settings": repr(kept) + type(self.optimizer).__name__,
             "parameters": {name: list(p.shape) for name, p in self.trained.items()},
-            "samples": [[*value.shape, float(value.double().abs().sum())] for value in self.pool.inputs],
+            "samples": repr(self.pool.identity()),
         }
 
     def state(self) -> dict[str, Any]:
@@ -266,36 +283,21 @@ def one_cycle(step: int, steps: int, warmup: float) -> float:
     return low + (1 - low) * (1 - math.cos(math.pi * place)) / 2
 
 
-def _rows(step: int, rows: int, batch: int, seed: int) -> Tensor:
-    """The rows of a step: the pool in a new order every time through, cut into batches without a remainder."""
-    taken: list[Tensor] = []
-    begin, end = step * batch, (step + 1) * batch
-    while begin < end:
-        turn, offset = divmod(begin, rows)
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed((seed * 1_000_003 + turn) % (1 << 63)))
-        taken.append(order[offset : offset + end - begin])
-        begin += len(taken[-1])
-    return torch.cat(taken)
-
-
-def _errors(
-    student: nn.Module, inputs: Sequence[Tensor], labels: Labels, rows: Tensor, settings: Settings
-) -> list[Tensor]:
-    """Mean squared error of every feature on a batch, as a share of its spread."""
-    kind = torch.device(settings.device).type
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.dtype == torch.bfloat16):
+def _errors(student: nn.Module, part: Part, labels: Labels, settings: Settings) -> list[Tensor]:
+    """Mean squared error of every feature on rows of a block, as a share of its spread."""
+    device = torch.device(settings.device)
+    block = labels.block(part.table, part.number)
+    inputs = [value[part.rows].to(device) for value in block.inputs]
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.dtype == torch.bfloat16):
         given = student(*inputs)
     errors = []
-    for i, (mine, wanted) in enumerate(zip(given, labels.of(rows, inputs), strict=True)):
+    for i, (mine, theirs) in enumerate(zip(given, block.features, strict=True)):
+        wanted = theirs[part.rows].to(device)
         square = (mine.to(wanted.dtype) - wanted).square()
-        mask = labels.mask(i, inputs)
-        errors.append((square.mean() if mask is None else _masked_mean(square, mask)) / labels.spread[i])
+        if (mask := labels.masks[i]) is not None:
+            square = real(square, inputs[mask.position], mask.axis)
+        errors.append((square.mean() if square.numel() else square.sum()) / labels.spread[i])
     return errors
-
-
-def _masked_mean(value: Tensor, mask: Tensor) -> Tensor:
-    weight = mask.to(value.dtype).view(*mask.shape, *[1] * (value.dim() - mask.dim())).expand_as(value)
-    return (value * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _check(pool: Pool, settings: Settings) -> None:

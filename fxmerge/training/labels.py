@@ -1,31 +1,29 @@
-"""Teachers label a pool of unlabeled inputs once: the features a student shall learn to give."""
+"""Teachers label unlabeled inputs: the features a student shall learn to give, block by block, kept while they fit."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fxmerge.errors import OptionError
+from fxmerge.training.pool import Inputs, Pool
+
 CHUNK = 256
-"""Rows the teachers see at a time."""
+"""Rows the teachers see at a time at most."""
+SPREAD_ROWS = 2048
+"""Rows of every table that tell how widely features spread."""
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Unlabeled inputs, one tensor per positional input of student and teachers, rows first."""
+class Mask(NamedTuple):
+    """The input (B, T) that is 1 where a feature counts, by its position, and the feature's axis of T places."""
 
-    inputs: tuple[Tensor, ...]
-
-    @property
-    def rows(self) -> int:
-        return len(self.inputs[0])
-
-    def first(self, rows: int) -> Pool:
-        """The pool's first rows."""
-        return Pool(tuple(value[:rows] for value in self.inputs))
+    position: int
+    axis: int = 1
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ class Targets:
     teacher: nn.Module
     weights: tuple[float, ...] = ()
     """Weight of every feature in the loss; all 1 when empty."""
-    masks: tuple[int | None, ...] = ()
-    """For each feature, the position of the input (B, T) that is 1 where axis 1 of the feature counts; or None."""
+    masks: tuple[Mask | None, ...] = ()
 
 
 class Teachers(nn.Module):
@@ -58,77 +55,107 @@ class Teachers(nn.Module):
 
 
 @dataclass(frozen=True)
+class Block:
+    """Inputs with the features that teachers give for them, both on the CPU."""
+
+    inputs: Inputs
+    features: tuple[Tensor, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(value.numel() * value.element_size() for value in (*self.inputs, *self.features))
+
+
 class Labels:
-    """The features of a pool, or the teacher to compute them for a batch when they are too many to keep."""
+    """Blocks of a pool with their features (float32 or float64), made when read and kept within `limit` bytes.
 
-    spread: tuple[float, ...]
-    """Of each feature: mean squared distance from its mean over the rows (and positions that count)."""
-    weights: tuple[float, ...]
-    masks: tuple[int | None, ...]
-    seconds: float
-    features: tuple[Tensor, ...] | None = None
-    compute: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] | None = field(default=None)
+    A block is always labelled whole, `chunk` rows at a time, so it has the same bits whether it is kept or made again.
+    """
 
-    def of(self, rows: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The features of these rows, whose inputs are given (on the training device)."""
-        if self.features is not None:
-            return tuple(value[rows].to(inputs[0].device) for value in self.features)
-        assert self.compute is not None
-        return self.compute(inputs)
+    def __init__(
+        self, pool: Pool, targets: Targets, device: torch.device, dtype: torch.dtype, limit: int, chunk: int = CHUNK
+    ) -> None:
+        self.pool, self.device, self.limit, self.chunk = pool, device, limit, min(chunk, CHUNK)
+        self.wide = torch.float64 if dtype == torch.float64 else torch.float32
+        self.teacher = targets.teacher.to(device)
+        self.kept: dict[tuple[int, int], Block] = {}
+        self.last: tuple[tuple[int, int], Block] | None = None
+        self.used = 0
+        self.seconds = 0.0
+        features = len(self.block(0, 0).features)
+        self.weights = targets.weights or (1.0,) * features
+        self.masks = targets.masks or (None,) * features
+        self.spread: tuple[float, ...] = (1.0,) * features
+        """Of each feature: mean squared distance from its mean over the rows (and positions that count)."""
+        self.constant: tuple[bool, ...] = (False,) * features
+        """Whether each feature has one value in all of them."""
 
-    def mask(self, feature: int, inputs: Sequence[Tensor]) -> Tensor | None:
-        place = self.masks[feature]
-        return None if place is None else inputs[place]
+    def block(self, table: int, number: int) -> Block:
+        """A block with its features; the last one read is always at hand."""
+        key = (table, number)
+        if key in self.kept:
+            return self.kept[key]
+        if self.last is not None and self.last[0] == key:
+            return self.last[1]
+        start = time.perf_counter()
+        inputs = self.pool.tables[table].read(number)
+        made = Block(inputs, self._features(inputs))
+        self._check(made)
+        if self.used + made.size <= self.limit:
+            self.kept[key] = made
+            self.used += made.size
+        else:
+            self.last = (key, made)
+        self.seconds += time.perf_counter() - start
+        return made
 
+    def measure(self, rows: int | None = SPREAD_ROWS, progress: Callable[[int, int], None] | None = None) -> None:
+        """Set the spread of every feature, from the first rows of every table or from all."""
+        moments = [_Moments() for _ in self.spread]
+        tables = self.pool.tables
+        total = sum(min(t.rows, rows or t.rows) for t in tables)
+        done = 0
+        for t, number in self.pool.blocks():
+            if rows is not None and number * tables[t].block >= rows:
+                continue
+            block = self.block(t, number)
+            for moment, value, place in zip(moments, block.features, self.masks, strict=True):
+                moment.add(value if place is None else real(value, block.inputs[place.position], place.axis))
+            done += len(block.inputs[0])
+            if progress is not None:
+                progress(min(done, total), total)
+        self.spread = tuple(moment.spread for moment in moments)
+        self.constant = tuple(moment.constant for moment in moments)
 
-def label(
-    pool: Pool,
-    targets: Targets,
-    device: torch.device,
-    dtype: torch.dtype,
-    limit: int,
-    progress: Callable[[int, int, str], None],
-) -> Labels:
-    """Run the teachers over the pool in chunks; features are kept (float32 or float64) within `limit` bytes."""
-    start = time.perf_counter()
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    home = next((t.device for t in targets.teacher.parameters()), torch.device("cpu"))
-    targets.teacher.to(device)
-
-    def compute(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _features(self, inputs: Inputs) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return tuple(value.to(wide) for value in targets.teacher(*inputs))
+            given = [self._run(part) for part in _chunks(inputs, self.chunk)]
+        return tuple(torch.cat(values) if len(values) > 1 else values[0] for values in zip(*given, strict=True))
 
-    chunks = [torch.split(value, CHUNK) for value in pool.inputs]
-    kept: list[tuple[Tensor, ...]] = []
-    moments: list[_Moments] = []
-    keep = True
-    for i, parts in enumerate(zip(*chunks, strict=True)):
-        inputs = [part.to(device) for part in parts]
-        given = compute(inputs)
-        masks = targets.masks or (None,) * len(given)
-        moments = moments or [_Moments() for _ in given]
-        for moment, value, place in zip(moments, given, masks, strict=True):
-            moment.add(value, None if place is None else inputs[place])
-        size = sum(value.numel() * value.element_size() for value in given) * len(chunks[0])
-        keep = keep and size <= limit
-        if keep:
-            kept.append(tuple(value.cpu() for value in given))
-        elif i == 3:
-            break
-        progress(min(pool.rows, (i + 1) * CHUNK), pool.rows, "parents' features")
-    count = len(moments)
-    features = tuple(torch.cat(values) for values in zip(*kept, strict=True)) if keep else None
-    if keep:
-        targets.teacher.to(home)
-    return Labels(
-        tuple(moment.spread() for moment in moments),
-        targets.weights or (1.0,) * count,
-        targets.masks or (None,) * count,
-        time.perf_counter() - start,
-        features,
-        None if keep else compute,
-    )
+    def _run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        given = self.teacher(*(value.to(self.device) for value in inputs))
+        return [value.detach().to(self.wide).cpu() for value in given]
+
+    def _check(self, made: Block) -> None:
+        rows = len(made.inputs[0])
+        fit = rows * self.limit // max(made.size, 1)
+        if fit < min(rows, self.chunk):
+            need = made.size / rows * min(rows, self.chunk) / (1 << 30)
+            raise OptionError(
+                f"a batch of {min(rows, self.chunk)} inputs with the parents' features takes {need:.2g} GiB,"
+                f" over the {self.limit / (1 << 30):.2g} GiB there are for samples",
+                f"use --batch-size {max(1, fit)} or less, or a larger --memory",
+            )
+
+
+def _chunks(inputs: Inputs, size: int) -> Iterator[list[Tensor]]:
+    for begin in range(0, len(inputs[0]), size):
+        yield [value[begin : begin + size] for value in inputs]
+
+
+def real(value: Tensor, mask: Tensor, axis: int) -> Tensor:
+    """The places of a feature that a mask (B, T) says are no padding, one after another; T runs along `axis`."""
+    return value.movedim(axis, 1)[mask != 0]
 
 
 class _Moments:
@@ -139,19 +166,29 @@ class _Moments:
         self.total: Tensor | float = 0.0
         self.squares: Tensor | float = 0.0
 
-    def add(self, value: Tensor, mask: Tensor | None) -> None:
+    def add(self, value: Tensor) -> None:
         rows = value.double()
-        rows = rows[mask != 0] if mask is not None else rows
         rows = rows.reshape(-1, rows.shape[-1]) if rows.dim() > 1 else rows[:, None]
         self.count += len(rows)
         self.total = self.total + rows.sum(0)
         self.squares = self.squares + rows.square().sum(0)
 
+    @property
+    def scale(self) -> float:
+        """Mean square."""
+        return float(torch.as_tensor(self.squares / max(self.count, 1.0)).mean())
+
+    @property
+    def variance(self) -> float:
+        """Mean over the channels of their variance."""
+        mean = torch.as_tensor(self.total / max(self.count, 1.0))
+        return float((torch.as_tensor(self.squares / max(self.count, 1.0)) - mean.square()).clamp(min=0).mean())
+
+    @property
+    def constant(self) -> bool:
+        return not self.variance > 1e-12 * max(self.scale, 1e-30)
+
+    @property
     def spread(self) -> float:
-        """Mean over the channels of their variance; 1 for a feature that never varies."""
-        if not self.count or isinstance(self.total, float) or isinstance(self.squares, float):
-            return 1.0
-        variance = self.squares / self.count - (self.total / self.count).square()
-        mean = float(variance.clamp(min=0).mean())
-        scale = float((self.squares / self.count).mean())
-        return mean if mean > 1e-12 * max(scale, 1e-30) else 1.0
+        """The variance; of a feature that never varies its mean square, or 1 where it is zero."""
+        return self.variance if not self.constant else self.scale if self.scale > 1e-30 else 1.0

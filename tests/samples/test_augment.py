@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxmerge.errors import DataError, OptionError
 from fxmerge.ir.program import Port
-from fxmerge.samples.augment import augment, kind_of, recipe, room
+from fxmerge.samples.augment import augment, candidates, recipe
 
 
 def ports(samples: dict[str, Tensor], dynamic: bool = False) -> tuple[Port, ...]:
@@ -19,7 +19,7 @@ def ports(samples: dict[str, Tensor], dynamic: bool = False) -> tuple[Port, ...]
 
 
 def kind(value: Tensor, dynamic: bool = False) -> str:
-    return kind_of(ports({"x": value}, dynamic), {"x": value})
+    return candidates(ports({"x": value}, dynamic), {"x": value})[0]
 
 
 def blobs(rows: int, size: int = 28) -> Tensor:
@@ -41,12 +41,24 @@ def test_kinds_are_read_off_shapes_and_values() -> None:
     assert kind(torch.randn(8, 20, 20)) == "vector"
     assert kind(images, dynamic=True) == "vector", "a dynamic axis is a sequence, not a picture"
     assert kind(torch.randint(9, (8, 12))) == "tokens"
-    assert kind(torch.randint(9, (8, 12, 3))) == "rows"
+    assert kind(torch.randint(9, (8, 12, 3))) == "none"
+
+
+def test_a_guess_is_one_candidate_of_several_and_none_is_always_among_them() -> None:
+    signal = torch.sin(torch.linspace(0, 60, 1024) + torch.rand(8, 1) * 6)
+    for value, expected in (
+        (blobs(8)[:, None], ("image", "vector", "none")),
+        (signal, ("flat-image", "vector", "none")),
+        (torch.randn(8, 30), ("vector", "none")),
+        (torch.randint(9, (8, 12)), ("tokens", "none")),
+        (torch.randint(9, (8, 12, 3)), ("none",)),
+    ):
+        assert candidates(ports({"x": value}), {"x": value}) == expected
 
 
 def test_inputs_of_several_kinds() -> None:
     samples = {"ids": torch.randint(5, 99, (6, 7)), "pixels": blobs(6)[:, None], "mask": torch.ones(6, 7)}
-    assert kind_of(ports(samples), samples) == "image+tokens"
+    assert candidates(ports(samples), samples) == ("image+tokens", "tokens+vector", "none")
     made = augment(samples, "image+tokens", 40, 0)
     assert {name: tuple(value.shape) for name, value in made.items()} == {
         "ids": (40, 7), "pixels": (40, 1, 28, 28), "mask": (40, 7)
@@ -105,12 +117,6 @@ def test_same_seed_same_bits() -> None:
 def test_none_gives_the_samples() -> None:
     tasks = [{"x": torch.randn(3, 4)}, {"x": torch.randn(2, 4)}]
     assert torch.equal(augment(tasks, "none", 99, 0)["x"], torch.cat([task["x"] for task in tasks]))
-
-
-def test_a_pool_stays_within_memory() -> None:
-    samples = {"x": torch.zeros(2, 3, 8, 8)}
-    assert room(samples, 12800) == 12800
-    assert room(samples, 12800, limit=3 * 8 * 8 * 4 * 7) == 7
 
 
 def test_refusals() -> None:

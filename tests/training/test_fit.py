@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fxmerge.training.fit import (
     Group,
     Interrupted,
     Log,
+    Mask,
     Pool,
     Settings,
     Targets,
@@ -23,9 +25,9 @@ from fxmerge.training.fit import (
     groups_of,
     one_cycle,
     score,
-    silent,
 )
-from fxmerge.training.labels import label
+from fxmerge.training.labels import Labels
+from fxmerge.training.pool import Inputs, parts
 
 FAST = Settings(steps=60, batch_size=16, lr=2e-2)
 
@@ -44,8 +46,12 @@ class Pair(nn.Module):
         return self.a(y), self.b(y)
 
 
-def pool(rows: int = 100) -> Pool:
-    return Pool((torch.randn(rows, 6, generator=torch.Generator().manual_seed(0)),))
+def rows(count: int = 100) -> Tensor:
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
+
+
+def pool(count: int = 100) -> Pool:
+    return Pool.of((rows(count),))
 
 
 def weights(module: nn.Module) -> list[Tensor]:
@@ -119,7 +125,7 @@ class Constant(nn.Module):
 
 def test_the_best_constant_answer_scores_zero() -> None:
     teacher = Pair(2)
-    means = [value.mean(0, keepdim=True) for value in teacher(pool().inputs[0])]
+    means = [value.mean(0, keepdim=True) for value in teacher(rows())]
     best = Constant(*(mean.detach() for mean in means))
     assert score(best, pool(), Targets(teacher), FAST) == pytest.approx((0.0, 0.0), abs=1e-5)
     assert score(teacher, pool(), Targets(teacher), FAST) == pytest.approx((1.0, 1.0), abs=1e-6)
@@ -171,25 +177,74 @@ def test_masked_positions_do_not_count() -> None:
     ids = torch.randint(1, 9, (64, 8), generator=generator) * mask
     student, teacher = PerToken(1), PerToken(2)
     before = student.table.weight[0].detach().clone()
-    log = fit(student, [Group((student.table.weight,), decay=False)], Pool((ids, mask)), Targets(teacher, masks=(1,)),
-              Settings(steps=400, batch_size=16, lr=3e-2))  # fmt: skip
+    groups, targets = [Group((student.table.weight,), decay=False)], Targets(teacher, masks=(Mask(1),))
+    log = fit(student, groups, Pool.of((ids, mask)), targets, Settings(steps=400, batch_size=16, lr=3e-2))
     assert log.loss_last < 3e-2
     assert torch.equal(student.table.weight[0], before), "the padding id never received a gradient"
     with torch.no_grad():
         teacher.table.weight[0] = 1e6
-    assert score(student, Pool((ids, mask)), Targets(teacher, masks=(1,)), FAST)[0] > 0.96
+    assert score(student, Pool.of((ids, mask)), Targets(teacher, masks=(Mask(1),)), FAST)[0] > 0.96
 
 
-def test_features_too_many_to_keep_are_computed_again() -> None:
-    logs, students = [], []
-    for limit in (1 << 30, 100):
-        student = Pair(1)
-        logs.append(fit(student, None, pool(), Targets(Pair(2)), Settings(steps=20, batch_size=16, label_bytes=limit)))
-        students.append(student)
-    assert logs[0].losses == pytest.approx(logs[1].losses, rel=1e-5)
-    labels = label(pool(3000), Targets(Pair(2)), torch.device("cpu"), torch.float32, 100, silent)
-    assert labels.features is None
-    assert labels.compute is not None
+@dataclass(frozen=True)
+class Cut:
+    """Rows in blocks of 32; it remembers which were made."""
+
+    inputs: Inputs
+    block: int = 32
+    made: list[int] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return len(self.inputs[0])
+
+    def identity(self) -> int:
+        return self.rows
+
+    def read(self, number: int) -> Inputs:
+        self.made.append(number)
+        return tuple(value[number * self.block : (number + 1) * self.block] for value in self.inputs)
+
+
+def test_blocks_that_do_not_fit_are_made_again_with_the_same_bits() -> None:
+    x, students, made = rows(200), [], []
+    for memory in (1 << 30, 32 * 13 * 4 * 2):
+        table, student = Cut((x,)), Pair(1)
+        fit(student, None, Pool((table,)), Targets(Pair(2)), Settings(steps=40, batch_size=16, memory=memory))
+        students.append(weights(student))
+        made.append(len(table.made))
+    assert same(*students)
+    assert made[0] == 7, "every block once"
+    assert made[1] > 10, "one block is kept, the others are made again"
+
+
+def test_memory_that_holds_no_batch_is_refused_and_the_advice_works() -> None:
+    with pytest.raises(OptionError, match=r"a batch of 16 inputs .* takes .*\nuse --batch-size 9 or less") as refused:
+        fit(Pair(1), None, pool(), Targets(Pair(2)), Settings(steps=2, batch_size=16, memory=500))
+    assert refused.value.todo
+    fit(Pair(1), None, pool(), Targets(Pair(2)), Settings(steps=2, batch_size=9, memory=500))
+
+
+def test_every_time_through_reads_every_row_once_in_a_new_order() -> None:
+    tables = (Cut((torch.zeros(100, 1),)), Cut((torch.zeros(50, 2),)))
+    read: dict[int, list[int]] = {0: [], 1: []}
+    for step in range(10):
+        taken = parts(Pool(tables), step, 15, 3)
+        assert [sum(len(p.rows) for p in taken if p.table == t) for t in (0, 1)] == [10, 5]
+        for part in taken:
+            read[part.table] += (part.rows + 32 * part.number).tolist()
+    assert sorted(read[0]) == list(range(100))
+    assert sorted(read[1]) == list(range(50))
+    again = [row for step in range(10, 20) for part in parts(Pool(tables), step, 15, 3) for row in part.rows.tolist()]
+    assert again != read[0] + read[1]
+
+
+def test_a_feature_that_never_varies_is_measured_by_its_own_size() -> None:
+    still = Constant(torch.full((1, 4), 1e4), torch.zeros(1, 3))
+    labels = Labels(pool(), Targets(still), torch.device("cpu"), torch.float32, 1 << 30)
+    labels.measure()
+    assert labels.constant == (True, True)
+    assert labels.spread == pytest.approx((1e8, 1.0))
 
 
 @pytest.mark.parametrize("real", [False, True], ids=["raised", "signal"])
@@ -266,7 +321,7 @@ def test_an_optimizer_of_ones_own() -> None:
 
 
 def test_several_teachers_run_as_one() -> None:
-    x = pool(4).inputs[0]
+    x = rows(4)
     together = Teachers([Pair(1), nn.Linear(6, 2), Pair(2)])(x)
     assert [tuple(value.shape) for value in together] == [(4, 4), (4, 3), (4, 2), (4, 4), (4, 3)]
 
