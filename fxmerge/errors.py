@@ -9,8 +9,17 @@ class FxmergeError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, todo: str = "") -> None:
-        super().__init__(what if not todo else f"{what}\n{todo}")
-        self.what, self.todo = what, todo
+        self.what, self.todo = escaped(what), escaped(todo)
+        super().__init__(self.what if not todo else f"{self.what}\n{self.todo}")
+
+    def names(self, text: str) -> bool:
+        """Whether the message holds `text`, as it is shown."""
+        return escaped(text) in self.what
+
+
+def escaped(text: str) -> str:
+    """Text on one line that no terminal obeys: a name in it may hold line ends and escape codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 class SourceError(FxmergeError):

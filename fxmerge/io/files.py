@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fxmerge.errors import OutputError, SourceError
+from fxmerge.io.guard import read_bytes
 from fxmerge.messages import reason
 
 LARGEST_JSON = 32 << 20
@@ -86,9 +87,7 @@ def parse_json(data: bytes, what: str) -> Any:
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file, bounded in size."""
-    if path.stat().st_size > LARGEST_JSON:
-        raise SourceError(f"{path} is too large for JSON", f"the limit is {LARGEST_JSON >> 20} MiB")
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(read_bytes(path, most=LARGEST_JSON), str(path))
 
 
 def _replace(temporary: Path, path: Path) -> None:

@@ -244,8 +244,11 @@ def _named(inputs: Inputs) -> str:
 
 def trace_inputs(inputs: Inputs, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Arrays by the names of the model's parameters, in the types models take, and notes."""
+    notes: list[str] = []
     if isinstance(inputs, str | Path):
-        found: dict[str, Any] = {n: v for n, v in arrays.read_arrays(Path(inputs)).items() if n not in LABELS}
+        held, cut = arrays.read_arrays(Path(inputs))
+        found: dict[str, Any] = {name: value for name, value in held.items() if name not in LABELS}
+        notes += cut
     else:
         found = {"": inputs} if isinstance(inputs, Tensor) else dict(inputs)
     where, takes = _named(inputs), factory.parameters_of(model)
@@ -253,7 +256,6 @@ def trace_inputs(inputs: Inputs, model: nn.Module) -> tuple[dict[str, Tensor], t
         found = {factory.first_parameter(model): next(iter(found.values()))}
     _check_names(found, takes, where)
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    notes: list[str] = []
     given: dict[str, Tensor] = {}
     for name, value in found.items():
         tensor = arrays.as_tensor(value, f"{where}: {printable(name)}")

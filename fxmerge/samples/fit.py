@@ -145,7 +145,9 @@ def _convert(array: Array, port: Port, program: Program, where: str) -> tuple[Te
         return array.to(port.dtype), ""
     if port.dtype.is_floating_point and array.dtype == torch.uint8:
         _check_scale(port, program, where)
-        return array.to(port.dtype) / 255, f"{where}: {port.name} holds bytes; they were read as 0..1 (divided by 255)"
+        return array.to(port.dtype).div_(
+            255
+        ), f"{where}: {port.name} holds bytes; they were read as 0..1 (divided by 255)"
     whole = not array.dtype.is_floating_point and not port.dtype.is_floating_point and not array.dtype.is_complex
     if whole and (array.numel() == 0 or torch.equal(array.to(port.dtype).to(array.dtype), array)):
         return array.to(port.dtype), ""

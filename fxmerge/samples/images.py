@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
-import warnings
+import os
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fxmerge.errors import DataError
+from fxmerge.io.child import ChildError, ask
+from fxmerge.io.files import parse_json
 from fxmerge.ir.program import Port, Program
-from fxmerge.messages import listed, printable, reason
+from fxmerge.messages import listed, printable
 from fxmerge.samples.fit import Raw
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-MOST_BYTES = 1 << 34
+MOST_BYTES = 1 << 28
+"""Of pixels. As numbers they take four times that."""
+
+IMAGES = "fxmerge.samples.workers:images"
 
 
 def read_images(folder: Path, program: Program, limit: int | None) -> Raw:
@@ -29,23 +32,42 @@ def read_images(folder: Path, program: Program, limit: int | None) -> Raw:
     are scaled as it says, else they stay bytes (which `fit` reads as 0..1). Raises `DataError`.
     """
     port, (channels, height, width), last = _layout(program, folder)
-    files, classes = _files(folder, limit)
-    if len(files) * channels * height * width > MOST_BYTES:
-        raise DataError(f"{folder}: {len(files)} images take too much memory", "give fewer images")
-    config = _config(program)
-    planes, resized = [], 0
-    for file in files:
-        image = _open(file, MODES[channels])
-        resized += image.size != (width, height)
-        planes.append(np.asarray(_resize(image, width, height, config)).reshape(height, width, channels))
-    values: np.ndarray[Any, Any] = np.stack(planes)
-    if config and port.dtype.is_floating_point:
-        values = _scale(values, config)
+    found, classes = _files(folder, limit)
+    most = MOST_BYTES // (channels * height * width)
+    if not most:
+        raise DataError(f"{folder}: one picture of {height} x {width} takes too much memory", "give arrays (.npz)")
+    files, config = found[:most], _config(program)
+    values, resized = _decode(files, (channels, height, width), config)
     if not last:
-        values = values.transpose(0, 3, 1, 2)
+        values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    if config and port.dtype.is_floating_point:
+        values = _scale(values, config, program, axis=3 if last else 1)
     values = values.reshape(len(files), *(s for s in port.shape[1:] if isinstance(s, int)))
-    notes = (f"{folder}: {resized} of {len(files)} images were resized to {width} x {height}",) if resized else ()
-    return Raw({port.name: np.ascontiguousarray(values)}, classes, notes)
+    notes: tuple[str, ...] = ()
+    if resized:
+        notes += (f"{folder}: {resized} of {len(files)} images were resized to {width} x {height}",)
+    if len(files) < len(found):
+        notes += (f"{folder} is large: the first {len(files)} of {len(found)} images are used",)
+    return Raw({port.name: values}, classes[: len(files)] if classes else None, notes)
+
+
+def _decode(
+    files: Sequence[Path], shape: tuple[int, int, int], config: dict[str, Any]
+) -> tuple[np.ndarray[Any, Any], int]:
+    """Pixels of all files, channels last, and how many were resized. A child process decodes them."""
+    channels, height, width = shape
+    values = np.empty((len(files), height, width, channels), dtype=np.uint8)
+    request = {"files": [os.path.abspath(f) for f in files], "mode": MODES[channels], "config": config}
+    done, resized = 0, 0
+    try:
+        for answer, pixels in ask(IMAGES, {**request, "width": width, "height": height}):
+            if "bad" in answer:
+                raise ChildError(answer["bad"])
+            values[done] = np.frombuffer(pixels, dtype=np.uint8).reshape(values.shape[1:])
+            done, resized = done + 1, resized + answer["resized"]
+    except ChildError as error:
+        raise DataError(f"{files[done]} cannot be read: {error}", "remove or repair that image") from error
+    return values, resized
 
 
 def _layout(program: Program, folder: Path) -> tuple[Port, tuple[int, int, int], bool]:
@@ -82,46 +104,38 @@ def _images(folder: Path) -> list[Path]:
     )
 
 
-def _open(file: Path, mode: str) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError("more than 8 bits per colour")
-                return image.convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read: {reason(error)}", "remove or repair that image") from error
-
-
-def _resize(image: Image.Image, width: int, height: int, config: dict[str, Any]) -> Image.Image:
-    """The image at the model's size; with a centre crop where its own preprocessing has one."""
-    how = config.get("resample")
-    method = Image.Resampling(how) if isinstance(how, int) and 0 <= how < 6 else Image.Resampling.BILINEAR
-    edge = (config.get("size") or {}).get("shortest_edge") if isinstance(config.get("size"), dict) else None
-    if config.get("do_center_crop") and isinstance(edge, int) and 0 < edge < 10_000:
-        factor = max(edge / min(image.size), width / image.width, height / image.height)
-        image = image.resize((math.ceil(image.width * factor), math.ceil(image.height * factor)), method)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        return image.crop((left, top, left + width, top + height))
-    return image if image.size == (width, height) else image.resize((width, height), method)
-
-
-def _scale(values: np.ndarray[Any, Any], config: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """Bytes to numbers, as the model's own preprocessing does it."""
+def _scale(
+    values: np.ndarray[Any, Any], config: dict[str, Any], program: Program, *, axis: int
+) -> np.ndarray[Any, Any]:
+    """Bytes to numbers, as the model's own preprocessing does it; `axis` is that of the channels."""
     scaled = values.astype(np.float32)
+    shape = [-1 if place == axis else 1 for place in range(4)]
     if config.get("do_rescale", True):
-        scaled *= np.float32(config.get("rescale_factor", 1 / 255))
+        scaled *= _numbers(config.get("rescale_factor", 1 / 255), 1, "rescale_factor", program)
     if config.get("do_normalize", "image_mean" in config):
-        mean, deviation = (np.asarray(config[key], dtype=np.float32) for key in ("image_mean", "image_std"))
-        scaled = (scaled - mean) / deviation
+        mean, deviation = (
+            _numbers(config.get(key), values.shape[axis], key, program) for key in ("image_mean", "image_std")
+        )
+        scaled -= mean.reshape(shape)
+        scaled /= deviation.reshape(shape)
     return scaled
+
+
+def _numbers(value: Any, count: int, key: str, program: Program) -> np.ndarray[Any, Any]:
+    """One number, or one a channel, of the preprocessing."""
+    given = value if isinstance(value, list) else [value]
+    plain = all(isinstance(v, int | float) and abs(v) < 1e6 for v in given)
+    if not plain or len(given) not in (1, count) or (key == "image_std" and not all(given)):
+        raise DataError(
+            f"the preprocessor_config.json of {program.task} says {key} is {printable(str(value))}",
+            f"write {count} numbers there, or give arrays (.npz)",
+        )
+    return np.asarray(given, dtype=np.float32)
 
 
 def _config(program: Program) -> dict[str, Any]:
     data = program.assets.get("preprocessor_config.json")
-    try:
-        config = json.loads(data) if data else {}
-    except (ValueError, RecursionError):
-        config = {}
+    if not data:
+        return {}
+    config = parse_json(data, f"the preprocessor_config.json of {program.task}")
     return config if isinstance(config, dict) else {}

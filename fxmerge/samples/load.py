@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fxmerge.errors import DataError
+from fxmerge.io.guard import check_file
 from fxmerge.ir.program import Program
 from fxmerge.messages import listed, nearest
-from fxmerge.samples import arrays, images, text
+from fxmerge.samples import arrays, images, tables, text
 from fxmerge.samples.fit import Raw, Samples, check_samples, fit
 
 __all__ = ["LABELS", "Samples", "check_samples", "load_samples"]
@@ -24,20 +26,17 @@ def load_samples(path: str | Path, program: Program, *, limit: int | None = None
     """
     path = Path(path)
     where = str(path)
-    if not path.exists():
-        raise DataError(f"{path} does not exist", "give an existing file or folder of samples")
-    if path.is_dir():
+    if os.path.isdir(path):
         return fit(images.read_images(path, program, limit), program, where, limit)
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty", "write the samples again")
+    check_file(path, DataError)
     if path.suffix in arrays.SUFFIXES:
-        found = arrays.read_arrays(path)
+        found, notes = arrays.read_arrays(path)
         key = next((n for n in LABELS if n in found and n not in {p.name for p in program.inputs}), None)
         labels = found.pop(key) if key else None
-        return fit(Raw(found, labels), program, where, limit)
-    if path.suffix in text.SUFFIXES:
-        return fit(text.tokenize(text.read_text(path, limit), program, where), program, where, limit)
-    known = (*arrays.SUFFIXES, *text.SUFFIXES)
+        return fit(Raw(found, labels, notes), program, where, limit)
+    if path.suffix in tables.SUFFIXES:
+        return fit(text.tokenize(tables.read_text(path, limit), program, where), program, where, limit)
+    known = (*arrays.SUFFIXES, *tables.SUFFIXES)
     raise DataError(
         f"{path} is of no known kind{nearest(path.suffix, known)}", f"give a folder of images, or {listed(known, 20)}"
     )

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from fxmerge.errors import DataError, UnsafeFileError
 from fxmerge.ir.program import Port, Program
+from fxmerge.samples import arrays
 from fxmerge.samples.load import check_samples, load_samples
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -311,8 +312,31 @@ def test_images_that_do_not_fit(vit: Program, gpt: Program, tmp_path: Path) -> N
         load_samples(tmp_path, vit)
 
 
-def test_an_image_bomb_is_refused(vit: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    paint(tmp_path / "a.png", 1, (11, 11))
-    with pytest.raises(DataError, match=r"a\.png cannot be read: Image size \(121 pixels\) exceeds limit"):
+def test_an_image_bomb_is_refused(vit: Program, tmp_path: Path) -> None:
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size < 1 << 16
+    with pytest.raises(DataError, match=r"a\.png cannot be read: Image size \(90000000 pixels\) exceeds limit"):
         load_samples(tmp_path, vit)
+
+
+def test_a_picture_that_calls_a_program_is_not_opened(vit: Program, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match=r"a\.png cannot be read: cannot identify image file"):
+        load_samples(tmp_path, vit)
+
+
+def test_large_arrays_are_read_in_part_and_that_is_said(
+    vit: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "MOST_NUMBERS", 5 * 64 + 5)
+    x = np.random.default_rng(0).random((9, 1, 8, 8), dtype=np.float32)
+    np.savez(tmp_path / "a.npz", x=x, labels=np.arange(9) % 5)
+    np.save(tmp_path / "a.npy", x)
+    save_file({"x": x}, tmp_path / "a.safetensors")
+    for name, rows in (("a.npz", 5), ("a.npy", 5), ("a.safetensors", 5)):
+        samples = load_samples(tmp_path / name, vit)
+        assert torch.equal(samples.inputs["x"], torch.from_numpy(x[:rows]))
+        assert samples.notes == (f"{tmp_path / name} is large: the first {rows} of 9 rows are used",)
+    monkeypatch.setattr(arrays, "MOST_NUMBERS", 63)
+    with pytest.raises(DataError, match="not in rows that can be read one by one"):
+        load_samples(tmp_path / "a.npy", vit)

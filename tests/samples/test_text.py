@@ -19,7 +19,7 @@ from fxmerge.ir.program import Program
 from fxmerge.samples.load import load_samples
 
 tokenizers = pytest.importorskip("tokenizers")
-pytest.importorskip("datasets")
+pytest.importorskip("pyarrow")
 
 WORDS = ["[PAD]", "[UNK]", "good", "bad", "film", "a", "the", ",", '"', "very"]
 

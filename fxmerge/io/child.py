@@ -1,0 +1,160 @@
+"""Work on a stranger's file in a child process of bounded memory and time, where a native library may crash or hang.
+
+A worker is a generator function `module:name` of fxmerge that takes a request (JSON) and bytes and yields answers
+(JSON, bytes). Every answer renews its time. The child imports what the worker needs and no more; torch is not among it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+MEMORY = 3 << 29
+"""Bytes of memory a worker may take beside what it is given."""
+
+SECONDS = 6
+"""Processor time a worker may take for one answer."""
+
+WALL = 60
+"""Seconds that may pass before an answer where processor time is not bounded, or the machine is busy."""
+
+MOST_ANSWER = 1 << 31
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "2",
+    "MALLOC_ARENA_MAX": "2",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+START = (
+    "import sys; sys.path.insert(0, {root!r}); import fxmerge; del sys.path[0]; import fxmerge.io.child as c; c.serve()"
+)
+
+
+class ChildError(Exception):
+    """A worker could not do its work; the text says why, on one line."""
+
+
+def ask(worker: str, request: dict[str, Any], data: bytes = b"") -> Iterator[tuple[Any, bytes]]:
+    """The answers of `worker` ("module:name"), run in a child. Raises `ChildError` if it fails, dies or hangs."""
+    code = START.format(root=str(Path(__file__).parents[2]))
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={**os.environ, **ENVIRONMENT},
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    late = threading.Event()
+    try:
+        with suppress(BrokenPipeError), process.stdin as stream:
+            _write(stream, {"worker": worker, "request": request}, data)
+        while True:
+            with _Alarm(process, late):
+                answer = _read(process.stdout)
+            if answer is None:
+                raise ChildError(_end(process.wait(), late.is_set()))
+            head, payload = answer
+            if "error" in head:
+                raise ChildError(head["error"])
+            if "done" in head:
+                return
+            yield head["answer"], payload
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+def serve() -> None:
+    """Be the child: bound this process, read one request, write the worker's answers."""
+    out, sys.stdout = sys.stdout.buffer, sys.stderr
+    asked = _read(sys.stdin.buffer)
+    assert asked is not None
+    head, data = asked
+    _bound(MEMORY + 4 * len(data))
+    module, _, name = head["worker"].partition(":")
+    assert module.startswith("fxmerge.")
+    try:
+        _renew()
+        for answer, payload in getattr(import_module(module), name)(head["request"], data):
+            _write(out, {"answer": answer}, payload)
+            _renew()
+        _write(out, {"done": True}, b"")
+    except MemoryError:
+        _write(out, {"error": f"it would take more than {MEMORY >> 20} MiB of memory"}, b"")
+    except BaseException as error:  # a native library panics with errors outside Exception
+        text = next(iter(str(error).splitlines()), "")[:300] or type(error).__name__
+        _write(out, {"error": text}, b"")
+
+
+class _Alarm:
+    """Kill the process if this block takes too long."""
+
+    def __init__(self, process: subprocess.Popen[bytes], late: threading.Event) -> None:
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        self._timer = threading.Timer(WALL, stop)
+        self._timer.daemon = True
+
+    def __enter__(self) -> None:
+        self._timer.start()
+
+    def __exit__(self, *problem: object) -> None:
+        self._timer.cancel()
+
+
+def _bound(memory: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows: the parent's clock is the only bound
+        return
+    for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+
+
+def _renew() -> None:
+    """Allow `SECONDS` more of processor time, counted from now."""
+    try:
+        import resource
+    except ImportError:
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = int(used.ru_utime + used.ru_stime) + SECONDS + 1
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _write(stream: IO[bytes], head: Any, data: bytes) -> None:
+    text = json.dumps(head).encode()
+    stream.write(b"%d %d\n" % (len(text), len(data)) + text)
+    stream.write(data)
+    stream.flush()
+
+
+def _read(stream: IO[bytes]) -> tuple[Any, bytes] | None:
+    """One message, or None if the other side is gone before it is whole."""
+    first = stream.readline(64).split()
+    if len(first) != 2 or not all(part.isdigit() for part in first):
+        return None
+    sizes = [int(part) for part in first]
+    if max(sizes) > MOST_ANSWER:
+        return None
+    text, data = (stream.read(size) for size in sizes)
+    return (json.loads(text), data) if [len(text), len(data)] == sizes else None
+
+
+def _end(code: int, late: bool) -> str:
+    """Why a child ended without an answer."""
+    if late or code == -24:  # SIGXCPU
+        return f"it takes longer than {SECONDS} seconds to read"
+    return f"the library that reads it ran out of memory or crashed (code {code})"

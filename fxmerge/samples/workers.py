@@ -1,0 +1,127 @@
+"""What runs in a child process: pictures, columns and tokens through native libraries that a file can crash.
+
+Each worker takes a request and yields answers, as `fxmerge.io.child` describes. No torch here: a child starts quickly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Pictures are opened as one of these, whatever their name: others call programs (EPS) or load further files."""
+
+PIECE = 1 << 16
+"""Characters of text tokenized for one answer."""
+
+
+def images(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
+    """Pixels of the picture files, one by one, and whether each was resized."""
+    from PIL import Image
+
+    mode, width, height, config = request["mode"], request["width"], request["height"], request["config"]
+    for file in request["files"]:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(file, formats=FORMATS) as opened:
+                if opened.mode.startswith(("I", "F")):
+                    raise ValueError("more than 8 bits per colour")
+                image = opened.convert(mode)
+            resized = image.size != (width, height)
+            pixels = _resize(image, width, height, config).tobytes()
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise errors of many classes
+            first = next(iter(str(error).splitlines()), "") or type(error).__name__
+            yield {"bad": first[:300]}, b""
+            return
+        yield {"resized": resized}, pixels
+
+
+def _resize(image: Any, width: int, height: int, config: dict[str, Any]) -> Any:
+    """The image at the model's size; with a centre crop where its own preprocessing has one."""
+    from PIL import Image
+
+    how, size = config.get("resample"), config.get("size")
+    method = Image.Resampling(how) if type(how) is int and 0 <= how < 6 else Image.Resampling.BILINEAR
+    edge = size.get("shortest_edge") if isinstance(size, dict) else None
+    if config.get("do_center_crop") is True and type(edge) is int and 0 < edge < 10_000:
+        factor = max(edge / min(image.size), width / image.width, height / image.height)
+        wide, high = math.ceil(image.width * factor), math.ceil(image.height * factor)
+        if wide * high > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"it would be resized to {wide} x {high}")
+        image = image.resize((wide, high), method)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+    return image if image.size == (width, height) else image.resize((width, height), method)
+
+
+def parquet(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
+    """Rows of a parquet file in pieces of `{"columns": [names], "rows": [[values]]}`, after `{"total": rows}`.
+
+    Values that are no text, number or truth value are given as text.
+    """
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(request["file"], memory_map=True) as table:
+        names = table.schema_arrow.names
+        if len(set(names)) != len(names) or len(names) > request["most_columns"]:
+            raise ValueError(f"it has {len(names)} columns, {len(set(names))} of different names")
+        yield {"total": table.metadata.num_rows, "columns": names}, b""
+        for batch in table.iter_batches(batch_size=256, use_threads=False):
+            columns = [[_plain(v) for v in column.to_pylist()] for column in batch.columns]
+            yield {}, json.dumps([list(row) for row in zip(*columns, strict=True)]).encode()
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)[:1000]
+
+
+def tokens(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
+    """Token ids and type ids of texts, in pieces of `[[ids], [types]]`; first how the tokenizer pads."""
+    import os
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    from tokenizers import Tokenizer
+
+    cut = request["tokenizer"]
+    tokenizer = Tokenizer.from_str(data[:cut].decode())
+    yield {"pad": _pad(tokenizer, request["pads"])}, b""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if request["longest"] is not None:
+        tokenizer.enable_truncation(max_length=request["longest"])
+    for piece in _pieces(json.loads(data[cut:])):
+        encoded = tokenizer.encode_batch(piece)
+        yield {}, json.dumps([[e.ids for e in encoded], [e.type_ids for e in encoded]]).encode()
+
+
+def _pieces(texts: list[str]) -> Iterator[list[str]]:
+    piece, size = [], 0
+    for text in texts:
+        piece.append(text)
+        size += len(text)
+        if size > PIECE:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _pad(tokenizer: Any, names: list[str]) -> int:
+    """The padding token: the tokenizer's own, or the first usual name that it knows, or token 0."""
+    if tokenizer.padding:
+        return int(tokenizer.padding["pad_id"])
+    known = (tokenizer.token_to_id(name) for name in names)
+    return next((number for number in known if number is not None), 0)
+
+
+def older_tokenizer(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
+    """The tokenizer of a folder, in the form of a tokenizer.json; nothing is downloaded, no code of the folder run."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"], local_files_only=True, trust_remote_code=False)
+    yield {}, tokenizer.backend_tokenizer.to_str().encode()
