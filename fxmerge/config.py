@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 
 from fxmerge.errors import OptionError, OutputError
 from fxmerge.io.files import check_output
-from fxmerge.messages import nearest
+from fxmerge.io.yaml_text import read_yaml
+from fxmerge.messages import nearest, printable
 
 SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
 """What `--out` may end in; without a suffix it is a folder in Hugging Face layout."""
@@ -236,7 +237,7 @@ def unknown(kind: str, name: str, known: Iterable[str], todo: str = "") -> Optio
     """The error for a name nobody knows, with the nearest that somebody does."""
     names = sorted(known)
     return OptionError(
-        f"unknown {kind} {name!r}{nearest(name, names)}", todo or f"known are: {', '.join(names) or 'none'}"
+        f"unknown {kind} {printable(name)!r}{nearest(name, names)}", todo or f"known are: {', '.join(names) or 'none'}"
     )
 
 
@@ -257,13 +258,9 @@ def parse_data(values: Iterable[str]) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         raise OptionError(f"--config {path}: no such file", "write one with --save-config")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise OptionError(f"--config {path} is no valid YAML: {line}", "write one with --save-config") from None
+    values = read_yaml(path, OptionError, "write one with --save-config")
     if values is None:
         return {}
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
@@ -294,6 +291,6 @@ def _explain(error: ValidationError) -> OptionError:
         message += nearest(str(first["input"]), choices)
     field = MergeConfig.model_fields.get(name)
     return OptionError(
-        f"--{name.replace('_', '-')} {first['input']}: {message}",
+        f"--{name.replace('_', '-')} {printable(str(first['input']))}: {message}",
         f"what it is for: {field.description}" if field else "`fxmerge merge --help` lists all options",
     )

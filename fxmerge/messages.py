@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, TypeVar
 
 from fxmerge.errors import SourceError
 
 T = TypeVar("T")
+
+MOST_NAMES, LONGEST_NAME = 5000, 200
 
 
 def damaged(what: str) -> SourceError:
@@ -26,7 +29,8 @@ def field(value: Any, key: str, kind: type[T]) -> T:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The hint "did you mean 'x'?" for the closest known name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    near = [other for other in islice(known, MOST_NAMES) if len(other) < LONGEST_NAME]  # comparing is quadratic
+    close = difflib.get_close_matches(name[:LONGEST_NAME], near, n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
 
 

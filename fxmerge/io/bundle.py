@@ -18,10 +18,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fxmerge.errors import FxmergeError, SourceError
+from fxmerge.errors import SourceError
 from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
 from fxmerge.io.files import atomic_write, check_output, parse_json
+from fxmerge.io.guard import reading
+from fxmerge.io.limits import check_values
 from fxmerge.io.operators import DTYPES
 from fxmerge.ir.capture import LARGEST, capture
 from fxmerge.ir.program import Port, Program
@@ -32,8 +34,8 @@ GRAPH, WEIGHTS, SAMPLES, ASSETS = "bundle.json", "weights.safetensors", "samples
 INPUT_ASSETS = ("tokenizer.json", "preprocessor_config.json")
 """What turns text or images into inputs."""
 KNOWN_ASSETS = (*INPUT_ASSETS, "config.json")
-MOST_BYTES = 1 << 36
-"""No value of a program may take more at the sizes it is analysed with."""
+MOST_SAMPLES = 1 << 29
+MOST_LABELS = 1 << 17
 
 UNNAMED = "model"
 """The task name of a program that was given none: its file's stem takes the place."""
@@ -118,19 +120,14 @@ def load_bundle(path: str | Path) -> Program:
     Raises `SourceError` if the file is damaged, `UnsafeFileError` if it holds anything that is not data.
     """
     path = Path(path)
-    with Archive(path) as archive:
+    with reading(path, todo="capture the model again", how="is damaged"), Archive(path) as archive:
         assets = [ASSETS + name for name in KNOWN_ASSETS if ASSETS + name in archive.names]
         archive.only({GRAPH, WEIGHTS, SAMPLES, *assets})
+        _check_samples_size(archive)
         description = parse_json(archive.read(GRAPH), f"{path}: {GRAPH}")
         weights, samples = (_tensors(archive, member) for member in (WEIGHTS, SAMPLES))
         files = {name.removeprefix(ASSETS): archive.read(name) for name in assets}
-    try:
         return _program(description, weights, samples, path).evolve(assets=files)
-    except FxmergeError as error:
-        raise type(error)(f"{path}: {error.what}", error.todo) from error
-    except Exception as error:
-        # Operators meet arguments here that no capture wrote; torch answers with many kinds of errors.
-        raise SourceError(f"{path} is damaged: {reason(error)}", "capture the model again") from error
 
 
 def _program(description: Any, weights: Mapping[str, Tensor], samples: Mapping[str, Tensor], path: Path) -> Program:
@@ -142,6 +139,8 @@ def _program(description: Any, weights: Mapping[str, Tensor], samples: Mapping[s
             "update fxmerge, or capture the model again",
         )
     labels = description.get("labels")
+    if isinstance(labels, list) and len(labels) > MOST_LABELS:
+        raise damaged(f"{len(labels)} labels, more than any model tells apart")
     task = _text(description.get("task"))
     graph = graphs.decode(description)
     inputs, outputs = (tuple(_read_port(p) for p in field(description, key, list)) for key in ("inputs", "outputs"))
@@ -165,6 +164,16 @@ def _program(description: Any, weights: Mapping[str, Tensor], samples: Mapping[s
     return program
 
 
+def _check_samples_size(archive: Archive) -> None:
+    """Samples are read whole; for more than a few hundred MiB of them there is --data, which reads in part."""
+    size = archive.size(SAMPLES)
+    if size > max(MOST_SAMPLES, archive.size(WEIGHTS)):
+        raise SourceError(
+            f"its samples take {size >> 20} MiB, more than {MOST_SAMPLES >> 20} and than its weights",
+            "capture the model with fewer rows, and give the others with --data",
+        )
+
+
 def _in_order(weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> list[str]:
     """Names as the graph first mentions them: safetensors gives them in another order every time."""
     nodes = description.get("nodes")
@@ -184,10 +193,7 @@ def _check(program: Program) -> None:
         value = node.meta["val"]
         if not isinstance(value, Tensor) or value.ndim != len(port.shape) or value.dtype != port.dtype:
             raise damaged(f"the graph does not give the output {port.name}")
-    for node in program:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor) and value.numel() * value.element_size() > MOST_BYTES:
-            raise damaged(f"{node} would take {value.numel() * value.element_size() >> 30} GiB")
+    check_values(program)
 
 
 def _tensors(archive: Archive, member: str) -> dict[str, Tensor]:

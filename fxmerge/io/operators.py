@@ -17,9 +17,13 @@ from fxmerge.ir.program import INTEGER_CALLS, target_name
 from fxmerge.messages import printable
 
 INTERNAL = re.compile(
-    "_?c10d.*|_dtensor|_native|_test|debug.*|export|inductor.*|onednn|prim|profiler|rngprims|static_runtime|symm_mem"
+    "_?c10d.*|_dtensor|_native|_test|debug.*|export|inductor.*|mkl|mkldnn.*|onednn|prim|profiler|_?quanti[sz].*|rngprims"
+    "|sparse|static_runtime|symm_mem"
 )
-"""Namespaces of torch's own machinery (processes, debugging, compilers): no model needs them."""
+"""Namespaces of torch's own machinery (processes, compilers, packed weights): no float model needs them."""
+
+BACKWARD = re.compile(".*backward.*|.*_grad|_(foreach|fused_(sgd|ada.*)|test)_.*")
+"""Operators of training and testing. A forward pass has none, and they trust their arguments to come from one."""
 
 PROVIDERS = {"transformers": "transformers.integrations.moe", "torchvision": "torchvision"}
 """Known libraries whose import registers the operators of a namespace; a file cannot name any other to import."""
@@ -42,7 +46,7 @@ def find_operator(name: str, *, mutable: bool = False) -> OpOverload:
     """The registered operator called `name` ("namespace.operator.overload").
 
     Raises `SourceError` if there is none, `UnsafeFileError` if it reads or writes files, belongs to torch's own
-    machinery, or (without `mutable`) changes its arguments.
+    machinery or to a backward pass, or (without `mutable`) changes its arguments.
     """
     parts = name.split(".")
     if len(parts) != 3 or not all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in parts):
@@ -50,6 +54,10 @@ def find_operator(name: str, *, mutable: bool = False) -> OpOverload:
     if INTERNAL.fullmatch(parts[0]):
         raise UnsafeFileError(
             f"the graph calls {name}, which belongs to torch's own machinery", "trace the model itself"
+        )
+    if BACKWARD.fullmatch(parts[1]):
+        raise UnsafeFileError(
+            f"the graph calls {name}, which no forward pass has", "capture the model itself, in evaluation mode"
         )
     packet = getattr(getattr(ops, parts[0]), parts[1], None)
     if packet is None and parts[0] in PROVIDERS:

@@ -15,18 +15,18 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.fx.traceback import preserve_node_meta
 
-from fxmerge.errors import FxmergeError, SourceError, UnsafeFileError
+from fxmerge.errors import SourceError, UnsafeFileError
 from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
 from fxmerge.io.files import parse_json
+from fxmerge.io.guard import reading
+from fxmerge.io.limits import FREE_BYTES, RATIO, check_values
 from fxmerge.io.pt2_graph import DTYPES, STRIDED, Reader, Size, leaf_names, read_size
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
-from fxmerge.messages import damaged, printable, reason
+from fxmerge.messages import damaged, printable
 
 SCHEMA = 8
-MOST_NUMBERS = 1 << 30
-"""Largest sample input made for tracing, in numbers."""
 
 
 def load_pt2(path: str | Path) -> Program:
@@ -36,15 +36,13 @@ def load_pt2(path: str | Path) -> Program:
     if it is damaged or of another version.
     """
     path = Path(path)
-    try:
-        with Archive(path) as archive:
-            return _load(archive, _root(archive))
-    except FxmergeError as error:
-        raise type(error)(error.what if str(path) in error.what else f"{path}: {error.what}", error.todo) from error
-    except Exception as error:  # any operator may meet arguments that no export wrote
-        raise SourceError(
-            f"{path} is damaged: {reason(error)}", "export the model again with torch.export.save"
-        ) from error
+    with (
+        reading(path, todo="export the model again with torch.export.save", how="is damaged"),
+        Archive(path) as archive,
+    ):
+        program = _load(archive, _root(archive))
+        check_values(program)
+        return program
 
 
 def is_pt2(names: Any) -> bool:
@@ -150,12 +148,13 @@ def _trace(replay: _Replay, inputs: Sequence[Input], ranges: Mapping[str, Any]) 
     """Capture the replayed graph with the dynamic sizes the archive names."""
     dims: dict[str, Any] = {}
     made, shapes = {}, {}
+    most = max(FREE_BYTES // 4, RATIO * sum(t.untyped_storage().nbytes() for t in replay.state_dict().values()))
     for each in inputs:
         for size in each.sizes:
             if size.symbol and size.symbol not in dims:
                 low, high = _bounds(ranges.get(size.symbol, {}))
                 dims[size.symbol] = Dim(f"size{len(dims)}", min=low, max=high)
-        if math.prod(size.number for size in each.sizes) > MOST_NUMBERS:
+        if math.prod(size.number for size in each.sizes) * each.dtype.itemsize > most:
             raise damaged(f"the input {printable(each.name)} has an impossible shape")
         made[each.name] = torch.zeros([size.number for size in each.sizes], dtype=each.dtype)
         shapes[each.name] = {

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -13,6 +14,9 @@ from fxmerge.ir.merge import SHAPES
 
 if TYPE_CHECKING:
     from fxmerge.ir.program import Program
+
+MOST_ITEMS = 1 << 16
+"""A call gives at most so many tensors: each costs time, whatever its size."""
 
 PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 5, 3, 2)
 
@@ -89,6 +93,7 @@ class _Propagate(fx.Interpreter):
             target: Any = n.target
             like, shape = SHAPES[target](*args, **kwargs)
             return torch.empty(shape, dtype=like.dtype, device=like.device)
+        _check_many(n, args)
         return self.call_function(n.target, args, kwargs)
 
     def _key(self, n: fx.Node) -> tuple[Any, ...]:
@@ -103,6 +108,15 @@ class _Propagate(fx.Interpreter):
             tensor = self.program.tensors[str(n.target)]
             return "tensor", tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
         return n.target, _frozen(n.args), _frozen(n.kwargs)
+
+
+def _check_many(n: fx.Node, args: tuple[Any, ...]) -> None:
+    """Raise `ValueError` before a call that would give one tensor for every index of a long axis."""
+    if not isinstance(n.target, OpOverload) or [str(r.type) for r in n.target._schema.returns] != ["List[Tensor]"]:
+        return
+    longest = max((size for a in args if isinstance(a, torch.Tensor) for size in a.shape), default=0)
+    if longest > MOST_ITEMS:
+        raise ValueError(f"{n} ({n.target}) would give more than {MOST_ITEMS} tensors")
 
 
 def _frozen(value: Any) -> Any:

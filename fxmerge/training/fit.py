@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fxmerge.errors import DataError, OptionError
 from fxmerge.training.labels import SPREAD_ROWS, Labels, Mask, Targets, Teachers, real
 from fxmerge.training.pool import Part, Pool, parts
-from fxmerge.training.resume import Interrupted, between_steps, keep, recall
+from fxmerge.training.resume import Interrupted, between_steps, keep, recall, restore
 
 __all__ = [
     "Group",
@@ -259,13 +259,14 @@ class _Run:
         }
 
     def load(self, path: Path) -> None:
-        kept = recall(path, self.identity())
+        own = self.state()
+        kept = recall(path, self.identity(), {name: own[name] for name in own if name != "optimizer"})
         with torch.no_grad():
             for name, value in kept["weights"].items():
                 self.trained[name].copy_(value)
             for name, buffer in self.student.named_buffers():
                 buffer.copy_(kept["buffers"][name])
-        self.optimizer.load_state_dict(kept["optimizer"])
+        restore(self.optimizer, kept.get("optimizer"), path)
         self.losses, self.seconds, self.untouched = kept["losses"], kept["seconds"], set(kept["untouched"])
 
 

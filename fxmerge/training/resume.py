@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxmerge.errors import OptionError
 from fxmerge.io.files import atomic_write
+from fxmerge.io.guard import reading
+from fxmerge.io.pickles import check_pickle
 
 
 class Interrupted(KeyboardInterrupt):
@@ -60,17 +64,62 @@ def keep(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> N
         torch.save({"identity": dict(identity), "state": dict(state)}, part)
 
 
-def recall(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The state kept at `path` by a run with the same identity; the file is read as data, never as code."""
-    try:
+def recall(path: Path, identity: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The state kept at `path` by a run with the same identity; the file is read as data, never as code.
+
+    `own` is the state of the run that asks: what is read has its names, shapes and types, whatever the file says.
+    """
+    with reading(path, OptionError, "remove it", how="is not a kept training state"):
+        check_pickle(path)
         kept = torch.load(path, map_location="cpu", weights_only=True)
         theirs, state = kept["identity"], dict(kept["state"])
-    except Exception as error:
-        raise OptionError(f"{path} is not a kept training state ({type(error).__name__})", "remove it") from error
-    other = [key for key in identity if identity[key] != theirs.get(key)]
+        other = [key for key in identity if identity[key] != theirs.get(key)]
     if other:
         raise OptionError(
             f"{path} was kept by a run with other {', '.join(other)}",
             "resume with the command that was interrupted, or name another folder",
         )
+    wrong = next((bad for key in own if (bad := _unlike(state.get(key), own[key], key))), "")
+    if wrong:
+        raise OptionError(f"{path} is not a kept training state: {wrong}", "remove it")
     return state
+
+
+def restore(optimizer: torch.optim.Optimizer, kept: Any, path: Path) -> None:
+    """Give the optimizer what it kept of each parameter; its settings stay those of this run."""
+    own = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries = kept.get("state") if isinstance(kept, Mapping) else None
+    fits = isinstance(entries, Mapping) and all(
+        isinstance(number, int) and 0 <= number < len(parameters) and _remembers(entry, parameters[number])
+        for number, entry in entries.items()
+    )
+    if not fits:
+        raise OptionError(f"{path} is not a kept training state: it holds another optimizer", "remove it")
+    optimizer.load_state_dict({**own, "state": dict(entries)})  # type: ignore[arg-type]
+
+
+def _remembers(entry: Any, parameter: Tensor) -> bool:
+    """Whether what is kept of a parameter is numbers, and tensors of its shape."""
+    return isinstance(entry, Mapping) and all(
+        isinstance(v, int | float)
+        or (isinstance(v, Tensor) and v.layout == torch.strided and v.shape in (parameter.shape, torch.Size([])))
+        for v in entry.values()
+    )
+
+
+def _unlike(value: Any, own: Any, where: str) -> str:
+    """What keeps `value` from taking the place of `own`, or nothing. Lists may be of any length."""
+    if isinstance(own, Tensor):
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and value.dtype == own.dtype
+        return "" if plain and value.shape == own.shape else f"{where} is no tensor of shape {tuple(own.shape)}"
+    if isinstance(own, Mapping):
+        if not isinstance(value, Mapping) or value.keys() != own.keys():
+            return f"{where} does not hold what this run keeps"
+        return next((bad for key in own if (bad := _unlike(value[key], own[key], f"{where}.{key}"))), "")
+    if isinstance(own, list):
+        kind = type(own[0]) if own else float
+        same = isinstance(value, list) and all(type(v) is kind and v == v for v in value)
+        return "" if same else f"{where} is no list of {kind.__name__}"
+    number = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    return "" if number else f"{where} is no number"

@@ -1,0 +1,28 @@
+"""YAML of options: plain values, without references, within bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fxmerge.errors import FxmergeError
+from fxmerge.io.guard import read_bytes, reading
+
+MOST_BYTES, MOST_DEPTH = 128 << 10, 8
+
+
+def read_yaml(path: Path, kind: type[FxmergeError], todo: str) -> Any:
+    """The value of a YAML file. Raises `kind` if it is none, too large, too deep, or refers to itself."""
+    if path.is_file() and path.stat().st_size == 0:
+        return None
+    data = read_bytes(path, kind, most=MOST_BYTES)
+    with reading(path, kind, todo, how="is no valid YAML"):
+        text = data.decode("utf-8")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MOST_DEPTH:
+                raise ValueError(f"line {event.start_mark.line + 1} is nested too deeply or refers to another place")
+        return yaml.safe_load(text)
