@@ -26,6 +26,9 @@ SECONDS = 6
 WALL = 60
 """Seconds that may pass before an answer where processor time is not bounded, or the machine is busy."""
 
+RATE = 32 << 20
+"""Bytes of a file that are worth a second more."""
+
 MOST_ANSWER = 1 << 31
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -43,8 +46,11 @@ class ChildError(Exception):
     """A worker could not do its work; the text says why, on one line."""
 
 
-def ask(worker: str, request: dict[str, Any], data: bytes = b"") -> Iterator[tuple[Any, bytes]]:
-    """The answers of `worker` ("module:name"), run in a child. Raises `ChildError` if it fails, dies or hangs."""
+def ask(worker: str, request: dict[str, Any], data: bytes = b"", *, size: int = 0) -> Iterator[tuple[Any, bytes]]:
+    """The answers of `worker` ("module:name"), run in a child. Raises `ChildError` if it fails, dies or hangs.
+
+    `size`: bytes of the files that it reads itself; large ones get more memory and time.
+    """
     code = START.format(root=str(Path(__file__).parents[2]))
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -54,9 +60,9 @@ def ask(worker: str, request: dict[str, Any], data: bytes = b"") -> Iterator[tup
     late = threading.Event()
     try:
         with suppress(BrokenPipeError), process.stdin as stream:
-            _write(stream, {"worker": worker, "request": request}, data)
+            _write(stream, {"worker": worker, "request": request, "size": size}, data)
         while True:
-            with _Alarm(process, late):
+            with _Alarm(process, late, WALL + size // RATE):
                 answer = _read(process.stdout)
             if answer is None:
                 raise ChildError(_end(process.wait(), late.is_set()))
@@ -78,14 +84,16 @@ def serve() -> None:
     asked = _read(sys.stdin.buffer)
     assert asked is not None
     head, data = asked
-    _bound(MEMORY + 4 * len(data))
+    size = head["size"] + len(data)
+    seconds = SECONDS + size // RATE
+    _bound(MEMORY + 4 * size)
     module, _, name = head["worker"].partition(":")
     assert module.startswith("fxmerge.")
     try:
-        _renew()
+        _renew(seconds)
         for answer, payload in getattr(import_module(module), name)(head["request"], data):
             _write(out, {"answer": answer}, payload)
-            _renew()
+            _renew(seconds)
         _write(out, {"done": True}, b"")
     except MemoryError:
         _write(out, {"error": f"it would take more than {MEMORY >> 20} MiB of memory"}, b"")
@@ -97,12 +105,12 @@ def serve() -> None:
 class _Alarm:
     """Kill the process if this block takes too long."""
 
-    def __init__(self, process: subprocess.Popen[bytes], late: threading.Event) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], late: threading.Event, seconds: int) -> None:
         def stop() -> None:
             late.set()
             process.kill()
 
-        self._timer = threading.Timer(WALL, stop)
+        self._timer = threading.Timer(seconds, stop)
         self._timer.daemon = True
 
     def __enter__(self) -> None:
@@ -122,14 +130,14 @@ def _bound(memory: int) -> None:
             resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
 
-def _renew() -> None:
-    """Allow `SECONDS` more of processor time, counted from now."""
+def _renew(seconds: int) -> None:
+    """Allow so many seconds more of processor time, counted from now."""
     try:
         import resource
     except ImportError:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
-    most = int(used.ru_utime + used.ru_stime) + SECONDS + 1
+    most = int(used.ru_utime + used.ru_stime) + seconds + 1
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 

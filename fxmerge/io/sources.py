@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from fxmerge.io.archives import Archive
 from fxmerge.io.bundle import GRAPH, INPUT_ASSETS, UNNAMED, load_bundle
 from fxmerge.io.checkpoint import Checkpoint, modules_in
 from fxmerge.io.files import LARGEST_JSON
+from fxmerge.io.guard import check_file
 from fxmerge.io.importing import importable
 from fxmerge.io.pt2 import is_pt2, load_pt2
 from fxmerge.io.state_dict import check_weights, is_pickle, is_safetensors, read_weights
@@ -163,19 +165,18 @@ def _module(path: Path, modules: Mapping[str, nn.Module], key: str | None) -> tu
 
 def kind_of(path: Path, source: str) -> str:
     """What a source is: "bundle", "pt2", "folder", "config", "weights" or "factory", else a `SourceError`."""
-    if not path.exists():
+    if not os.path.lexists(path):
         if ":" in source:
             return "factory"
         raise SourceError(f"{path} does not exist", f"give {KINDS}")
-    if path.is_dir():
+    if os.path.isdir(path):
         if (path / huggingface.CONFIG).is_file():
             return "folder"
         inside = printable(listed(sorted(p.name for p in path.iterdir()), 4))
         raise SourceError(
             f"{path} is a folder but no model: it has no {huggingface.CONFIG} (it has {inside})", f"give {KINDS}"
         )
-    if path.stat().st_size == 0:
-        raise SourceError(f"{path} is empty", "copy or write the file again")
+    check_file(path)
     if zipfile.is_zipfile(path):
         with Archive(path) as archive:
             names = archive.names
@@ -196,10 +197,7 @@ def _weights(given: Where) -> Checkpoint | None:
     if given.weights is None:
         return None
     path = Path(given.weights)
-    if not path.is_file():
-        raise SourceError(f"--weights {path} does not exist", "give a state dict (.pt or .safetensors)")
-    if path.stat().st_size == 0:
-        raise SourceError(f"{path} is empty", "copy or write the file again")
+    check_file(path, todo="give a state dict (.pt or .safetensors)")
     found = _checkpoint(path, replace(given, arch=given.arch or "weights"))
     assert isinstance(found, Checkpoint)
     return found

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from fxmerge.errors import SourceError, UnsafeFileError
 from fxmerge.io.archives import Archive
 from fxmerge.io.checkpoint import Checkpoint, modules_in
+from fxmerge.io.guard import reading
+from fxmerge.io.pickles import check_pickle
 from fxmerge.messages import printable, reason
 
 CAPTURE = (
@@ -30,16 +32,18 @@ def read_weights(path: Path, *, allow_pickle: bool = False) -> Checkpoint | nn.M
 
     Raises `UnsafeFileError` if reading would execute code, `SourceError` if the file is damaged or holds no weights.
     """
-    if is_safetensors(path):
-        return Checkpoint(path, _read_safetensors(path))
-    value = _unpickle(path, allow_pickle)
-    if isinstance(value, nn.Module):
-        return value
-    found = Checkpoint(path, value if isinstance(value, Mapping) else {})
-    if not found.largest and not modules_in(value):
-        raise SourceError(f"{path} holds no weights", "save model.state_dict() with torch.save, or capture the model")
-    _check_sizes(found.largest, path)
-    return found
+    with reading(path):
+        if is_safetensors(path):
+            return Checkpoint(path, _read_safetensors(path))
+        value = _unpickle(path, allow_pickle)
+        if isinstance(value, nn.Module):
+            return value
+        found = Checkpoint(path, value if isinstance(value, Mapping) else {})
+        if not found.largest and not modules_in(value):
+            todo = "save model.state_dict() with torch.save, or capture the model"
+            raise SourceError(f"{path} holds no weights", todo)
+        _check_tensors(found.largest, path)
+        return found
 
 
 def is_safetensors(path: Path) -> bool:
@@ -72,6 +76,8 @@ def _unpickle(path: Path, allow_pickle: bool) -> Any:
                 )
             for name in archive.names:
                 archive.size(name)
+    if not allow_pickle:
+        check_pickle(path)
     try:
         with torch.serialization.safe_globals(_numpy_values()):
             return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
@@ -109,9 +115,13 @@ def _empty_array(kind: Any, shape: Any, dtype: Any) -> Any:
     return np.ndarray((0,), dtype)
 
 
-def _check_sizes(state: Mapping[str, Tensor], path: Path) -> None:
-    """No tensor is larger than the file that holds it: a few bytes can claim any shape."""
+def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Every tensor is a plain one, no larger than the file that holds it: a few bytes can claim any shape."""
     for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+            raise SourceError(
+                f"{path}: {printable(name)} is no plain tensor", "convert it to an ordinary, dense tensor"
+            )
         if tensor.numel() * tensor.element_size() > path.stat().st_size:
             raise SourceError(
                 f"{path} is damaged: {printable(name)} claims {tuple(tensor.shape)} numbers, more than the file holds",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from fxmerge.config import unknown
-from fxmerge.errors import DataError, SourceError
+from fxmerge.errors import DataError
 from fxmerge.io.files import sha256
 from fxmerge.io.sources import load
 from fxmerge.ir.program import Port, Program
+from fxmerge.output.metadata import read_metadata
 from fxmerge.output.runtime import OnnxModel
 from fxmerge.samples.load import Samples as Loaded
 from fxmerge.samples.load import load_samples
@@ -79,14 +79,9 @@ class _Model:
     """A merged ONNX file, task by task."""
 
     def __init__(self, path: str | Path, device: str) -> None:
-        self.onnx = OnnxModel(path, device=device)
-        names = [port.name for port in self.onnx.outputs]
-        known = self.onnx.metadata.get("fxmerge.tasks")
-        self.tasks = tuple(json.loads(known)) if known else tuple(dict.fromkeys(n.split(".")[0] for n in names))
-        if not known and not all("." in name for name in names):
-            raise SourceError(f"{path} is no merged model: its outputs are not called TASK.OUTPUT", "merge it again")
-        self.labels: dict[str, Any] = json.loads(self.onnx.metadata.get("fxmerge.labels", "{}"))
-        self.hashes: dict[str, str] = json.loads(self.onnx.metadata.get("fxmerge.parents", "{}"))
+        self.onnx = OnnxModel(path, device=device, strange=True)
+        said = read_metadata(self.onnx.metadata, self.onnx.outputs, path)
+        self.tasks, self.labels, self.hashes = said.tasks, said.labels, said.parents
 
     def output(self, task: str) -> Port:
         """The first output of a task: the one in which a class is chosen."""

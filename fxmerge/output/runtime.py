@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ import torch
 from torch import Tensor
 
 from fxmerge.errors import SourceError, VerificationError
+from fxmerge.io.child import ChildError, ask
+from fxmerge.io.guard import check_file
 from fxmerge.ir.program import Port, Program
+from fxmerge.messages import printable
 
 _DTYPES = {
     "tensor(float)": torch.float32,
@@ -39,15 +44,21 @@ def run_onnx(path: str | Path, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
 class OnnxModel:
     """An ONNX file opened in ONNX Runtime."""
 
-    def __init__(self, path: str | Path, *, device: str = "cpu") -> None:
+    def __init__(self, path: str | Path, *, device: str = "cpu", strange: bool = False) -> None:
+        """`strange`: the file may be anyone's, so it is opened and run in a child process first."""
         import onnxruntime
+
+        self.path = path
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # its errors are raised as well
         options.intra_op_num_threads = torch.get_num_threads()
         providers = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
-        if not Path(path).is_file():
+        if not os.path.lexists(path):
             raise SourceError(f"{path}: no such file", "give the path of an ONNX model")
+        check_file(Path(path), todo="give the path of an ONNX model")
+        if strange:
+            _try(Path(path))
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime has one exception class per status, with no common base
@@ -56,11 +67,11 @@ class OnnxModel:
 
     @property
     def inputs(self) -> tuple[Port, ...]:
-        return tuple(_port(value) for value in self.session.get_inputs())
+        return tuple(_port(value, self.path) for value in self.session.get_inputs())
 
     @property
     def outputs(self) -> tuple[Port, ...]:
-        return tuple(_port(value) for value in self.session.get_outputs())
+        return tuple(_port(value, self.path) for value in self.session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name; entries of `inputs` that the model does not take are ignored."""
@@ -92,8 +103,25 @@ def compare_onnx(path: str | Path, program: Program, inputs: Mapping[str, Tensor
     return worst
 
 
-def _port(value: Any) -> Port:
-    return Port(value.name, tuple(value.shape), _DTYPES[value.type])
+def _try(path: Path) -> None:
+    """Open the model and run it once in a child, so that what would crash or fill this process does so there."""
+    beside = [file for file in path.parent.glob(f"{glob.escape(path.name)}*") if file.is_file()]
+    try:
+        size = sum(file.stat().st_size for file in beside)
+        for _ in ask("fxmerge.output.trial:run", {"path": str(path.absolute())}, size=size):
+            pass
+    except ChildError as error:
+        raise SourceError(f"{path}: ONNX Runtime cannot open it: {_line(error)}", "give an ONNX model") from error
+
+
+def _port(value: Any, path: str | Path) -> Port:
+    """An input or output of a session. Raises `SourceError` if it is no tensor that torch knows."""
+    if value.type not in _DTYPES:
+        raise SourceError(
+            f"{path}: {printable(value.name)} is of the type {printable(value.type)}", "give a model that takes tensors"
+        )
+    shape = tuple(size if isinstance(size, int | str) else f"size{axis}" for axis, size in enumerate(value.shape))
+    return Port(value.name, shape, _DTYPES[value.type])
 
 
 def _line(error: BaseException) -> str:

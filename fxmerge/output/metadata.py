@@ -1,0 +1,60 @@
+"""What a merged ONNX file says of itself, checked: any program may have written it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxmerge.errors import SourceError
+from fxmerge.io.files import parse_json
+from fxmerge.ir.program import Port
+from fxmerge.messages import printable
+
+AGAIN = "merge it again"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Tasks in their order, class names by task, hash of the parent's file by task."""
+
+    tasks: tuple[str, ...]
+    labels: Mapping[str, tuple[str, ...] | None]
+    parents: Mapping[str, str]
+
+
+def read_metadata(values: Mapping[str, str], outputs: Sequence[Port], path: str | Path) -> Metadata:
+    """The metadata of a model with these outputs; without any, its tasks are those its outputs are named after.
+
+    Raises `SourceError` if it is of another kind than fxmerge writes, or names tasks without outputs.
+    """
+    names = [port.name for port in outputs]
+    known = _json(values, "fxmerge.tasks", path)
+    tasks = known if known is not None else list(dict.fromkeys(name.split(".")[0] for name in names))
+    if known is None and not all("." in name for name in names):
+        raise SourceError(f"{path} is no merged model: its outputs are not called TASK.OUTPUT", AGAIN)
+    if not tasks or not _texts(tasks) or len(set(tasks)) != len(tasks):
+        raise _wrong("fxmerge.tasks", path)
+    without = next((task for task in tasks if not any(name.startswith(f"{task}.") for name in names)), None)
+    if without is not None:
+        raise SourceError(f"{path} names the task {printable(without)!r}, but gives no output for it", AGAIN)
+    labels = _json(values, "fxmerge.labels", path) or {}
+    if not isinstance(labels, dict) or not all(v is None or _texts(v) for v in labels.values()):
+        raise _wrong("fxmerge.labels", path)
+    parents = _json(values, "fxmerge.parents", path) or {}
+    if not isinstance(parents, dict) or not _texts(list(parents.values())):
+        raise _wrong("fxmerge.parents", path)
+    return Metadata(tuple(tasks), {task: tuple(v) if v else None for task, v in labels.items()}, parents)
+
+
+def _json(values: Mapping[str, str], key: str, path: str | Path) -> Any:
+    return parse_json(values[key].encode(), f"{path}: {key}") if key in values else None
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) and v == printable(v) for v in value)
+
+
+def _wrong(key: str, path: str | Path) -> SourceError:
+    return SourceError(f"{path}: its metadata {key} is not what fxmerge writes", AGAIN)
