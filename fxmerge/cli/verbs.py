@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,23 +16,16 @@ from rich.text import Text
 
 from fxmerge.cli import exits
 from fxmerge.cli.bars import Bars, duration
+from fxmerge.cli.class_names import check_class_names, read_class_names
 from fxmerge.cli.flags import with_config_flags
 from fxmerge.config import MergeConfig, parse_data, state_folder
 from fxmerge.errors import OptionError
 from fxmerge.io.files import atomic_write, check_output
-from fxmerge.io.guard import read_bytes
-from fxmerge.messages import printable, reason
-
-if TYPE_CHECKING:
-    from fxmerge.ir.program import Program
 
 app = typer.Typer(
     name="fxmerge", rich_markup_mode="rich", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-
-MOST_LABELS = 4 << 20
-"""Bytes of a file of class names."""
 
 WIDE = 200
 """Columns of what is written to a pipe or a file."""
@@ -125,7 +118,7 @@ def capture(
       fxmerge capture r18.pth --arch torchvision:resnet18 --inputs x.npz --out pets.pt
     """
     check_output(out, overwrite=overwrite)
-    names = _labels(labels) if labels else None
+    names = read_class_names(labels) if labels else None
     from fxmerge.cli.report import program_summary
     from fxmerge.io.bundle import save_bundle
     from fxmerge.io.sources import load
@@ -133,7 +126,7 @@ def capture(
     with _bars(quiet)("capture"):
         program = load(source, arch=arch, weights=weights, inputs=inputs, task=task, allow_pickle=allow_pickle)
         program = program.evolve(task=task or program.task, labels=names or program.labels)
-        _check_labels(names, program)
+        check_class_names(names, program)
         save_bundle(program, out, overwrite=overwrite)
     _stderr(quiet).print(program_summary(program, out))
 
@@ -356,28 +349,6 @@ def _source_options(
     arch: str | None, inputs: str | None, allow_pickle: bool, extension: Sequence[str] | None
 ) -> dict[str, Any]:
     return {"arch": arch, "inputs": inputs, "allow_pickle": allow_pickle, "extensions": tuple(extension or ())}
-
-
-def _labels(path: str) -> tuple[str, ...]:
-    """Class names from a file: a JSON list, or one a line."""
-    try:
-        text = read_bytes(Path(path), OptionError, most=MOST_LABELS).decode("utf-8")
-        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except OptionError as error:
-        raise OptionError(f"--labels {error.what}", error.todo) from None
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"--labels {path} cannot be read: {reason(error)}", "give one class name a line") from None
-    found = tuple(printable(str(name).strip()) for name in names if str(name).strip())
-    if not found:
-        raise OptionError(f"--labels {path} holds no name", "give one class name a line")
-    return found
-
-
-def _check_labels(names: Sequence[str] | None, program: Program) -> None:
-    """Raise `OptionError` if there are more class names than the model can choose from."""
-    most = max((p.shape[-1] for p in program.outputs if p.shape and isinstance(p.shape[-1], int)), default=None)
-    if names and most is not None and len(names) > max(most, 2):
-        raise OptionError(f"--labels names {len(names)} classes, the model tells {most} apart", "give one name a class")
 
 
 def _write(path: str, text: str, overwrite: bool) -> None:

@@ -119,9 +119,7 @@ def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Every tensor is a plain one, no larger than the file that holds it: a few bytes can claim any shape."""
     for name, tensor in state.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
-            raise SourceError(
-                f"{path}: {printable(name)} is no plain tensor", "convert it to an ordinary, dense tensor"
-            )
+            raise SourceError(f"{path}: {printable(name)} is no plain tensor", "convert it to an ordinary one")
         if tensor.numel() * tensor.element_size() > path.stat().st_size:
             raise SourceError(
                 f"{path} is damaged: {printable(name)} claims {tuple(tensor.shape)} numbers, more than the file holds",

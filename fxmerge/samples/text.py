@@ -31,6 +31,13 @@ TOKENS = "fxmerge.samples.workers:tokens"
 
 def tokenize(table: Table, program: Program, where: str) -> Raw:
     """Input arrays for `program`. Raises `DataError` if it has no tokenizer or other inputs."""
+    if "tokenizer.json" not in program.assets:
+        raise DataError(
+            f"{where} is text, but {program.task} has no tokenizer",
+            "put tokenizer.json beside the model and capture it again, or give token ids as arrays (.npz)",
+        )
+    if find_spec("tokenizers") is None:
+        raise DataError("reading text needs the tokenizers library", 'install it: pip install "fxmerge[text]"')
     ports = _ports(program, where)
     ids = ports["ids"]
     fixed = ids.shape[1] if isinstance(ids.shape[1], int) else None
@@ -65,14 +72,7 @@ class Encoded:
 
 def _encode(table: Table, program: Program, longest: int | None, where: str) -> Encoded:
     """The texts split by the model's own tokenizer, in a child process. Raises `DataError` if that cannot be."""
-    data = program.assets.get("tokenizer.json")
-    if data is None:
-        raise DataError(
-            f"{where} is text, but {program.task} has no tokenizer",
-            "put tokenizer.json beside the model and capture it again, or give token ids as arrays (.npz)",
-        )
-    if find_spec("tokenizers") is None:
-        raise DataError("reading text needs the tokenizers library", 'install it: pip install "fxmerge[text]"')
+    data = program.assets["tokenizer.json"]
     request = {"tokenizer": len(data), "longest": longest, "pads": PADS}
     encoded = Encoded([], [], 0)
     try:
