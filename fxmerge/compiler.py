@@ -14,10 +14,9 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fxmerge import figures
 from fxmerge.config import MergeConfig
-from fxmerge.errors import CaptureError, DataError, FxmergeError, OptionError, VerificationError
+from fxmerge.errors import CaptureError, DataError, FxmergeError, VerificationError
 from fxmerge.figures import Samples
 from fxmerge.inspection import check, examine, inspect
-from fxmerge.io import sources
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.ir.supernet import SuperNet
@@ -27,6 +26,7 @@ from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.base import Trained
 from fxmerge.output.formats import save_merged
 from fxmerge.output.merged import Merged
+from fxmerge.parents import Parent, load_parents
 from fxmerge.pipeline import Pipeline, run_pass
 from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
@@ -41,8 +41,6 @@ from fxmerge.training.memory import budget
 from fxmerge.version import __version__
 
 __all__ = ["catalogue", "check", "examine", "inspect", "merge"]
-
-Parent = Program | str | Path
 
 
 def merge(
@@ -80,10 +78,12 @@ class _Merge:
     trained: Trained
     notes: list[str] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
+    given: list[Program] = field(default_factory=list)
+    """The parents as they were given."""
 
     def run(self, parents: list[Parent], data: Any) -> Merged:
         with self.stages("capture"):
-            programs = self._load(parents)
+            programs = self.given = load_parents(parents, self.config, data)
             samples = self._samples(programs, data)
         with self.stages("analyse"):
             supernet = self._supernet(programs)
@@ -112,34 +112,6 @@ class _Merge:
         return merged
 
     # -- parents and samples -------------------------------------------------------------------------
-
-    def _load(self, parents: list[Parent]) -> list[Program]:
-        if len(parents) < 2:
-            raise OptionError(f"{len(parents)} model given", "give two or more models to merge")
-        programs = [p if isinstance(p, Program) else self._read(p) for p in parents]
-        tasks = [program.task for program in programs]
-        twice = next((t for t in tasks if tasks.count(t) > 1), None)
-        if twice is not None:
-            raise OptionError(
-                f"two parents have the task name {twice}", "capture one of them with --task NAME, or rename its file"
-            )
-        if not 0 <= self.config.like < len(programs):
-            raise OptionError(
-                f"--like {self.config.like} of {len(programs)} parents", f"choose one from 0 to {len(programs) - 1}"
-            )
-        for program in programs:
-            for name in sorted(program.parameters):
-                if not bool(program.tensors[name].isfinite().all()):
-                    raise DataError(f"{program.task}: {name} has NaN or infinite values", "merge a model that trained")
-        return programs
-
-    def _read(self, source: str | Path) -> Program:
-        """The program of a SOURCE; a state dict is traced on its task's samples, in the model that --arch makes."""
-        config, path = self.config, Path(source)
-        if sources.kind_of(path, str(source)) != "weights":
-            return sources.load(source, allow_pickle=config.allow_pickle)
-        inputs = config.data.get(path.stem, config.data.get(""))
-        return sources.load(source, arch=config.arch, inputs=inputs, allow_pickle=config.allow_pickle)
 
     def _samples(self, programs: list[Program], data: Any) -> list[Samples] | None:
         """Samples of every task by input name; None if there are none and the method needs none."""
@@ -331,7 +303,8 @@ class _Merge:
             "peak_rss_mib": 0,
         }
         labels = {parent.task: parent.labels for parent in supernet.parents}
-        return Merged(replace(program, task="+".join(supernet.tasks)), result, supernet.tasks, labels)
+        named = replace(program, task="+".join(supernet.tasks))
+        return Merged(named, result, supernet.tasks, labels, tuple(self.given))
 
     def _opaque(self, supernet: SuperNet) -> list[str]:
         """A note for every call that holds axes of parameters still."""

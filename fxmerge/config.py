@@ -17,6 +17,9 @@ from fxmerge.io.files import check_output
 from fxmerge.io.yaml_text import read_yaml
 from fxmerge.messages import nearest, printable
 
+BY_TASK = ("arch", "data", "key")
+"""Options that may be given once per task, as `--data TASK=PATH`."""
+
 SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
 """What `--out` may end in; without a suffix it is a folder in Hugging Face layout."""
 
@@ -39,9 +42,18 @@ class MergeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     parents: tuple[str, ...] = option((), "Models to merge, two or more.", "argument", metavar="SOURCE SOURCE...")
-    arch: str | None = option(
-        None, "Where the code of a state dict is: module:callable, timm:NAME, torchvision:NAME or config.json.",
-        "Files", metavar="FACTORY",
+    arch: dict[str, str] = option(
+        {}, "What builds the model of a state dict: module:callable, file.py:callable, timm:NAME, torchvision:NAME or "
+        "config.json. With TASK= for that parent alone.",
+        "Files", metavar="[TASK=]FACTORY",
+    )  # fmt: skip
+    key: dict[str, str] = option(
+        {}, "Which weights of a checkpoint are meant, where it holds several (raw and averaged).", "Files",
+        metavar="[TASK=]NAME",
+    )  # fmt: skip
+    ignore: tuple[str, ...] = option(
+        (), "Tensors of a checkpoint that are no weights, as '*.total_ops'; may be given again.", "Files",
+        metavar="PATTERN",
     )  # fmt: skip
     allow_pickle: bool = option(False, "Run the code inside a pickled module. Only for files you trust.", "Files")
 
@@ -111,11 +123,13 @@ class MergeConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _paths(cls, values: Any) -> Any:
-        """A path may be a `Path`, and one path alone is data for every task."""
+        """A path may be a `Path`, one value alone of what is given by task serves every task, one pattern is a list."""
         if not isinstance(values, dict):
             return values
         values = {name: _texts(value) for name, value in values.items()}
-        return {**values, "data": {"": values["data"]}} if isinstance(values.get("data"), str) else values
+        one = {name: {"": values[name]} for name in BY_TASK if isinstance(values.get(name), str)}
+        several = {name: (values[name],) for name in ("ignore", "extension") if isinstance(values.get(name), str)}
+        return values | one | several
 
     @classmethod
     def of(cls, **options: Any) -> MergeConfig:
@@ -243,17 +257,24 @@ def unknown(kind: str, name: str, known: Iterable[str], todo: str = "") -> Optio
 
 def parse_data(values: Iterable[str]) -> dict[str, str]:
     """`["mnist=a.npz", "b.npz"]` by task; the key "" stands for every task."""
+    return parse_by_task("data", values, "PATH")
+
+
+def parse_by_task(name: str, values: Iterable[str], what: str = "VALUE") -> dict[str, str]:
+    """The values of a flag that may be given once per task, `TASK=VALUE`; the key "" stands for every task."""
     found: dict[str, str] = {}
     for value in values:
-        task, mark, path = value.partition("=")
-        if not mark or "/" in task or "." in task:  # an equals sign inside a path
-            task, path = "", value
-        if not path or (mark and not task and path != value):
-            missing = "no task" if path else "no file"
-            raise OptionError(f"--data {value} names {missing}", "write it as --data TASK=PATH, or --data PATH for all")
+        task, mark, given = value.partition("=")
+        if not mark or "/" in task or Path(value).exists():  # an equals sign inside a path
+            task, given = "", value
+        if not given or (mark and not task and given != value):
+            missing = "no task" if given else f"no {'file' if what == 'PATH' else what.lower()}"
+            raise OptionError(
+                f"--{name} {value} names {missing}", f"write it as --{name} TASK={what}, or --{name} {what} for all"
+            )
         if task in found:
-            raise OptionError(f"--data is given twice for {task or 'every task'}", "give it once per task")
-        found[task] = path
+            raise OptionError(f"--{name} is given twice for {task or 'every task'}", "give it once per task")
+        found[task] = given
     return found
 
 

@@ -10,9 +10,11 @@ from typing import Any, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from fxmerge.config import MergeConfig, parse_data
+from fxmerge.config import BY_TASK, MergeConfig, parse_by_task
 
 Verb = Callable[..., Any]
+
+METAVARS = {"arch": "FACTORY", "data": "PATH", "key": "NAME"}
 
 
 def with_config_flags(verb: Verb) -> Verb:
@@ -45,8 +47,9 @@ def with_config_flags(verb: Verb) -> Verb:
 
 def _config(given: dict[str, Any], file: str | None) -> MergeConfig:
     flags = {name: value for name, value in given.items() if value not in (None, [], ())}
-    if "data" in flags:
-        flags["data"] = parse_data(flags["data"])
+    for name in BY_TASK:
+        if name in flags:
+            flags[name] = parse_by_task(name, flags[name], METAVARS[name])
     if len({"rank", "full"} & flags.keys()) == 1:  # then it replaces the other one in a file
         flags = {"rank": None, "full": False} | flags
     return MergeConfig.load(file, **flags) if file else MergeConfig.of(**flags)

@@ -41,6 +41,11 @@ INPUTS = Annotated[
     str | None, typer.Option(metavar="FILE", help="Sample inputs (.npz, .npy, .safetensors), for a SOURCE without any.")
 ]
 PICKLE = Annotated[bool, typer.Option(help="Run the code inside a pickled module. Only for files you trust.")]
+KEY = Annotated[str | None, typer.Option(metavar="NAME", help="Which weights of a checkpoint, where it holds several.")]
+IGNORE = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Tensors that are no weights, as '*.total_ops'."),
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 EXTENSION = Annotated[
     list[str] | None, typer.Option(metavar="FILE:NAME", help="Load rules, passes and methods from a Python file.")
@@ -102,6 +107,8 @@ def capture(
     inputs: INPUTS = None,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the task; else the file's stem.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="FILE", help="Class names: one a line, or a JSON list.")] = None,
+    key: KEY = None,
+    ignore: IGNORE = None,
     allow_pickle: PICKLE = False,
     overwrite: OVERWRITE = False,
     verbose: VERBOSE = False,
@@ -124,7 +131,16 @@ def capture(
     from fxmerge.io.sources import load
 
     with _bars(quiet)("capture"):
-        program = load(source, arch=arch, weights=weights, inputs=inputs, task=task, allow_pickle=allow_pickle)
+        program = load(
+            source,
+            arch=arch,
+            weights=weights,
+            inputs=inputs,
+            task=task,
+            key=key,
+            ignore=ignore or (),
+            allow_pickle=allow_pickle,
+        )
         program = program.evolve(task=task or program.task, labels=names or program.labels)
         check_class_names(names, program)
         save_bundle(program, out, overwrite=overwrite)
@@ -139,6 +155,8 @@ def inspect(
     as_json: JSON = False,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page that draws spaces and layers.")] = None,
     extension: EXTENSION = None,
+    key: KEY = None,
+    ignore: IGNORE = None,
     allow_pickle: PICKLE = False,
     overwrite: OVERWRITE = False,
     verbose: VERBOSE = False,
@@ -157,7 +175,7 @@ def inspect(
     from fxmerge.cli import report
     from fxmerge.inspection import examine, refusals
 
-    options = _source_options(arch, inputs, allow_pickle, extension)
+    options = _source_options(arch, inputs, key, ignore, allow_pickle, extension)
     with _bars(quiet)("analyse"):
         found = examine(source, **options)
     if html:
@@ -182,6 +200,8 @@ def check(
     as_json: JSON = False,
     seed: Annotated[int, typer.Option(min=0, help="Which random elements are drawn.")] = 0,
     extension: EXTENSION = None,
+    key: KEY = None,
+    ignore: IGNORE = None,
     allow_pickle: PICKLE = False,
     verbose: VERBOSE = False,
     quiet: QUIET = False,
@@ -198,7 +218,7 @@ def check(
     from fxmerge import inspection
     from fxmerge.cli import report
 
-    options = _source_options(arch, inputs, allow_pickle, extension)
+    options = _source_options(arch, inputs, key, ignore, allow_pickle, extension)
     with _bars(quiet)("check"):
         found = inspection.check(source, seed=seed, **options)
     if as_json:
@@ -240,13 +260,13 @@ def merge(
     with state_folder(config, lambda note: _note([note], quiet)) as config:
         merged = compiler.merge(config.parents, config=config, stages=_bars(quiet))
     _note(merged.result["notes"], quiet)
-    if verbose:
-        _note(inspection.refusals(config.parents, extensions=config.extension), quiet)
-        _note([f"{stage} took {duration(seconds)}" for stage, seconds in merged.result["seconds"].items()], quiet)
     if config.result:
         _write(config.result, json.dumps(merged.result, indent=1), config.overwrite)
     if config.report:
         _write(config.report, report.html(merged.result, config), config.overwrite)
+    if verbose:
+        _note(inspection.refusals(merged.parents, extensions=config.extension), quiet)
+        _note([f"{stage} took {duration(seconds)}" for stage, seconds in merged.result["seconds"].items()], quiet)
     if not quiet:
         _stdout().print(report.merge(merged.result))
 
@@ -346,9 +366,13 @@ def _list(kind: Literal["methods", "passes", "rules"], extension: Sequence[str] 
 
 
 def _source_options(
-    arch: str | None, inputs: str | None, allow_pickle: bool, extension: Sequence[str] | None
-) -> dict[str, Any]:
-    return {"arch": arch, "inputs": inputs, "allow_pickle": allow_pickle, "extensions": tuple(extension or ())}
+    arch: str | None, inputs: str | None, key: str | None, ignore: Sequence[str] | None, allow_pickle: bool,
+    extension: Sequence[str] | None,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "arch": arch, "inputs": inputs, "key": key, "ignore": tuple(ignore or ()), "allow_pickle": allow_pickle,
+        "extensions": tuple(extension or ()),
+    }  # fmt: skip
 
 
 def _write(path: str, text: str, overwrite: bool) -> None:

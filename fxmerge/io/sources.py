@@ -229,7 +229,7 @@ def _trace(model: nn.Module, inputs: Inputs | None, dummies: Mapping[str, Tensor
     if dummies is None:
         raise SourceError(
             f"{what}: its inputs are not known",
-            "add --inputs FILE: an .npz with arrays named like forward's parameters",
+            "add --inputs FILE (to merge: --data TASK=FILE), an .npz with arrays named like forward's parameters",
         )
     program = capture(model, dict(dummies))
     shapes = "; ".join(f"{name} {tuple(value.shape)}" for name, value in dummies.items())

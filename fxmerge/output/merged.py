@@ -25,6 +25,8 @@ class Merged:
     """What `--result` writes, key by key as documented."""
     tasks: tuple[str, ...]
     labels: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    parents: tuple[Program, ...] = ()
+    """The programs that were merged, as they were given."""
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Any]:
         named = dict(zip((port.name for port in self.program.inputs), args, strict=False)) | kwargs

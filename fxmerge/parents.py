@@ -1,0 +1,90 @@
+"""The parents of a merge: programs as they are given, or read from their sources with what the user says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fxmerge.config import MergeConfig
+from fxmerge.errors import DataError, OptionError
+from fxmerge.io import sources
+from fxmerge.ir.program import Program
+from fxmerge.messages import nearest
+
+Parent = Program | str | Path
+
+
+def load_parents(given: Sequence[Parent], config: MergeConfig, data: Any) -> list[Program]:
+    """The programs of two or more parents; state dicts are traced on their task's samples in `data`.
+
+    Raises `OptionError` for options that no parent can use, and for two parents of one name.
+    """
+    if len(given) < 2:
+        raise OptionError(f"{len(given)} model given", "give two or more models to merge")
+    tasks = [parent.task if isinstance(parent, Program) else sources.task_of(parent) for parent in given]
+    _check_use(given, tasks, config)
+    programs = [
+        parent if isinstance(parent, Program) else _read(parent, task, config, _of_task(data, task, tasks))
+        for parent, task in zip(given, tasks, strict=True)
+    ]
+    _check(programs, config)
+    return programs
+
+
+def _read(source: str | Path, task: str, config: MergeConfig, samples: Any) -> Program:
+    """The program of a SOURCE. What holds no samples of its own, as a state dict, is traced on those of the task."""
+    weights = _takes_weights(source)  # what is said for all parents is for those that can use it
+    bare = weights or sources.kind_of(Path(source), str(source)) == "factory"
+    return sources.load(
+        source,
+        arch=config.arch.get(task) or (config.arch.get("") if weights else None),
+        key=config.key.get(task) or (config.key.get("") if weights else None),
+        ignore=config.ignore if weights else (),
+        inputs=samples if bare else None,
+        allow_pickle=config.allow_pickle,
+    )
+
+
+def _takes_weights(source: Parent) -> bool:
+    return not isinstance(source, Program) and sources.kind_of(Path(source), str(source)) == "weights"
+
+
+def _check_use(given: Sequence[Parent], tasks: Sequence[str], config: MergeConfig) -> None:
+    """Every task that --arch and --key name is there, and what is said for all is of use to one."""
+    for flag, values in (("--arch", config.arch), ("--key", config.key)):
+        if wrong := [task for task in values if task and task not in tasks]:
+            raise OptionError(
+                f"{flag} {wrong[0]}=…: there is no task of that name{nearest(wrong[0], tasks)}",
+                f"the tasks are {', '.join(tasks)}",
+            )
+    used = {"--arch": "" in config.arch, "--key": "" in config.key, "--ignore": bool(config.ignore)}
+    idle = [flag for flag, is_given in used.items() if is_given]
+    if idle and not any(_takes_weights(parent) for parent in given):
+        raise OptionError(f"{idle[0]} is for weights, and every parent holds its model already", f"leave {idle[0]} out")
+
+
+def _of_task(data: Any, task: str, tasks: Sequence[str]) -> Any:
+    """The samples of a task in `data` as `merge` takes it: by task, or (by input, or one path) for all tasks."""
+    if not isinstance(data, Mapping):
+        return data
+    if set(data) <= {*tasks, ""}:
+        return data.get(task, data.get(""))
+    return data
+
+
+def _check(programs: Sequence[Program], config: MergeConfig) -> None:
+    tasks = [program.task for program in programs]
+    twice = next((t for t in tasks if tasks.count(t) > 1), None)
+    if twice is not None:
+        raise OptionError(
+            f"two parents have the task name {twice}", "capture one of them with --task NAME, or rename its file"
+        )
+    if not 0 <= config.like < len(programs):
+        raise OptionError(
+            f"--like {config.like} of {len(programs)} parents", f"choose one from 0 to {len(programs) - 1}"
+        )
+    for program in programs:
+        for name in sorted(program.parameters):
+            if not bool(program.tensors[name].isfinite().all()):
+                raise DataError(f"{program.task}: {name} has NaN or infinite values", "merge a model that trained")
