@@ -16,6 +16,7 @@ from fxmerge.io.files import sha256
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.student import teachers
+from fxmerge.methods.wanted import wanted
 from fxmerge.samples.pool import pool_of
 from fxmerge.training.fit import Settings, score
 from fxmerge.training.labels import Targets
@@ -70,19 +71,19 @@ def agreement(merged: Program, supernet: SuperNet, k: int, samples: Samples) -> 
 
 
 def feature_score(program: Program, supernet: SuperNet, k: int, samples: Samples) -> float | None:
-    """R² of parent k's final features as `program` gives them, on these samples: 1 is perfect."""
+    """R² of what the loss compares for parent k, as `program` gives it on these samples: 1 is perfect."""
     known = {port.name for port in program.outputs}
-    features = [f for f in supernet.feature_ports() if f.parent == k and f.port in known]
-    if not features:
+    compared = {w.feature.port: w for w in wanted(supernet) if w.feature.parent == k and w.feature.port in known}
+    if not compared:
         return None
-    student = program.only([f.port for f in features], inputs=True)
-    by_port = {f.port: f for f in features}
-    order = [by_port[port.name] for port in student.outputs]
+    student = program.only(compared, inputs=True)
+    order = [compared[port.name].feature for port in student.outputs]
     alone = replace(supernet, program=student, parents=(supernet.parents[k],), inputs=(supernet.inputs[k],))
     targets = Targets(teachers(alone, [replace(f, parent=0) for f in order]))
     pool = pool_of(student, supernet.given(k, samples))
     scores = score(student.module, pool, targets, Settings(batch_size=CHUNK))
-    return sum(scores) / len(scores)
+    weights = [compared[port.name].weight for port in student.outputs]
+    return sum(w * s for w, s in zip(weights, scores, strict=True)) / sum(weights)
 
 
 def probes(program: Program, supernet: SuperNet, samples: Sequence[Samples] | None) -> list[Samples]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from fxmerge.ir.program import Program
-from fxmerge.ir.supernet import Feature, SuperNet
+from fxmerge.ir.supernet import SuperNet
 from fxmerge.training.fit import Log, Pool, Progress, Settings
 
 
@@ -92,10 +92,6 @@ class Job:
     notes: list[str] = field(default_factory=list)
     pools: Pools | None = None
     """Other pools of the same samples, where the kind of augmentation is left to a trial."""
-
-    def wanted(self) -> tuple[Feature, ...]:
-        """The features that the loss compares."""
-        return self.supernet.feature_ports(final_only=self.options.inner == 0)
 
 
 @dataclass(frozen=True)

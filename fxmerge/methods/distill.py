@@ -8,7 +8,7 @@ from typing import ClassVar
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job, Outcome, Trained
-from fxmerge.methods.student import train
+from fxmerge.methods.student import train, unreached
 from fxmerge.methods.trial import begin
 
 
@@ -33,7 +33,7 @@ class Distill(Trained):
             log=log,
             augmentation=begun.job.pool.about if begun.job.pool else {},
             trainable=sum(p.numel() for p in student.module.parameters() if p.requires_grad),
-            unreached=log.untouched,
+            unreached=unreached(log.untouched, student, log),
         )
 
 

@@ -11,7 +11,7 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import GradientWatch
 from fxmerge.methods.base import Job, Outcome, Trained
-from fxmerge.methods.student import train
+from fxmerge.methods.student import train, unreached
 from fxmerge.methods.trial import begin
 
 WIDE = 256
@@ -58,7 +58,7 @@ class Foldable(Trained):
             log=log,
             augmentation=begun.job.pool.about if begun.job.pool else {},
             trainable=sum(p.numel() for p in student.module.parameters() if p.requires_grad),
-            unreached=tuple(watch.missing) + log.untouched,
+            unreached=unreached((*watch.missing, *log.untouched), student, log),
         )
 
     def form(self, supernet: SuperNet) -> Form:

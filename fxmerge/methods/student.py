@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Feature, SuperNet
 from fxmerge.methods.base import Job
+from fxmerge.methods.wanted import reads, wanted
 from fxmerge.training.fit import Log, fit
 from fxmerge.training.labels import Mask, Targets
 from fxmerge.training.pool import Pool
 
 
 def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]:
-    """Train what is trainable in `program` until it shows the parents' features; the part trained, and the log."""
+    """Train what is trainable in `program` until it shows what the parents show; the part trained, and the log."""
     assert job.pool is not None
-    student = program.only(feature.port for feature in job.wanted())
+    student = program.only(each.feature.port for each in wanted(supernet, job.options.inner))
     of_maps = {id(parameter) for module in student.maps.values() for parameter in module.parameters()}
-    for parameter in student.module.parameters():
-        if id(parameter) not in of_maps:  # maps say themselves what of them is trained
+    for name, parameter in student.module.named_parameters():
+        # Maps say themselves what of them is trained, and a parent's own tensors are its teacher's too.
+        if id(parameter) not in of_maps and name not in student.origins:
             parameter.requires_grad_(True)
     targets = targets_of(student, supernet, job)
-    return student, fit(student.module, None, job.pool, targets, job.settings, job.progress, job.state)
+    log = fit(student.module, None, job.pool, targets, job.settings, job.progress, job.state)
+    constant = [port.name for port, one in zip(student.outputs, log.constant, strict=True) if one]
+    job.notes.extend(f"{name} has one value for all samples: nothing can be learnt from it" for name in constant)
+    return student, log
+
+
+def unreached(names: Iterable[str], student: Program, log: Log) -> tuple[str, ...]:
+    """The maps and weights of `names` that a gradient should have reached: not those behind constant values alone."""
+    outputs = [node for node, constant in zip(student.result, log.constant, strict=True) if not constant]
+    moving, todo = set(outputs), outputs
+    while todo:
+        new = [n for n in reads(todo.pop()) if n not in moving]
+        moving.update(new)
+        todo += new
+    idle = [str(n.target) for n in student.graph.nodes if n.op == "get_attr" and n not in moving]
+    return tuple(n for n in names if not any(n == each or n.startswith((f"{each}.", f"{each} ")) for each in idle))
 
 
 def targets_of(student: Program, supernet: SuperNet, job: Job) -> Targets:
-    """The parents' features in the order of the student's outputs, weighted, padding masked."""
+    """What the parents show, in the order of the student's outputs, weighted, padding masked."""
     assert job.pool is not None
-    by_port = {feature.port: feature for feature in supernet.features}
-    features = [by_port[port.name] for port in student.outputs]
-    weights = tuple(1.0 if f.final else job.options.inner for f in features)
-    return Targets(
-        teachers(supernet, features), weights, tuple(padding(student, port, job.pool) for port in student.outputs)
-    )
+    by_port = {each.feature.port: each for each in wanted(supernet, job.options.inner)}
+    chosen = [by_port[port.name] for port in student.outputs]
+    masks = tuple(padding(student, port, job.pool) for port in student.outputs)
+    return Targets(teachers(supernet, [each.feature for each in chosen]), tuple(each.weight for each in chosen), masks)
 
 
 def teachers(supernet: SuperNet, features: Sequence[Feature]) -> nn.Module:

@@ -91,6 +91,8 @@ class Log:
     samples_per_second: float
     untouched: tuple[str, ...] = ()
     """Trained parameters that never received a gradient other than zero, by the student's names."""
+    constant: tuple[bool, ...] = ()
+    """For every feature, whether it has one value for all inputs."""
 
     @property
     def steps(self) -> int:
@@ -235,7 +237,7 @@ class _Run:
     def log(self) -> Log:
         rate = len(self.losses) * self.settings.batch_size / self.seconds
         untouched = tuple(name for name in self.trained if name in self.untouched)
-        return Log(tuple(self.losses), self.seconds, self.labels.seconds, rate, untouched)
+        return Log(tuple(self.losses), self.seconds, self.labels.seconds, rate, untouched, self.labels.constant)
 
     # -- keeping and resuming --------------------------------------------------------------------------
 
