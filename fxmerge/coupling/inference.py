@@ -86,6 +86,11 @@ class Inference:
         """An axis tolerates nothing."""
         self.pins.append(Pin(axis, reason))
 
+    def follow(self, node: fx.Node, law: str, labels: Mapping[str, Mapping[str, Axis]]) -> None:
+        """A call follows a law along the coupled axes of each label."""
+        form = Signature(operands=(), results=(), law=law)
+        self.lawful.append(Lawful(node, form, frozenset(), frozenset(), labels))
+
     def held(self, node: fx.Node) -> tuple[Held, ...]:
         """The axes of a tensor value, promises included."""
         if node not in self.values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,9 @@ class Ledger(Protocol):
 
     def pin(self, axis: Axis, reason: str) -> None:
         """An axis tolerates nothing."""
+
+    def follow(self, node: fx.Node, law: str, labels: Mapping[str, Mapping[str, Axis]]) -> None:
+        """A call follows a law along the coupled axes of each label."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,19 @@ class Move(Call):
         """Couple the axes of two factors of a product of which only the first may scale."""
         self.ledger.coupler.unify(self.plain(value), self.plain(gate))
         self.rigid(gate)
+
+    def follow(self, law: str, labels: Mapping[str, Mapping[str, Held]]) -> None:
+        """Couple the axes of each label, and let them scale, flip and mix as a law says and no more.
+
+        They are named as the law names its operands, "->" names the result's. A law may speak of values that the
+        operator keeps to itself, if axes are given for them.
+        """
+        plain = {label: {name: self.plain(axis) for name, axis in slots.items()} for label, slots in labels.items()}
+        for slots in plain.values():
+            first, *others = slots.values()
+            for other in others:
+                self.ledger.coupler.unify(first, other)
+        self.ledger.follow(self.node, law, plain)
 
     def fresh(self, size: int) -> Axis:
         """An axis along which the result is constant: any permutation, no scale."""

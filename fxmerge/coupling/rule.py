@@ -29,6 +29,10 @@ from fxmerge.errors import ExtensionError
 Couples: TypeAlias = "str | tuple[str, str]"
 """A signature, or a signature and a law."""
 
+Inner: TypeAlias = "tuple[tuple[Literal['write', 'read'], str, int] | None, ...]"
+"""Per axis of an operand that is a linear map inside an operator: which axis it writes or reads, of which operand or of
+the result ("->")."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -44,6 +48,10 @@ class Rule:
     """The result depends on the shapes of the operands alone; "blank": and nobody reads what it holds."""
     roles: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What the spaces of some labels are for, where the operator alone can tell."""
+    inner: Mapping[str, Inner] = field(default_factory=dict, hash=False)
+    """Operands that are linear maps inside the operator (a state fed back, say): it runs once, on folded weights."""
+    sizes: Callable[..., Any] | None = None
+    """Empty results of the right sizes, for an operator that cannot be traced at sizes left open."""
     owner: str = ""
 
     @property

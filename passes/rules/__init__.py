@@ -14,10 +14,11 @@ from passes.rules import (
     norm,
     pointwise,
     reduction,
+    recurrent,
     spectral,
 )
 
-FAMILIES = (linear, attention, norm, pointwise, reduction, convolution, layout, indexing, experts, spectral, constants)
+FAMILIES = (linear, attention, norm, pointwise, reduction, convolution, layout, indexing, experts, spectral, constants, recurrent)
 
 
 def _rules_of(module: object) -> tuple[Rule, ...]:

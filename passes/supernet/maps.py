@@ -44,7 +44,7 @@ class Maps:
 
     def __post_init__(self) -> None:
         for site in self.sites.sites.values():
-            if site.kind == "linear" and site.node not in self.sites.tail:
+            if site.maps and site.node not in self.sites.tail:
                 for operand in site.operands:
                     for axis, key in self._keys(operand):
                         covers = repr([None if c is None else c.tolist() for c in operand.covers])

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from fxmerge.coupling import RuleSet, Signature, has_tensor, labels_of, signature
+from fxmerge.coupling import Call, RuleSet, Signature, has_tensor, labels_of, signature
+from fxmerge.coupling.law import RESULT
 from fxmerge.ir.program import Program, target_name
 from fxmerge.ir.space import AxisExpr, Spaces, leaves
 from passes.spaces.find import SpacesOf
@@ -82,11 +83,19 @@ class Operand:
 
 @dataclass(frozen=True)
 class Site:
-    """A call in which parameters meet data. `linear`: the result is linear in the parameters together."""
+    """A call in which parameters meet data. `linear`: the result is linear in the parameters together.
+
+    `inner`: they are linear maps inside the operator, which runs once, on the parents' weights folded into one.
+    """
 
     node: fx.Node
     operands: tuple[Operand, ...]
-    kind: Literal["linear", "additive", "direct"]
+    kind: Literal["linear", "inner", "additive", "direct"]
+
+    @property
+    def maps(self) -> bool:
+        """Whether the parameters write and read spaces as linear maps."""
+        return self.kind in ("linear", "inner")
 
 
 @dataclass(frozen=True)
@@ -182,6 +191,9 @@ class _Finder:
         own = [n for n in arguments if self.values[n] == "parameter"]
         if not own:
             return None
+        inner = self._inner(node)
+        if inner is not None:
+            return Site(node, tuple(self._operand(n, node, inner.get(n, {})) for n in own), "inner")
         others = [n for n in arguments if self.values[n] in ("data", "constant")]
         if target_name(node.target) in ADDS and others and isinstance(node.meta["val"], Tensor):
             axes = {
@@ -202,6 +214,21 @@ class _Finder:
         if not linear or not pure or len(set(arguments)) < len(arguments) or None in roles.values():
             return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
         return Site(node, tuple(self._operand(n, node, roles[n] or {}) for n in own), "linear")
+
+    def _inner(self, node: fx.Node) -> dict[fx.Node, dict[int, AxisUse]] | None:
+        """Per operand what each of its axes writes or reads inside the operator; None for an operator without such."""
+        rule = self.rules.find(node)
+        if rule is None or not rule.inner:
+            return None
+        values = {name: value for name, value in Call.of(node).operands if value is not None} | {RESULT: node}
+        found: dict[fx.Node, dict[int, AxisUse]] = {}
+        for name, uses in rule.inner.items():
+            for axis, use in enumerate(uses if name in values else ()):
+                if use is not None:
+                    role, other, place = use
+                    on = values[other]
+                    found.setdefault(values[name], {})[axis] = AxisUse(role, on, place % on.meta["val"].ndim)
+        return found
 
     def _roles(
         self, sign: Signature, node: fx.Node, terms: list[tuple[str, ...]], i: int, arguments: list[fx.Node]
@@ -272,7 +299,7 @@ class _Finder:
             for operand in site.operands:
                 for axis, use in zip(spaces.tensors[operand.root], operand.uses, strict=True):
                     found = {leaf.space for leaf in leaves(axis)}
-                    if site.kind == "linear" and use is not None:
+                    if site.maps and use is not None:
                         (written if use.role == "write" else read).update(found)
                     elif alone or (site.kind == "additive" and use is not None):
                         written.update(name for name in found if spaces.spaces[name].movable)
@@ -286,7 +313,7 @@ class _Finder:
             site = sites.get(node)
             writes = [
                 leaf.space
-                for operand in (site.operands if site and site.kind == "linear" else ())
+                for operand in (site.operands if site and site.maps else ())
                 for axis, use in zip(spaces.tensors[operand.root], operand.uses, strict=True)
                 if use is not None and use.role == "write"
                 for leaf in leaves(axis)
