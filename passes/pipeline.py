@@ -15,8 +15,10 @@ from fxmerge.rewrite import Trace
 from passes.rewrites import REWRITES
 from passes.rules import BUILTIN as RULES
 from passes.spelling.cleanup import cleanup
+from passes.spelling.join_recurrent import join_recurrent
 from passes.spelling.lower_to_onnx import spell_out
 from passes.spelling.normalize import normalize
+from passes.spelling.split_recurrent import split_recurrent
 from passes.supernet.fold_merge import fold_merge
 from passes.supernet.hoist import Order, hoist
 from passes.supernet.insert_merge import insert_merge
@@ -28,6 +30,14 @@ class Normalize(Pass):
 
     def run(self, program: Program, known: Extension) -> Program:
         return normalize(program, known.rewrites)
+
+
+@dataclass(frozen=True)
+class SplitRecurrent(Pass):
+    """Write recurrent layers one by one, each direction by itself."""
+
+    def run(self, program: Program, known: Extension) -> Program:
+        return split_recurrent(program)
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,16 @@ class FoldMerge(Pass):
 
 
 @dataclass(frozen=True)
+class JoinRecurrent(Pass):
+    """Write recurrent layers as torch's own operators again."""
+
+    stage: ClassVar[Stage] = "merged"
+
+    def run(self, program: Program, known: Extension) -> Program:
+        return join_recurrent(program)
+
+
+@dataclass(frozen=True)
 class SpellOut(Pass):
     """Write operators that only one library knows in operators that everybody knows."""
 
@@ -92,14 +112,19 @@ class SpellOut(Pass):
         return spell_out(program)
 
 
-PIPELINE = Pipeline((Normalize(), Cleanup(), InsertMerge(), Hoist(), FoldMerge(), SpellOut(), Cleanup()))
+PIPELINE = Pipeline(
+    (
+        Normalize(), SplitRecurrent(), Cleanup(), InsertMerge(), Hoist(),
+        FoldMerge(), JoinRecurrent(), SpellOut(), Cleanup(),
+    )
+)  # fmt: skip
 """What happens to parents, in order; the method trains between hoist and fold-merge."""
 
 BUILTIN = Extension(
     BUILTIN_OWNER,
     rules=RULES,
     rewrites=REWRITES,
-    passes=[Normalize, Cleanup, InsertMerge, Hoist, FoldMerge, SpellOut],
+    passes=[Normalize, SplitRecurrent, Cleanup, InsertMerge, Hoist, FoldMerge, JoinRecurrent, SpellOut],
     methods=METHODS,
 )
 """Everything that comes with fxmerge."""

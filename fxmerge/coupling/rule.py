@@ -50,8 +50,10 @@ class Rule:
     """What the spaces of some labels are for, where the operator alone can tell."""
     inner: Mapping[str, Inner] = field(default_factory=dict, hash=False)
     """Operands that are linear maps inside the operator (a state fed back, say): it runs once, on folded weights."""
-    sizes: Callable[..., Any] | None = None
-    """Empty results of the right sizes, for an operator that cannot be traced at sizes left open."""
+    empty: Callable[..., Any] | None = None
+    """Empty results for the operator's arguments, where it cannot be traced at sizes that are left open."""
+    onnx: Callable[..., Any] | None = None
+    """The operator in ONNX (a function of onnxscript values), where PyTorch's exporter has no translation of it."""
     owner: str = ""
 
     @property

@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from fxmerge.errors import OptionError, OutputError
 from fxmerge.ir.program import Program
 from fxmerge.output.runtime import OnnxModel, compare_onnx, run_onnx
+from fxmerge.pipeline.exporting import tracing, translations
 
 __all__ = ["OPSET", "OPSETS", "OnnxModel", "compare_onnx", "export_onnx", "retrace", "run_onnx"]
 
@@ -60,7 +61,11 @@ def _translate(program: Program, opset: int) -> Any:
     """The unoptimised ONNX model of a program, as an `onnx_ir.Model`."""
     exported = retrace(program)
     try:
-        made = torch.onnx.export(exported, (), dynamo=True, opset_version=opset, optimize=False, verbose=False)
+        with tracing():
+            made = torch.onnx.export(
+                exported, (), dynamo=True, opset_version=opset, optimize=False, verbose=False,
+                custom_translation_table=translations(),
+            )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
         raise OutputError(_reason(error), "write it as .pt2 or .safetensors instead, or try another --opset") from error
     assert made is not None
@@ -81,7 +86,7 @@ def retrace(program: Program) -> ExportedProgram:
                 if isinstance(size, str)
             }
         )
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), tracing():
         return torch.export.export(program.module, tuple(args), dynamic_shapes=tuple(shapes), strict=False)
 
 

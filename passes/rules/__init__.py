@@ -13,12 +13,25 @@ from passes.rules import (
     linear,
     norm,
     pointwise,
-    reduction,
     recurrent,
+    reduction,
     spectral,
 )
 
-FAMILIES = (linear, attention, norm, pointwise, reduction, convolution, layout, indexing, experts, spectral, constants, recurrent)
+FAMILIES = (
+    linear,
+    attention,
+    norm,
+    pointwise,
+    reduction,
+    convolution,
+    layout,
+    indexing,
+    experts,
+    spectral,
+    constants,
+    recurrent,
+)
 
 
 def _rules_of(module: object) -> tuple[Rule, ...]:

@@ -17,6 +17,7 @@ from fxmerge.coupling.move import Move
 from fxmerge.coupling.rule import Inner
 from fxmerge.coupling.signature import RuleError
 from fxmerge.coupling.views import Held
+from passes.rules.recurrent_onnx import empty, rnn
 
 GATES: Mapping[str, tuple[str, ...]] = {
     "lstm": ("rigid", "rigid", "odd", "rigid"),
@@ -141,4 +142,7 @@ def _ends(move: Move, number: int, batch: Axis, layers: Sequence[Axis]) -> list[
     return [move.own(len(layers)), batch, units]
 
 
-stack = Rule(STACKS, moves=_stack, owner=__name__)
+lstm, gru, rnn_tanh, rnn_relu = (
+    Rule((op,), moves=_stack, empty=empty, onnx=onnx, owner=__name__)
+    for op, onnx in zip(STACKS, (None, None, rnn("Tanh"), rnn("Relu")), strict=True)
+)

@@ -10,6 +10,7 @@ order of torch: input, forget, new, output (lstm); reset, update, new (gru). `ls
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 Step = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 """(what the input gives the gates, what the state gives them, the state) -> the next state, hidden units first."""
 
-_library = torch.library.Library("fxmerge", "FRAGMENT")
+_library: Any = torch.library.Library("fxmerge", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def _lstm_step(given: Tensor, fed: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -2,10 +2,9 @@
 
     lstm(x, [0, 0], [W V b c  W' V' b' c'], 2 layers)   -->   h  = lstm(linear(x, W, b), V, c)
                                                               h' = lstm(linear(h, W', b'), V', c')
-
-    both directions                                     -->   cat of two, the second in reverse
-    batch first                                         -->   a transposition before and after
-    final states                                        -->   the last time of each layer, stacked where all are asked for
+    both directions          -->   two layers side by side, the second in reverse
+    batch first              -->   a permutation before and after
+    states at the end        -->   the last time of each layer, stacked where all are asked for
 
 Every layer then has units of its own, which a stack of states would tie together.
 """
@@ -15,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, ops
 
 import passes.spelling.recurrent_layer  # noqa: F401  (registers the operators)
@@ -138,7 +136,9 @@ class _Stack:
                 with self.graph.inserting_before(flat):
                     flat.replace_all_uses_with(self._call(ops.aten.cat.default, states, 1))
         if any(user.users or user.op == "output" for user in node.users):
-            stacked = (ops.aten.stack.default, states, 0) if len(states) > 1 else (ops.aten.unsqueeze.default, states[0], 0)
+            stacked = (
+                (ops.aten.stack.default, states, 0) if len(states) > 1 else (ops.aten.unsqueeze.default, states[0], 0)
+            )
             with self.graph.inserting_before(node):
                 node.replace_all_uses_with(self._call(*stacked))
 
@@ -167,8 +167,3 @@ class _Stack:
         flat = user.op == "call_function" and operator_name(user) == "aten.reshape.default"
         batch, width = turned.meta["val"].shape[0], turned.meta["val"].shape[1:].numel()
         return user if flat and tuple(user.meta["val"].shape) == (batch, width) else None
-
-
-def is_layer(node: fx.Node) -> bool:
-    """Whether a call is one recurrent layer in one direction."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "fxmerge"
