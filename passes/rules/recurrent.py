@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from fxmerge.coupling import Rule
 from fxmerge.coupling.axes import Axis, twin
+from fxmerge.coupling.call import RuleRefusal
 from fxmerge.coupling.law import RESULT
 from fxmerge.coupling.move import Move
 from fxmerge.coupling.rule import Inner
-from fxmerge.coupling.signature import RuleError
 from fxmerge.coupling.views import Held
 from passes.rules.recurrent_onnx import empty, rnn
 
@@ -117,7 +117,7 @@ def _stack(move: Move) -> Sequence[Sequence[Held]]:
     directions, each = (2 if move["bidirectional"] else 1), (4 if move["has_biases"] else 2)
     count = move["num_layers"] * directions
     if len(move.arguments["params"]) != count * each:
-        raise RuleError(f"{move} projects its state (proj_size), which no rule describes")
+        raise RuleRefusal("layers that project their state (proj_size) have no rule: leave proj_size out")
     *outer, below = move.axes("input")
     time, batch = reversed(outer) if move["batch_first"] else outer
     name, layers = "input", []
