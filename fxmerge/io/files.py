@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,22 +22,27 @@ LARGEST_JSON = 32 << 20
 
 @contextmanager
 def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to `path` on success and removed on failure.
+    """A path of the same name in a temporary folder beside `path`, moved to `path` on success and removed on failure.
 
-    It has the suffix of `path`; a file or a folder may be made there.
+    A file or a folder may be made there, and a file of weights beside it (`weights_beside`): both are moved, or none.
     Raises `OutputError` if the folder is missing or cannot be written, or if `path` exists without `overwrite`.
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
-    temporary = path.parent / f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}"
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield temporary
+        yield temporary / path.name
         try:
-            _replace(temporary, path)
+            _move(temporary, path)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}", "choose another --out") from error
     finally:
         _remove(temporary)
+
+
+def weights_beside(path: str | Path) -> Path:
+    """Where the weights of an ONNX model lie that are too large to lie in it."""
+    return Path(f"{path}.data")
 
 
 def check_output(path: str | Path, *, overwrite: bool = True) -> None:
@@ -52,6 +57,11 @@ def check_output(path: str | Path, *, overwrite: bool = True) -> None:
         )
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already", "add --overwrite to replace it, or choose another --out")
+    if path.suffix == ".onnx" and weights_beside(path).exists() and not overwrite:
+        raise OutputError(
+            f"{weights_beside(path)} exists already: a large model's weights go there",
+            "add --overwrite to replace it, or choose another --out",
+        )
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
         raise OutputError(
             f"{path} is a folder with other things in it", "choose a new folder: only a model's folder is replaced"
@@ -90,18 +100,36 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path, most=LARGEST_JSON), str(path))
 
 
+def _move(temporary: Path, path: Path) -> None:
+    """Put what was made in `temporary` in its place, the file at `path` last; undone if that fails half-way."""
+    made, beside = temporary / path.name, weights_beside(path)
+    saved = temporary / "replaced"
+    had_weights = path.suffix == ".onnx" and beside.is_file()
+    if had_weights:  # of the model that is replaced: stale from now on
+        os.replace(beside, saved)
+    try:
+        if (weights := weights_beside(made)).is_file():
+            os.replace(weights, beside)
+        _replace(made, path)
+    except OSError:
+        if path.suffix == ".onnx":
+            _remove(beside)
+        if had_weights:
+            os.replace(saved, beside)
+        raise
+
+
 def _replace(temporary: Path, path: Path) -> None:
     if not path.exists() or not (path.is_dir() or temporary.is_dir()):
         os.replace(temporary, path)
         return
-    old = path.parent / f".{path.stem}.{uuid.uuid4().hex[:8]}.old"
+    old = temporary.parent / "replaced"
     os.replace(path, old)
     try:
         os.replace(temporary, path)
     except OSError:
         os.replace(old, path)
         raise
-    _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxmerge.errors import VerificationError
 from fxmerge.io.bundle import save_bundle
-from fxmerge.io.files import atomic_write, check_output
+from fxmerge.io.files import atomic_write, weights_beside
 from fxmerge.output.onnx import compare_onnx, export_onnx, retrace
 
 if TYPE_CHECKING:
@@ -28,22 +28,26 @@ def save_merged(
     overwrite: bool = False,
     samples: Mapping[str, Tensor] | None = None,
     tolerance: float = 1e-4,
+    suffix: str | None = None,
 ) -> float | None:
     """Write `merged` to `out` by its suffix; the largest difference between ONNX Runtime and the model, for `.onnx`.
+
+    `suffix` is taken in place of the path's own. Weights that lie in a file of their own are said in the notes.
 
     Raises `VerificationError` if that exceeds `tolerance` (relative to outputs above one); then nothing is written.
     """
     path = Path(out)
-    check_output(path, overwrite=overwrite)
+    suffix = path.suffix if suffix is None else suffix
+    gap = None
     with atomic_write(path, overwrite=overwrite) as part:
-        if path.suffix == ".onnx":
+        if suffix == ".onnx":
             export_onnx(merged.program, part, opset=opset, metadata=merged.metadata())
-            return _check_onnx(part, merged, samples, tolerance)
-        if path.suffix == ".pt2":
+            gap = _check_onnx(part, merged, samples, tolerance)
+        elif suffix == ".pt2":
             torch.export.save(retrace(merged.program), part)
-        elif path.suffix == ".pt":
+        elif suffix == ".pt":
             save_bundle(merged.program, part)
-        elif path.suffix == ".safetensors":
+        elif suffix == ".safetensors":
             save_file(_contiguous(merged), part, metadata=merged.metadata())
         else:
             part.mkdir(exist_ok=True)
@@ -51,7 +55,10 @@ def save_merged(
             for name, data in merged.program.assets.items():
                 (part / name).write_bytes(data)
             (part / "fxmerge.json").write_text(json.dumps(merged.result, indent=2), encoding="utf-8")
-    return None
+    if suffix == ".onnx" and weights_beside(path).is_file():
+        large = weights_beside(path)
+        merged.result["notes"].append(f"the weights are in {large}: {path.name} needs that file beside it")
+    return gap
 
 
 def _check_onnx(path: Path, merged: Merged, samples: Mapping[str, Tensor] | None, tolerance: float) -> float:

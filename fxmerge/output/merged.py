@@ -45,17 +45,20 @@ class Merged:
         return {name: tensor.detach() for name, tensor in self.program.tensors.items()}
 
     def export_onnx(self, path: str | Path, *, opset: int | None = None) -> float:
-        """Write the model as ONNX, whole or not at all; the largest difference to ONNX Runtime's outputs."""
+        """Write the model as ONNX to exactly this path, whole or not at all; the largest difference to ONNX Runtime's
+        outputs. Weights over 1.5 GB go to `PATH.data`, and a note in the result says so."""
         from fxmerge.output.formats import save_merged
 
-        gap = save_merged(self, Path(path).with_suffix(".onnx"), opset=opset, overwrite=True)
+        gap = save_merged(self, path, opset=opset, overwrite=True, suffix=".onnx")
         assert gap is not None
         return gap
 
     def save(self, path: str | Path, *, opset: int | None = None, overwrite: bool = True) -> None:
         """Write by suffix: `.onnx`, `.pt2`, `.pt` (bundle), `.safetensors`, or a folder with the weights."""
+        from fxmerge.config import check_suffix
         from fxmerge.output.formats import save_merged
 
+        check_suffix(str(path))
         save_merged(self, path, opset=opset, overwrite=overwrite)
 
     def metadata(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from fxmerge.errors import OptionError, OutputError
+from fxmerge.io.files import weights_beside
 from fxmerge.ir.program import Program
 from fxmerge.output.runtime import OnnxModel, compare_onnx, run_onnx
 from fxmerge.pipeline.exporting import tracing, translations
@@ -43,7 +44,7 @@ def export_onnx(
     """Write `program` to `path` as ONNX; inputs, outputs and dynamic axes carry the names of the ports.
 
     Constants are folded, tied tensors stored once, `metadata` becomes `metadata_props`.
-    Above 1.5 GB the weights go to `PATH.data` beside the model.
+    Above `LARGE` bytes the weights go to `PATH.data` beside the model.
     Raises `OptionError` for an operator set that cannot be written and `OutputError` for an operator that ONNX lacks.
     """
     if opset is not None and opset not in OPSETS:
@@ -177,7 +178,7 @@ def _save(model: Any, path: Path) -> None:
     import onnx_ir
 
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    onnx_ir.save(model, path, external_data=f"{path.name}.data" if weights > LARGE else None)
+    onnx_ir.save(model, path, external_data=weights_beside(path).name if weights > LARGE else None)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxmerge.errors import SourceError, VerificationError
 from fxmerge.io.child import ChildError, ask
+from fxmerge.io.files import weights_beside
 from fxmerge.io.guard import check_file
 from fxmerge.ir.program import Port, Program
 from fxmerge.messages import printable
@@ -62,7 +63,9 @@ class OnnxModel:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime has one exception class per status, with no common base
-            raise SourceError(f"{path}: ONNX Runtime cannot open it: {_line(error)}", "give an ONNX model") from error
+            lost = ".data" in str(error) and not weights_beside(path).is_file()
+            todo = f"copy its weights too, to {weights_beside(path)}" if lost else "give an ONNX model"
+            raise SourceError(f"{path}: ONNX Runtime cannot open it: {_line(error)}", todo) from error
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 
     @property
