@@ -26,6 +26,7 @@ from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.base import Trained
 from fxmerge.output.formats import save_merged
 from fxmerge.output.merged import Merged
+from fxmerge.output.readings import check_metrics
 from fxmerge.parents import Parent, load_parents
 from fxmerge.pipeline import Pipeline, run_pass
 from fxmerge.pipeline.choice import chosen
@@ -84,6 +85,7 @@ class _Merge:
     def run(self, parents: list[Parent], data: Any) -> Merged:
         with self.stages("capture"):
             programs = self.given = load_parents(parents, self.config, data)
+            check_metrics(self.config.metric, programs)
             samples = self._samples(programs, data)
         with self.stages("analyse"):
             supernet = self._supernet(programs)
@@ -246,13 +248,16 @@ class _Merge:
         tasks = []
         for k, parent in enumerate(supernet.parents):
             own: Samples | None = (held or samples)[k] if samples else None
+            outputs = figures.scores(folded, supernet, k, self.given[k], own, self.config.metric) if own else []
+            self.notes += [note for score in outputs for note in score.notes(parent.task)]
             tasks.append(
                 {
                     "task": parent.task,
                     "samples": figures.rows_of(samples[k]) if samples else 0,
                     "held_back": figures.rows_of(held[k]) if held else 0,
-                    "agreement": figures.agreement(folded, supernet, k, own) if own else None,
+                    "agreement": figures.agreement(outputs),
                     "feature_r2": figures.feature_score(outcome.program, supernet, k, own) if own else None,
+                    "outputs": [score.figures() for score in outputs],
                 }
             )
         log = outcome.log

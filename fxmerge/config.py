@@ -17,7 +17,7 @@ from fxmerge.io.files import check_output
 from fxmerge.io.yaml_text import read_yaml
 from fxmerge.messages import nearest, printable
 
-BY_TASK = ("arch", "data", "key")
+BY_TASK = ("arch", "data", "key", "metric")
 """Options that may be given once per task, as `--data TASK=PATH`."""
 
 SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
@@ -108,6 +108,10 @@ class MergeConfig(BaseModel):
 
     opset: int | None = option(None, "ONNX operator set, 18 to 23 (default 20).", "Checks", ge=18, le=23)
     atol: float = option(1e-4, "Largest difference that the checks of the merged model accept.", "Checks", gt=0)
+    metric: dict[str, Literal["auto", "classes", "regression", "none"]] = option(
+        {}, "What outputs are: auto, classes, regression or none; of all tasks, of a TASK, or of TASK.OUTPUT.",
+        "Checks", metavar="[TASK=]KIND",
+    )  # fmt: skip
     dry_run: bool = option(False, "Line the parents up and show the plan; train and write nothing.", "Checks")
 
     def check_options(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.student import teachers
 from fxmerge.methods.wanted import wanted
+from fxmerge.output.readings import metric_of, reading
+from fxmerge.output.scores import Score, real_places
 from fxmerge.samples.pool import pool_of
 from fxmerge.training.fit import Settings, score
 from fxmerge.training.labels import Targets
@@ -28,7 +31,9 @@ HELD = 256
 ENOUGH = 64
 """With fewer samples of a task none is held back: training needs them more."""
 CHUNK = 256
-"""Rows run at a time."""
+"""Rows run at a time at most."""
+BYTES = 1 << 26
+"""Inputs and outputs of the rows run at a time."""
 
 
 def rows_of(samples: Mapping[str, Tensor]) -> int:
@@ -53,21 +58,37 @@ def chunks(samples: Samples, size: int = CHUNK) -> list[Samples]:
     return [{n: v[i : i + size] for n, v in samples.items()} for i in range(0, rows_of(samples), size)]
 
 
+def rows_at_once(program: Program) -> int:
+    """Rows of samples to run at a time: few where inputs or outputs are large."""
+    numbers = (
+        math.prod(size if isinstance(size, int) else program.hints.get(size, 1) for size in port.shape[1:])
+        for port in (*program.inputs, *program.outputs)
+    )
+    return max(1, min(CHUNK, BYTES // (8 * max(1, sum(numbers)))))
+
+
 @torch.no_grad()
-def agreement(merged: Program, supernet: SuperNet, k: int, samples: Samples) -> float | None:
-    """Share of samples (of positions, for token outputs) where merged and parent k choose the same class."""
-    parent = supernet.parents[k]
-    name = parent.outputs[0].name
-    if len(parent.outputs[0].shape) < 2:
-        return None
-    own = merged.only([f"{parent.task}.{name}"], inputs=True)
-    same = total = 0
-    for part in chunks(samples):
-        ours = own.run(supernet.given(k, part))[f"{parent.task}.{name}"].argmax(-1)
-        theirs = parent.run(part)[name].argmax(-1)
-        same += int((ours == theirs).sum())
-        total += theirs.numel()
-    return same / max(total, 1)
+def scores(
+    merged: Program, supernet: SuperNet, k: int, given: Program, samples: Samples, metrics: Mapping[str, str]
+) -> list[Score]:
+    """The merged model compared with parent k as it was given, on every output."""
+    names = {port.name: f"{given.task}.{port.name}" for port in given.outputs}
+    own = merged.only(names.values(), inputs=True)
+    found: dict[str, Score] = {}
+    for part in chunks(samples, rows_at_once(given)):
+        ours, theirs, real = own.run(supernet.given(k, part)), given.run(part), real_places(part)
+        for port in given.outputs:
+            if port.name not in found:
+                how = reading(given, port, theirs[port.name], metric_of(metrics, given.task, port.name))
+                found[port.name] = Score(port.name, how)
+            found[port.name].add(ours[names[port.name]], theirs[port.name], real)
+    return list(found.values())
+
+
+def agreement(found: Sequence[Score]) -> float | None:
+    """Share of samples (of positions, for token outputs) with the same class, mean over the outputs that are scores."""
+    shares = [score.agreement for score in found if score.agreement is not None]
+    return sum(shares) / len(shares) if shares else None
 
 
 def feature_score(program: Program, supernet: SuperNet, k: int, samples: Samples) -> float | None:
@@ -81,9 +102,9 @@ def feature_score(program: Program, supernet: SuperNet, k: int, samples: Samples
     alone = replace(supernet, program=student, parents=(supernet.parents[k],), inputs=(supernet.inputs[k],))
     targets = Targets(teachers(alone, [replace(f, parent=0) for f in order]))
     pool = pool_of(student, supernet.given(k, samples))
-    scores = score(student.module, pool, targets, Settings(batch_size=CHUNK))
+    found = score(student.module, pool, targets, Settings(batch_size=rows_at_once(student)))
     weights = [compared[port.name].weight for port in student.outputs]
-    return sum(w * s for w, s in zip(weights, scores, strict=True)) / sum(weights)
+    return sum(w * s for w, s in zip(weights, found, strict=True)) / sum(weights)
 
 
 def probes(program: Program, supernet: SuperNet, samples: Sequence[Samples] | None) -> list[Samples]:

@@ -14,7 +14,7 @@ from fxmerge.config import BY_TASK, MergeConfig, parse_by_task
 
 Verb = Callable[..., Any]
 
-METAVARS = {"arch": "FACTORY", "data": "PATH", "key": "NAME"}
+METAVARS = {"arch": "FACTORY", "data": "PATH", "key": "NAME", "metric": "KIND"}
 
 
 def with_config_flags(verb: Verb) -> Verb:

@@ -57,7 +57,7 @@ def merge(result: Mapping[str, Any]) -> RenderableType:
 def _tasks(result: Mapping[str, Any]) -> Table:
     table = Table(title=f"merged by {result['method']}", title_justify="left")
     table.add_column("task")
-    for name in ("samples", "agreement with parent", "feature R²", "parent's parameters"):
+    for name in ("samples", "agreement with parent", "feature R²", "error", "parent's parameters"):
         table.add_column(name, justify="right")
     parents = {parent["task"]: parent for parent in result["parents"]}
     figures = {task["task"]: task for task in result["tasks"]}
@@ -65,9 +65,26 @@ def _tasks(result: Mapping[str, Any]) -> Table:
         row = figures.get(name, {})
         table.add_row(
             Text(name), _samples(row), percent(row.get("agreement")),
-            _number(row.get("feature_r2")), f"{parent['parameters']:,}",
+            _number(row.get("feature_r2")), _error(row), f"{parent['parameters']:,}",
         )  # fmt: skip
+        for output in several(row):
+            table.add_row(
+                Text(f"  {output['output']}", style="dim"), Text(output["kind"], style="dim"),
+                percent(output["agreement"]), _number(output["r2"]), percent(output["error"]), "",
+            )  # fmt: skip
     return table
+
+
+def several(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The outputs of a task that has more than one."""
+    outputs: Sequence[Mapping[str, Any]] = row.get("outputs") or []
+    return outputs if len(outputs) > 1 else []
+
+
+def _error(row: Mapping[str, Any]) -> str:
+    """The normalised error of a task's one output."""
+    outputs: Sequence[Mapping[str, Any]] = row.get("outputs") or []
+    return percent(outputs[0]["error"]) if len(outputs) == 1 else "–"
 
 
 def _samples(row: Mapping[str, Any]) -> str:
@@ -82,7 +99,9 @@ def _sizes(result: Mapping[str, Any]) -> Text:
     merged = result["merged"]
     text = f"{ours:,} parameters for {theirs:,} in {len(result['parents'])} parents ({ours / max(theirs, 1):.0%})"
     opaque = f", {merged['opaque_axes']} opaque axes" if merged["opaque_axes"] else ""
-    return Text(f"{text} · {merged['spaces']} spaces{opaque}")
+    averaged = merged.get("averaged")
+    merely = "" if averaged is None else f" · {averaged / max(ours, 1):.1%} of them merely averaged"
+    return Text(f"{text}{merely} · {merged['spaces']} spaces{opaque}")
 
 
 def _checks(checks: Mapping[str, Any]) -> Text:
@@ -108,14 +127,25 @@ def evaluation(found: Mapping[str, Any]) -> RenderableType:
         "merged_perplexity": ("merged perplexity", _number),
     }  # fmt: skip
     used = [key for key in columns if any(key in row for row in found["tasks"])]
+    errors = any(row.get("outputs") for row in found["tasks"])
     table = Table("task")
-    for name in ("samples", *(columns[key][0] for key in used)):
+    for name in ("samples", *(columns[key][0] for key in used), *(("R²", "error") if errors else ())):
         table.add_column(name, justify="right")
     for row in found["tasks"]:
-        table.add_row(Text(row["task"]), f"{row['samples']:,}", *(columns[key][1](row.get(key)) for key in used))
+        shown = [columns[key][1](row.get(key)) for key in used]
+        one = row["outputs"][0] if len(row.get("outputs", ())) == 1 else {}
+        table.add_row(Text(row["task"]), f"{row['samples']:,}", *shown, *(_distance(one) if errors else ()))
+        for output in several(row):
+            own = [percent(output["agreement"]) if key == "agreement" else "" for key in used]
+            table.add_row(Text(f"  {output['output']}", style="dim"), output["kind"], *own, *_distance(output))
     if used:
         return table
     return Group(table, Text("give --parent for an agreement, or samples with labels for an accuracy", style="dim"))
+
+
+def _distance(output: Mapping[str, Any]) -> tuple[str, str]:
+    """R² and normalised error of an output."""
+    return _number(output.get("r2")), percent(output.get("error"))
 
 
 def catalogue(entries: Iterable[Sequence[str]]) -> Table:

@@ -18,7 +18,7 @@ from fxmerge.cli import exits
 from fxmerge.cli.bars import Bars, duration
 from fxmerge.cli.class_names import check_class_names, read_class_names
 from fxmerge.cli.flags import with_config_flags
-from fxmerge.config import MergeConfig, parse_data, state_folder
+from fxmerge.config import MergeConfig, parse_by_task, parse_data, state_folder
 from fxmerge.errors import OptionError
 from fxmerge.io.files import atomic_write, check_output
 
@@ -279,6 +279,7 @@ def _eval(
     as_json: JSON = False,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where ONNX Runtime runs.")] = "cpu",
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N samples of a task.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(metavar="[TASK=]KIND", help="As in `merge`.")] = None,
     allow_pickle: PICKLE = False,
     verbose: VERBOSE = False,
     quiet: QUIET = False,
@@ -295,7 +296,7 @@ def _eval(
 
     found = evaluate.evaluate(
         model, parse_data(data), parents=parent or (), device=device, limit=limit, allow_pickle=allow_pickle,
-        stages=_bars(quiet),
+        metric=MergeConfig.of(metric=parse_by_task("metric", metric or (), "KIND")).metric, stages=_bars(quiet),
     )  # fmt: skip
     _note(found["notes"], quiet)
     if as_json:

@@ -18,10 +18,11 @@ from fxmerge.io.files import sha256
 from fxmerge.io.sources import load
 from fxmerge.ir.program import Port, Program
 from fxmerge.output.metadata import read_metadata
+from fxmerge.output.readings import as_sign, holds_numbers, metric_of, reading
 from fxmerge.output.runtime import OnnxModel
+from fxmerge.output.scores import Score, real_places
 from fxmerge.samples.load import Samples as Loaded
 from fxmerge.samples.load import load_samples
-from fxmerge.samples.token_rows import mask_of
 from fxmerge.stages import Stages
 
 CHUNK = 256
@@ -38,14 +39,17 @@ def evaluate(
     device: str = "cpu",
     limit: int | None = None,
     allow_pickle: bool = False,
+    metric: Mapping[str, str] | None = None,
     stages: Stages | None = None,
 ) -> dict[str, Any]:
     """Figures per task of the merged model at `model`, run by ONNX Runtime: what `eval --json` prints.
 
-    `data`: a path of samples by task; the key "" serves every task. With labels there is an accuracy; with the task's
-    parent there is an agreement, the share of samples in which both choose the same class. A decoder, whose output
-    at a token depends on no later one, has a perplexity in place of an accuracy.
+    `data`: a path of samples by task; the key "" serves every task. With labels there is an accuracy, of the output
+    that holds class scores; with the task's parent there are figures of every output, and an agreement, the share of
+    samples in which both choose the same class, where an output holds class scores (`metric` says so where nothing
+    else does). A decoder, whose output at a token depends on no later one, has a perplexity in place of an accuracy.
     """
+    metric = metric or {}
     stages = stages or Stages()
     with stages("load"):
         merged = _Model(model, device)
@@ -54,6 +58,10 @@ def evaluate(
     for name in {**data, **teachers}:
         if name and name not in merged.tasks:
             raise unknown("task", name, merged.tasks)
+    names = [port.name for port in merged.onnx.outputs]
+    for name in metric:
+        if name and name not in (*merged.tasks, *names):
+            raise unknown("task or output", name, [*merged.tasks, *names])
     notes = [note for given, program in zip(parents, loaded, strict=True) if (note := merged.stranger(given, program))]
     rows = []
     for task in merged.tasks:
@@ -64,14 +72,17 @@ def evaluate(
             parent = teachers.get(task)
             samples = _read(path, parent, merged.shell(task), limit)
             notes += samples.notes
-            labels = _by_name(samples.labels, merged.output(task), (parent or merged.shell(task)).labels)
-            score = _Score(causal=merged.is_causal(task, samples.inputs))
+            truth = _truth(merged, task, parent, samples, metric)
+            compared: dict[str, Score] = {}
             for first, part in _chunks(samples.inputs, merged.rows_at_once(task)):
-                own = None if labels is None else labels[first : first + _rows(part)]
+                ours = merged.run(task, part)
                 theirs = None if parent is None else _run(parent, part)
-                score.add(part, merged.run(task, part), theirs, own)
+                if parent is not None and theirs is not None:
+                    _compare(compared, parent, part, ours, theirs, metric)
+                truth.add(part, ours, theirs, first)
                 tell(first + _rows(part), samples.rows, "")
-            rows.append({"task": task, "samples": samples.rows, **score.figures()})
+            rows.append({"task": task, "samples": samples.rows, **_agreement(compared), **truth.figures()})
+            notes += [note for score in compared.values() for note in score.notes(task)]
     return {"model": str(model), "device": device, "tasks": rows, "notes": list(dict.fromkeys(notes))}
 
 
@@ -82,10 +93,6 @@ class _Model:
         self.onnx = OnnxModel(path, device=device, strange=True)
         said = read_metadata(self.onnx.metadata, self.onnx.outputs, path)
         self.tasks, self.labels, self.hashes = said.tasks, said.labels, said.parents
-
-    def output(self, task: str) -> Port:
-        """The first output of a task: the one in which a class is chosen."""
-        return next(port for port in self.onnx.outputs if port.name.startswith(f"{task}."))
 
     def inputs(self, task: str) -> list[Port]:
         """The inputs of a task, by the parent's own names."""
@@ -103,8 +110,14 @@ class _Model:
             labels=tuple(labels) if labels else None,
         )  # fmt: skip
 
-    def run(self, task: str, samples: Samples) -> Tensor:
-        """The first output of a task; inputs that only other tasks read are filled with ones."""
+    def outputs(self, task: str) -> tuple[Port, ...]:
+        """The outputs of a task, by the parent's own names."""
+        mark = f"{task}."
+        own = [port for port in self.onnx.outputs if port.name.startswith(mark)]
+        return tuple(Port(port.name.removeprefix(mark), port.shape, port.dtype) for port in own)
+
+    def run(self, task: str, samples: Samples) -> dict[str, Tensor]:
+        """The outputs of a task, by the parent's own names; inputs that only other tasks read are filled with ones."""
         samples = self._renamed(task, samples)
         sizes: dict[str, int] = {}
         for port in self.inputs(task):
@@ -114,7 +127,8 @@ class _Model:
             own = samples.get(port.name.removeprefix(f"{task}."))
             shape = [sizes.get(s, 1) if isinstance(s, str) else s for s in port.shape]
             fed[port.name] = torch.ones(shape, dtype=port.dtype) if own is None else own
-        return self.onnx.run(fed)[self.output(task).name]
+        found = self.onnx.run(fed)
+        return {port.name: found[f"{task}.{port.name}"] for port in self.outputs(task)}
 
     def _renamed(self, task: str, samples: Samples) -> Samples:
         """Samples by the merged model's names: a parent may call its inputs otherwise, in the same order."""
@@ -128,21 +142,20 @@ class _Model:
         return dict(zip(names, samples.values(), strict=True))
 
     def rows_at_once(self, task: str) -> int:
-        return CHUNK if len(self.output(task).shape) <= 2 else CHUNK // 4
+        return CHUNK if all(len(port.shape) <= 2 for port in self.outputs(task)) else CHUNK // 4
 
-    def is_causal(self, task: str, samples: Samples) -> bool:
+    def is_causal(self, task: str, output: Port, samples: Samples) -> bool:
         """True if a class is chosen for every token of one token input, and depends on no later token."""
         part = {name: value[:2] for name, value in samples.items()}
         ids = _ids(part)
-        output = self.output(task)
         if ids is None or len(output.shape) != 3 or part[ids].shape[1] < 2:
             return False
-        before = self.run(task, part)
+        before = self.run(task, part)[output.name]
         if before.shape[:2] != part[ids].shape or int(samples[ids].max()) >= before.shape[2]:
             return False
         changed = part[ids].clone()
         changed[:, -1] = torch.where(changed[:, -1] == 0, 1, 0)
-        after = self.run(task, {**part, ids: changed})
+        after = self.run(task, {**part, ids: changed})[output.name]
         return bool(torch.allclose(before[:, :-1], after[:, :-1], atol=1e-4))
 
     def stranger(self, given: object, program: Program) -> str:
@@ -153,13 +166,57 @@ class _Model:
         return f"{given} is not the file that was merged as {program.task}"
 
 
-@dataclass
-class _Score:
-    """Counts over the samples of one task."""
+def _compare(
+    found: dict[str, Score],
+    parent: Program,
+    part: Samples,
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    metric: Mapping[str, str],
+) -> None:
+    """Add a part of the samples to the figures of every output that both have."""
+    real = real_places(part)
+    for port in parent.outputs:
+        if port.name not in ours:
+            continue
+        if port.name not in found:
+            how = reading(parent, port, theirs[port.name], metric_of(metric, parent.task, port.name))
+            found[port.name] = Score(port.name, how)
+        found[port.name].add(ours[port.name], theirs[port.name], real)
 
-    causal: bool
-    chosen: int = 0
-    agreed: int | None = None
+
+def _agreement(compared: Mapping[str, Score]) -> dict[str, Any]:
+    """The agreement of a task, None where no output holds class scores, and the figures of every output."""
+    if not compared:
+        return {}
+    shares = [score.agreement for score in compared.values() if score.agreement is not None]
+    found = sum(shares) / len(shares) if shares else None
+    return {"agreement": found, "outputs": [score.figures() for score in compared.values()]}
+
+
+def _truth(merged: _Model, task: str, parent: Program | None, samples: Loaded, metric: Mapping[str, str]) -> _Truth:
+    """What is counted about the labels of the samples, or about the tokens that follow."""
+    ports = [p for p in merged.outputs(task) if metric_of(metric, task, p.name) not in ("regression", "none")]
+    causal = next((p for p in ports if merged.is_causal(task, p, samples.inputs)), None)
+    if causal is not None:
+        return _Truth(causal, causal=True)
+    names = (parent or merged.shell(task)).labels
+    scores = next((p for p in ports if len(p.shape) == 2 and p.shape[1] != 1 and not holds_numbers(p)), None)
+    logit = next((p for p in ports if len(p.shape) == 1 or p.shape[1:] == (1,)), None)
+    if scores is not None:
+        return _Truth(scores, _by_name(samples.labels, scores, names))
+    two = samples.labels is not None and set(samples.labels.tolist()) <= {0, 1}
+    return _Truth(logit, samples.labels) if logit is not None and two else _Truth(None)
+
+
+@dataclass
+class _Truth:
+    """Counts over the labels of one task, or over its next tokens."""
+
+    port: Port | None
+    """The output in which a class is chosen."""
+    labels: Tensor | None = None
+    causal: bool = False
     labeled: int = 0
     right: int = 0
     parent_right: int | None = None
@@ -167,36 +224,38 @@ class _Score:
     loss: float = 0.0
     parent_loss: float | None = None
 
-    def add(self, samples: Samples, ours: Tensor, theirs: Tensor | None, labels: Tensor | None) -> None:
-        real = _real(samples, ours)
-        choice = ours.argmax(-1)[real]
-        self.chosen += choice.numel()
-        if theirs is not None:
-            self.agreed = (self.agreed or 0) + int((choice == theirs.argmax(-1)[real]).sum())
+    def add(
+        self, samples: Samples, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor] | None, first: int
+    ) -> None:
+        if self.port is None:
+            return
+        mine = ours[self.port.name]
+        other = None if theirs is None else theirs.get(self.port.name)
         if self.causal:
-            nats, count = _next_token(samples, ours)
+            nats, count = _next_token(samples, mine)
             self.tokens, self.loss = self.tokens + count, self.loss + nats
-            if theirs is not None:
-                self.parent_loss = (self.parent_loss or 0.0) + _next_token(samples, theirs)[0]
-        elif labels is not None and ours.ndim == 2:
-            self._check(labels, ours)
+            if other is not None:
+                self.parent_loss = (self.parent_loss or 0.0) + _next_token(samples, other)[0]
+        elif self.labels is not None:
+            labels = self.labels[first : first + len(mine)]
             self.labeled += len(labels)
-            self.right += int((ours.argmax(-1) == labels).sum())
-            if theirs is not None:
-                self.parent_right = (self.parent_right or 0) + int((theirs.argmax(-1) == labels).sum())
+            self.right += self._right(mine, labels)
+            if other is not None:
+                self.parent_right = (self.parent_right or 0) + self._right(other, labels)
 
     @staticmethod
-    def _check(labels: Tensor, ours: Tensor) -> None:
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < ours.shape[-1]:
+    def _right(value: Tensor, labels: Tensor) -> int:
+        if value.ndim == 1 or value.shape[-1] == 1:
+            return int((as_sign(value).choice(value).reshape(-1) == (labels == 1)).sum())
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < value.shape[-1]:
             raise DataError(
-                f"labels from {int(labels.min())} to {int(labels.max())} for {ours.shape[-1]} classes",
+                f"labels from {int(labels.min())} to {int(labels.max())} for {value.shape[-1]} classes",
                 "give class indices from 0, or the names in the order of the bundle's labels",
             )
+        return int((value.argmax(-1) == labels).sum())
 
     def figures(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        if self.agreed is not None:
-            found["agreement"] = self.agreed / max(self.chosen, 1)
         if self.labeled:
             if self.parent_right is not None:
                 found["parent_accuracy"] = self.parent_right / self.labeled
@@ -236,9 +295,9 @@ def _by_name(labels: Tensor | None, output: Port, names: Sequence[str] | None) -
     return labels if None in found else torch.tensor(found)
 
 
-def _run(program: Program, samples: Samples) -> Tensor:
+def _run(program: Program, samples: Samples) -> dict[str, Tensor]:
     with torch.no_grad():
-        return program.run(samples)[program.outputs[0].name]
+        return program.run(samples)
 
 
 def _rows(samples: Samples) -> int:
@@ -261,21 +320,13 @@ def _ids(samples: Samples) -> str | None:
     return max(tokens, key=lambda name: len(torch.unique(tokens[name])), default=None)
 
 
-def _real(samples: Samples, output: Tensor) -> Tensor:
-    """Which entries of an output (its last axis aside) are no padding."""
-    shape = output.shape[:-1]
-    tokens = _tokens(samples)
-    mask = mask_of(tokens) if len(tokens) > 1 else None
-    if mask is None or tokens[mask].shape != shape:
-        return torch.ones(shape, dtype=torch.bool)
-    return tokens[mask] != 0
-
-
 def _next_token(samples: Samples, output: Tensor) -> tuple[float, int]:
     """Nats and number of tokens predicted from those before them."""
     name = _ids(samples)
     assert name is not None
-    real = _real(samples, output)
+    real = real_places(samples)
+    if real is None or real.shape != output.shape[:2]:
+        real = torch.ones(output.shape[:2], dtype=torch.bool)
     wanted = real[:, 1:] & real[:, :-1]
     loss = F.cross_entropy(output[:, :-1][wanted].double(), samples[name][:, 1:][wanted].long(), reduction="sum")
     return float(loss), int(wanted.sum())

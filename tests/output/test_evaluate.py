@@ -91,7 +91,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_accuracy_and_agreement(two: Path) -> None:
     found = evaluate(two / "m.onnx", {"a": str(two / "a.npz")}, parents=[two / "a.pt"])
     expected = json.loads((two / "expected.json").read_text())
-    assert found["tasks"] == [{"task": "a", "samples": 300, **{k: pytest.approx(v) for k, v in expected.items()}}]
+    (row,) = found["tasks"]
+    (output,) = row.pop("outputs")
+    assert row == {"task": "a", "samples": 300, **{k: pytest.approx(v) for k, v in expected.items()}}
+    assert (output["output"], output["kind"], output["said_by"]) == ("logits", "classes", "labels")
+    assert output["agreement"] == row["agreement"]
 
 
 def test_numbers_that_are_names_of_classes(two: Path) -> None:
