@@ -15,6 +15,7 @@ from fxmerge.rewrite import Trace
 from passes.rewrites import REWRITES
 from passes.rules import BUILTIN as RULES
 from passes.spelling.cleanup import cleanup
+from passes.spelling.compute_weights import compute_weights
 from passes.spelling.join_recurrent import join_recurrent
 from passes.spelling.lower_to_onnx import spell_out
 from passes.spelling.normalize import normalize
@@ -22,6 +23,14 @@ from passes.spelling.split_recurrent import split_recurrent
 from passes.supernet.fold_merge import fold_merge
 from passes.supernet.hoist import Order, hoist
 from passes.supernet.insert_merge import insert_merge
+
+
+@dataclass(frozen=True)
+class ComputeWeights(Pass):
+    """Compute what parameters alone make (weight norm, adapters, casts): one plain weight each."""
+
+    def run(self, program: Program, known: Extension) -> Program:
+        return compute_weights(program, known.rules)
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class SpellOut(Pass):
 
 PIPELINE = Pipeline(
     (
-        Normalize(), SplitRecurrent(), Cleanup(), InsertMerge(), Hoist(),
+        ComputeWeights(), Normalize(), SplitRecurrent(), Cleanup(), InsertMerge(), Hoist(),
         FoldMerge(), JoinRecurrent(), SpellOut(), Cleanup(),
     )
 )  # fmt: skip
@@ -124,7 +133,7 @@ BUILTIN = Extension(
     BUILTIN_OWNER,
     rules=RULES,
     rewrites=REWRITES,
-    passes=[Normalize, SplitRecurrent, Cleanup, InsertMerge, Hoist, FoldMerge, JoinRecurrent, SpellOut],
+    passes=[ComputeWeights, Normalize, SplitRecurrent, Cleanup, InsertMerge, Hoist, FoldMerge, JoinRecurrent, SpellOut],
     methods=METHODS,
 )
 """Everything that comes with fxmerge."""

@@ -115,7 +115,9 @@ class Sites:
         return tuple(i for i, axis in enumerate(axes) if self.is_merged(axis))
 
     def is_merged(self, axis: AxisExpr) -> bool:
-        own = [leaf for leaf in leaves(axis) if leaf.size > 1 or axis.size == 1]  # sizes of one share a space
+        """Whether an axis lies in a mergeable space; sizes of one, which share a space, count only by themselves."""
+        found = list(leaves(axis))
+        own = [leaf for leaf in found if leaf.size > 1] or found
         return any(leaf.space in self.mergeable for leaf in own)
 
 

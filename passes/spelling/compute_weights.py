@@ -1,0 +1,180 @@
+"""Compute the weights that a model computes from its parameters alone, once, and merge them as the weights they are.
+
+    linear(x, v * (g / norm(v)))        -->   linear(x, w)          weight norm, other parametrizations
+    linear(x, w + b @ a * s)            -->   linear(x, w')         low-rank adapters
+    conv(x, w * mask), linear(x, w.float())                         pruning, weights kept in half precision
+
+A mean of v and a mean of g make no mean of weights, and no map can stand between them; around w it can. Values that are
+only moved stay where they are, and so do those that no linear map takes: the scale of a norm, say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.coupling import Call, RuleSet, Signature, has_tensor, labels_of, signature
+from fxmerge.ir.program import Program, prune, target_name
+from passes.spelling.cleanup import cleanup
+from passes.supernet.sites import ADDS, MOVES, PICKS
+
+KEPT = MOVES | PICKS | {"aten.cat.default", "aten.stack.default", "operator.getitem"}
+"""What moves numbers and leaves them as they are."""
+
+
+def compute_weights(program: Program, rules: RuleSet) -> Program:
+    """`program` with every weight that it computes from parameters as a parameter of its own, which a note names."""
+    if not any(_Weights(program, rules).found()):
+        return program
+    program = cleanup(program)  # what is computed twice is one weight
+    weights = _Weights(program, rules)
+    graph, where = program.copy_graph()
+    made: dict[fx.Node, fx.Node] = {}
+    for node in weights.found():
+        with graph.inserting_before(where[node]):
+            made[node] = graph.get_attr(str(node.target))
+        made[node].meta = {"by": "compute-weights", "source": node.meta.get("source")}
+        where[node].replace_all_uses_with(made[node])
+    prune(graph)
+    left = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    tensors = {name: tensor for name, tensor in program.tensors.items() if name in left}
+    for node, new in made.items():
+        new.target = _name(node, {name: program.tensors[name] for name in weights.parameters[node]}, tensors)
+        tensors[new.target] = weights.value(node)
+    names = [str(new.target) for new in made.values()]
+    note = f"computed once and merged as plain weights: {', '.join(names)}"
+    parameters = (program.parameters & left).union(names)
+    return program.evolve(graph=graph, tensors=tensors, parameters=parameters, notes=(*program.notes, note))
+
+
+@dataclass
+class _Weights:
+    """Which values of a program are computed from its tensors alone, and what they are."""
+
+    program: Program
+    rules: RuleSet
+    parameters: dict[fx.Node, frozenset[str]] = field(default_factory=dict)
+    """For every value that depends on tensors alone: the parameters it is computed from."""
+    known: dict[fx.Node, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.program.graph.nodes:
+            below = [self.parameters.get(n) for n in node.all_input_nodes]
+            if node.op == "get_attr":
+                own = node.target in self.program.parameters
+                self.parameters[node] = frozenset([str(node.target)]) if own else frozenset()
+            elif node.op == "call_function" and None not in below and not _is_random(node):
+                self.parameters[node] = frozenset[str]().union(*(names for names in below if names))
+
+    def found(self) -> Iterator[fx.Node]:
+        """The computed weights, each once, in order."""
+        done: set[fx.Node] = set()
+        for user in self.program.graph.nodes:
+            if user.op != "call_function" or user in self.parameters:
+                continue
+            for operand in dict.fromkeys(user.all_input_nodes):
+                node = self.unmoved(operand)
+                if node is not None and node not in done and self.is_weight(operand, node, user):
+                    done.add(node)
+                    yield node
+
+    def unmoved(self, node: fx.Node) -> fx.Node | None:
+        """The value that moves alone lead from to `node`, if something was computed to get it."""
+        while node in self.parameters and _is_call(node, MOVES | {"operator.getitem"}):
+            node = node.all_input_nodes[0]
+        is_computed = node.op == "call_function" and self.parameters.get(node) and self.computes(node)
+        return node if is_computed and isinstance(node.meta["val"], Tensor) else None
+
+    def computes(self, node: fx.Node) -> bool:
+        """Whether a value is more than tensors moved and put side by side."""
+        todo = [node]
+        while todo:
+            each = todo.pop()
+            if each.op == "call_function" and has_tensor(each):
+                if target_name(each.target) not in KEPT and not _fills(each):
+                    return True
+                todo.extend(each.all_input_nodes)
+        return False
+
+    def is_weight(self, operand: fx.Node, node: fx.Node, user: fx.Node) -> bool:
+        """Whether a call multiplies data with a value and sums; or adds one that is no larger than its parameters."""
+        rank = node.meta["val"].ndim
+        sign = signature(self.rules, user)
+        if sign is None and rank > 1:
+            return True
+        operands = [value for _, value in Call.of(user).operands]
+        places = {i for i, value in enumerate(operands) if value is operand}
+        if sign is not None and torch.Tag.pointwise not in getattr(user.target, "tags", ()) and places <= sign.linear:
+            return rank > 1 or self._contracts(sign, operands)
+        size = sum(self.program.tensors[name].numel() for name in self.parameters[node])
+        adds = target_name(user.target) in ADDS and node.meta["val"].numel() <= size
+        return adds and rank > 0 and self.is_pointwise(node)
+
+    def is_pointwise(self, node: fx.Node) -> bool:
+        """Whether a value is computed entry by entry: a function of its own, such as a net on fixed places, is not."""
+        if node.op != "call_function" or not has_tensor(node):
+            return True
+        own = _is_call(node, KEPT) or torch.Tag.pointwise in getattr(node.target, "tags", ())
+        own = own or target_name(node.target).startswith("aten._to_copy")
+        return own and all(self.is_pointwise(n) for n in node.all_input_nodes)
+
+    def _contracts(self, sign: Signature, operands: Sequence[fx.Node | None]) -> bool:
+        """Whether a call sums products of tensors and data."""
+        result = {part for label in sign.results[0] for part in labels_of(label)}
+        own: set[str] = set()
+        data: set[str] = set()
+        for term, node in zip(sign.operands, operands, strict=False):
+            if term is not None and node is not None:
+                (own if node in self.parameters else data).update(p for label in term for p in labels_of(label))
+        return bool((own & data) - result)
+
+    def value(self, node: fx.Node) -> Any:
+        """What a node computes, in the dtype of its tensors."""
+        if node not in self.known:
+            if node.op == "get_attr":
+                self.known[node] = self.program.tensors[str(node.target)].detach()
+            else:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.value)
+                target: Any = node.target
+                with torch.no_grad():
+                    self.known[node] = target(*args, **kwargs)
+        value = self.known[node]
+        return value.contiguous() if isinstance(value, Tensor) else value
+
+
+def _is_call(node: fx.Node, names: Collection[str]) -> bool:
+    return node.op == "call_function" and target_name(node.target) in names
+
+
+def _is_random(node: fx.Node) -> bool:
+    """Whether a call draws numbers: dropout does, unless it is said not to train."""
+    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return seeded and Call.of(node)["train"] is not False
+
+
+def _fills(node: fx.Node) -> bool:
+    return not any(has_tensor(n) for n in node.all_input_nodes)
+
+
+PARAMETRIZED = re.compile(r"(?:\.|^)parametrizations\.([^.]+)\.(?:original\d*|\d+\..*)$")
+"""torch.nn.utils.parametrize keeps what a weight `x.w` is computed from as `x.parametrizations.w.original0` …"""
+HALVES = re.compile(r"_(?:orig|v|g)$")
+"""Older hooks keep it as `x.w_orig` (pruning, spectral norm) or as `x.w_g` and `x.w_v` (weight norm)."""
+
+
+def _name(node: fx.Node, parameters: Mapping[str, Tensor], taken: Collection[str]) -> str:
+    """What the model calls a weight that it computes: the name of the parameter that looks most like it, if free."""
+    shape = node.meta["val"].shape
+    largest = max(sorted(parameters), key=lambda name: (parameters[name].shape == shape, parameters[name].numel()))
+    name = PARAMETRIZED.sub(lambda match: f".{match[1]}", largest).removeprefix(".")
+    name = HALVES.sub("", name)
+    if name == largest and parameters[largest].shape != shape:
+        name = f"{largest}_computed"
+    while name in taken:
+        name += "_"
+    return name
