@@ -49,16 +49,22 @@ def save(
     task: str | None = None,
     labels: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
+    dynamic: Sequence[str] = (),
+    batch_axis: int | None = None,
     tokenizer: Any = None,
     overwrite: bool = True,
 ) -> None:
     """Capture `model` on `inputs` and write it as a bundle, named after the file unless `task` says otherwise.
 
+    `dynamic_shapes`, `dynamic` and `batch_axis` are those of `capture`.
     `tokenizer` (a tokenizer.json, or a `tokenizers` or transformers object) lets the bundle read text samples.
     Raises `CaptureError` if the model cannot be traced, `OutputError` if `path` cannot be written.
     """
     check_output(path, overwrite=overwrite)
-    program = capture(model, inputs, task=task or Path(path).stem, labels=labels, dynamic_shapes=dynamic_shapes)
+    program = capture(
+        model, inputs, task=task or Path(path).stem, labels=labels,
+        dynamic_shapes=dynamic_shapes, dynamic=dynamic, batch_axis=batch_axis,
+    )  # fmt: skip
     assets = config_of(model)
     if tokenizer is not None:
         assets["tokenizer.json"] = tokenizer_bytes(tokenizer)
@@ -97,6 +103,7 @@ def save_bundle(program: Program, path: str | Path, *, overwrite: bool = True) -
         "outputs": [_port(p) for p in program.outputs],
         "parameters": sorted(program.parameters),
         "aliases": dict(program.aliases),
+        "turned": dict(program.turned),
         "ranges": {name: list(bounds) for name, bounds in program.ranges.items()},
         "notes": list(program.notes),
         **graphs.encode(program.graph),
@@ -157,6 +164,7 @@ def _program(description: Any, weights: Mapping[str, Tensor], samples: Mapping[s
         samples={name: samples[name] for name in sorted(samples)},
         aliases={graphs.tensor_name(a): graphs.tensor_name(n) for a, n in description["aliases"].items()},
         notes=tuple(_text(note) for note in field(description, "notes", list)),
+        turned={_text(name): _size(axis) for name, axis in description.get("turned", {}).items()},
         ranges={_text(name): _range(bounds) for name, bounds in description["ranges"].items()},
     )
     _check(program)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from fxmerge.errors import DataError
+from fxmerge.ir.blocks import Block, block_of, in_blocks, is_batch
 from fxmerge.ir.module import module_of
 from fxmerge.ir.shapes import propagate
 
@@ -96,6 +98,8 @@ class Program:
     """What capture or a pass had to decide and the user should know."""
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Smallest and largest value of each dynamic size."""
+    turned: Mapping[str, int] = field(default_factory=dict)
+    """Inputs that the model itself takes with the batch on another axis than the first, and that axis."""
     hints: Mapping[str, int] = field(default_factory=dict)
     """The concrete sizes at which every node's `meta["val"]` was computed; chosen when empty."""
 
@@ -163,6 +167,12 @@ class Program:
     def shape(self, value: Tensor) -> tuple[int | str, ...]:
         """Shape of a fake value with its dynamic sizes named."""
         names = {size: name for name, size in self.hints.items()}
+        if self.rows is not None:  # many sizes may be equal to a fixed batch, and only the first axis is one
+            others = {size: name for size, name in names.items() if not is_batch(name)}
+            rows, first = {self.rows: names[self.rows]}, value.shape[:1]
+            return tuple(
+                table.get(int(n), int(n)) for table, part in ((rows, first), (others, value.shape[1:])) for n in part
+            )
         return tuple(names.get(int(n), int(n)) for n in value.shape)
 
     # -- reading -----------------------------------------------------------------------------------
@@ -208,17 +218,37 @@ class Program:
             lines.append(f"{number[node]} = {kind}{what}  : {_shape_text(node.meta.get('val'))}")
         return "\n".join(lines) + "\n"
 
+    def only_size(self, size: int | str) -> int | None:
+        """The only value that a size has; None for a dynamic one."""
+        low, high = self.ranges.get(size, (0, 1)) if isinstance(size, str) else (size, size)
+        return low if low == high else None
+
     # -- running -----------------------------------------------------------------------------------
+
+    @property
+    def block(self) -> Block | None:
+        """How the rows of a call are cut; None for a program that takes any number of rows."""
+        return block_of(self.inputs, self.outputs, self.ranges)
+
+    @property
+    def rows(self) -> int | None:
+        """The only number of rows that the graph itself takes; None if it takes several."""
+        return self.block.rows if self.block is not None and self.block.exact else None
 
     @cached_property
     def _runnable(self) -> tuple[fx.GraphModule, dict[str, str]]:
-        return module_of(self.graph, self.tensors, self.parameters, self.maps)
+        module, names = module_of(self.graph, self.tensors, self.parameters, self.maps)
+        if self.block is not None:
+            kind: Any = type(module)  # a class of this module alone
+            kind.forward = in_blocks(kind.forward, self.block)
+        return module, names
 
     @property
     def module(self) -> fx.GraphModule:
         """The runnable module. Its parameters and buffers are `tensors` (shared, not copied), its maps `maps`.
 
-        They have the same names in it, but for those that no attribute can have ("class.weight").
+        They have the same names in it, but for those that no attribute can have ("class.weight"). It takes any number
+        of rows, also where the graph takes one number alone.
         """
         return self._runnable[0]
 
@@ -234,9 +264,23 @@ class Program:
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """Run on positional or named inputs: the one output, or a dict of outputs by name."""
-        named = dict(zip((port.name for port in self.inputs), args, strict=False)) | kwargs
-        results = self.run(named)
+        results = self.run(by_name(self.inputs, args, kwargs))
         return next(iter(results.values())) if len(results) == 1 else results
+
+
+def by_name(ports: Sequence[Port], args: Sequence[Tensor], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Positional and named inputs, by name. Raises `DataError` unless there is one for every port, and no more."""
+    names = [port.name for port in ports]
+    given = dict(zip(names, args, strict=False)) | dict(named)
+    extra = [str(name) for name in named if name not in names or name in names[: len(args)]]
+    missing = [name for name in names if name not in given]
+    if len(args) > len(names) or extra or missing:
+        what = f"{len(args) + len(named)} inputs" + (f", among them {extra[0]!r}," if extra else "")
+        raise DataError(
+            f"{what} for a program that takes {len(names)}" + (f"; {missing[0]!r} is missing" if missing else ""),
+            f"give {', '.join(names)}",
+        )
+    return given
 
 
 def prune(graph: fx.Graph) -> None:

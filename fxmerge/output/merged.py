@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxmerge.ir.program import Program
+from fxmerge.ir.program import Program, by_name
 
 
 @dataclass
@@ -29,8 +29,7 @@ class Merged:
     """The programs that were merged, as they were given."""
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Any]:
-        named = dict(zip((port.name for port in self.program.inputs), args, strict=False)) | kwargs
-        return self.by_task(self.program.run(named))
+        return self.by_task(self.program.run(by_name(self.program.inputs, args, kwargs)))
 
     def by_task(self, outputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Outputs named "TASK.OUTPUT" as one tensor, or one dict, for each task."""

@@ -84,7 +84,7 @@ def retrace(program: Program) -> ExportedProgram:
             {
                 axis: Dim.DYNAMIC if size.isidentifier() else Dim.AUTO
                 for axis, size in enumerate(port.shape)
-                if isinstance(size, str)
+                if isinstance(size, str) and program.only_size(size) is None
             }
         )
     with _quiet(), torch.no_grad(), tracing():
@@ -164,7 +164,7 @@ def _name(model: Any, program: Program) -> None:
     ports += zip(model.graph.outputs, program.outputs, strict=True)
     for value, port in ports:
         value.name = port.name
-        value.shape = onnx_ir.Shape(port.shape)
+        value.shape = onnx_ir.Shape([program.only_size(size) or size for size in port.shape])
 
 
 def _values_of(model: Any) -> Iterator[Any]:

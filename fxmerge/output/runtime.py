@@ -16,6 +16,7 @@ from fxmerge.errors import SourceError, VerificationError
 from fxmerge.io.child import ChildError, ask
 from fxmerge.io.files import weights_beside
 from fxmerge.io.guard import check_file
+from fxmerge.ir.blocks import Block, in_blocks
 from fxmerge.ir.program import Port, Program
 from fxmerge.messages import printable
 
@@ -78,7 +79,26 @@ class OnnxModel:
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name; entries of `inputs` that the model does not take are ignored."""
-        fed = {port.name: inputs[port.name].detach().cpu().numpy() for port in self.inputs}
+        block = self._block(inputs)
+        if block is not None:
+            forward = in_blocks(lambda *values: tuple(self._once(values).values()), block)
+            values = forward(*(inputs[port.name].detach().cpu() for port in self.inputs))
+            return dict(zip((port.name for port in self.outputs), values, strict=True))
+        return self._once([inputs[port.name] for port in self.inputs])
+
+    def _block(self, inputs: Mapping[str, Tensor]) -> Block | None:
+        """How to cut rows for a model with a fixed batch; None where they fit as they are."""
+        sizes = {p.name: p.shape[0] for p in self.inputs if p.shape}
+        other = [name for name, size in sizes.items() if isinstance(size, int) and len(inputs[name]) != size]
+        rows = {sizes[name] for name in other}
+        if len(rows) != 1:
+            return None
+        [count] = rows
+        with_rows = tuple(port.name in other for port in self.inputs)
+        return Block(int(count), True, with_rows, tuple(bool(p.shape) and p.shape[0] == count for p in self.outputs))
+
+    def _once(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        fed = {port.name: value.detach().cpu().numpy() for port, value in zip(self.inputs, inputs, strict=True)}
         names = [port.name for port in self.outputs]
         try:
             values = self.session.run(names, fed)

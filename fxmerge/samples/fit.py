@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fxmerge.errors import DataError
+from fxmerge.ir.blocks import is_batch
 from fxmerge.ir.program import Port, Program
 from fxmerge.messages import listed, nearest, printable, reason
 from fxmerge.samples.arrays import Array, as_tensor
@@ -122,9 +123,8 @@ def shown(port: Port) -> str:
 
 
 def row_ports(program: Program) -> frozenset[str]:
-    """Inputs whose first axis counts rows: those with a dynamic first size, or all if every size is fixed."""
-    dynamic = {p.name for p in program.inputs if p.shape and isinstance(p.shape[0], str)}
-    return frozenset(dynamic or {p.name for p in program.inputs if p.shape})
+    """Inputs whose first axis counts rows."""
+    return frozenset(p.name for p in program.inputs if p.shape and is_batch(p.shape[0]))
 
 
 def _check_names(given: Mapping[str, Any], program: Program, where: str) -> None:
@@ -180,10 +180,7 @@ def _check_input(value: Tensor, port: Port, program: Program, where: str, sizes:
             f"{where}: {port.name} has {len(shape)} axes {shape}, the model takes {len(port.shape)}",
             f"give {shown(port)}",
         )
-    fixed = not any(p.dynamic for p in program.inputs)
     for axis, (size, want) in enumerate(zip(shape, port.shape, strict=True)):
-        if fixed and axis == 0:
-            want = "batch"
         if isinstance(want, int) and size != want:
             raise DataError(
                 f"{where}: {port.name} has shape {shape}, the model takes {want} on axis {axis}", f"give {shown(port)}"
@@ -211,8 +208,10 @@ def _check_size(
             f"{where}: {other} and {port.name} do not agree: {before} and {size} for {want}",
             "give arrays with the same number of rows (and the same length)",
         )
-    high = program.ranges.get(want, (0, size))[1]
-    if size > high:
+    low, high = program.ranges.get(want, (0, size))
+    if is_batch(want):
+        return  # more rows than the graph takes are run in blocks
+    if size > high or (low == high and size != low):
         raise DataError(
             f"{where}: {port.name} has {size} for {want}, the model takes at most {high}", "cut the samples"
         )
@@ -228,9 +227,6 @@ def _try(inputs: Mapping[str, Tensor], program: Program, where: str) -> None:
             flat = value.reshape(value.shape[0], -1).to(torch.int64)
             picked |= {int(flat.amax(1).argmax()), int(flat.amin(1).argmin())}
     index = torch.tensor(sorted(picked))
-    if not any(p.dynamic for p in program.inputs):  # a fixed number of rows
-        count = int(next(p.shape[0] for p in program.inputs if p.shape))
-        index = index[torch.arange(count) % len(index)]
     try:
         with torch.no_grad():
             program.run({n: t[index] if n in ports else t for n, t in inputs.items()})

@@ -58,6 +58,18 @@ def times_one(match: Match) -> fx.Node:
     return found
 
 
+@rewrite(op("aten.copy.default", x, y))
+def written_over(match: Match) -> fx.Node:
+    """copy(x, y), as an assignment to a slice gives it  -->  y in the shape and type of x, which has a derivative"""
+    before, after = match["x"].meta["val"], match["y"].meta["val"]
+    found: fx.Node = match["y"]
+    if after.dtype != before.dtype:
+        found = match.call("aten._to_copy.default", found, dtype=before.dtype)
+    if after.shape != before.shape:
+        found = match.call("aten.add.Tensor", match.call("aten.zeros_like.default", match["x"]), found)
+    return found
+
+
 @rewrite(op("aten.rsub.Scalar", x, var("number")))
 def one_subtraction(match: Match) -> fx.Node:
     """rsub(x, c)  -->  −x + c, which ONNX takes too"""
@@ -153,6 +165,7 @@ POINTWISE = (
     power_as_root,
     one_over_root,
     times_one,
+    written_over,
     one_subtraction,
     divided_by_root,
     silu,

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from fxmerge.coupling import RuleSet, operator_name
 from fxmerge.coupling.elements import Deviation, Element, Kind
 from fxmerge.coupling.inference import Inference
+from fxmerge.ir.blocks import is_batch
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import MOVABLE
 from passes.rules import BUILTIN
@@ -160,18 +161,25 @@ def _sides(before: Any, after: Any, axes: Any) -> Iterator[tuple[Tensor, Tensor,
 
 
 def sample_inputs(program: Program, generator: torch.Generator) -> dict[str, Tensor]:
-    """Up to three rows of the program's samples; random inputs where it has none (integers are zeros and ones)."""
+    """A few rows of the program's samples, as many as a fixed batch has; random inputs where it has none.
+
+    Random integers are zeros and ones.
+    """
     found = {}
     for port in program.inputs:
         shape = [program.hints[size] if isinstance(size, str) else size for size in port.shape]
         if port.name in program.samples:
             sample = program.samples[port.name]
-            found[port.name] = sample[:3] if port.shape and isinstance(port.shape[0], str) else sample
+            found[port.name] = _few(sample, program.rows) if port.shape and is_batch(port.shape[0]) else sample
         elif port.dtype.is_floating_point:
             found[port.name] = torch.randn(shape, generator=generator)
         else:
             found[port.name] = torch.randint(0, 2, shape, generator=generator).to(port.dtype)
     return found
+
+
+def _few(sample: Tensor, rows: int | None) -> Tensor:
+    return sample[:3] if rows is None else sample[torch.arange(rows) % len(sample)]
 
 
 def _unlike_fresh(statistic: Tensor, generator: torch.Generator) -> Tensor:
