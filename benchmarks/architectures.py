@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.table import Row
+from benchmarks.table import RESULTS, Row
 
 PROTOTYPE: dict[str, tuple[int, int, int, float]] = {
     "bert": (14, 10, 4, 1.0), "roberta": (14, 10, 4, 1.0), "distilbert": (13, 10, 4, 1.0), "electra": (15, 11, 4, 1.0),
@@ -68,6 +68,11 @@ def cells(row: Row) -> list[str]:
     ]
 
 
+def write_all(path: Path) -> None:
+    """Write the page from all results."""
+    write(path, *(RESULTS / f"{stem}.json" for stem in ("zoo", "vision", "kinds")))
+
+
 def write(path: Path, *results: Path) -> None:
     """Write the page from the result files that exist; the first one is the zoo's."""
     parts = [INTRODUCTION]
@@ -90,6 +95,8 @@ TITLES = {"zoo": "transformers", "vision": "timm and torchvision"}
 
 
 def _section(stem: str, document: Row) -> str:
+    if stem == "kinds":
+        return _kinds(document)
     rows, facts, versions = document["rows"], document["facts"], document["environment"]["versions"]
     days = sorted({row["run"] for row in rows})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
@@ -107,6 +114,42 @@ def _section(stem: str, document: Row) -> str:
         *(_line(cells(row)) for row in rows),
     ]
     return "\n".join([*lines, *_details(rows)])
+
+
+KINDS = """## Networks as people write them
+
+<!-- written by `python -m benchmarks.kinds`; do not edit -->
+
+Small networks, each written in a way that people use. Each is saved, inspected (every parameter covered), checked in
+float64, merged with another one by `foldable` and with itself by `average`, and written as ONNX.
+
+- **inputs**, **outputs**: as the bundle has them, the batch first; a number in its place is a batch that the network
+  fixes.
+- **merged**: parameters of the merged network, in brackets its spaces.
+- **difference**: the largest, as a share of the largest output, between ONNX Runtime and the merged network, and
+  between ONNX Runtime and the network itself where it was merged with itself; at batches of 1, 2 and 7.
+"""
+
+
+def _kinds(document: Row) -> str:
+    rows = document["rows"]
+    good, versions = sum("failed" not in row for row in rows), document["environment"]["versions"]
+    lines = [
+        KINDS,
+        f"{good} of {len(rows)} go the whole way. Run with torch {versions['torch']}.",
+        "",
+        _line(["kind", "written with", "inputs", "outputs", "merged", "check", "difference"]),
+        _line(["---"] * 7),
+    ]
+    for row in rows:
+        figures = ["", "", "", "", "**failed**"]
+        if "failed" not in row:
+            merged = f"{row['parameters']} ({row['spaces']})"
+            shown = ["; ".join(row["inputs"]), ", ".join(row["outputs"]), merged]
+            figures = [*shown, _power(row["check"]), _power(row["difference"])]
+        lines.append(_line([row["group"], row["kind"], *figures]))
+    failed = [f"- {row['kind']}: {row['failed'].splitlines()[0]}" for row in rows if "failed" in row]
+    return "\n".join([*lines, *(["", *failed] if failed else [])])
 
 
 def _details(rows: Iterable[Row]) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.architectures import cells, headings, write
+from benchmarks.architectures import cells, headings, write_all
 from benchmarks.examine import Build, Examination
 from benchmarks.table import RESULTS, Row, save
 
@@ -67,7 +67,7 @@ def survey(given: argparse.Namespace, subjects: Sequence[Subject], **facts: Any)
         save(given.out, _in_order(rows, subjects), **facts, missing=missing)
         gc.collect()
     _show(_in_order(rows, subjects))
-    write(given.docs, RESULTS / "zoo.json", RESULTS / "vision.json")
+    write_all(given.docs)
     return 1 if failed else 0
 
 

@@ -33,7 +33,7 @@ from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.installed import catalogue, known, passes
 from fxmerge.pipeline.watch import Watch
-from fxmerge.samples.fit import check_samples
+from fxmerge.samples.fit import check_samples, named_tensors, rows_first
 from fxmerge.samples.load import load_samples
 from fxmerge.samples.pool import Pools, Recipe
 from fxmerge.stages import Stages
@@ -136,11 +136,12 @@ class _Merge:
     def _of_task(self, program: Program, value: Any) -> Samples:
         if value is None:
             return dict(program.samples)
+        axis = self.config.batch_axis
         if isinstance(value, Tensor):
-            return {program.inputs[0].name: value}
+            return rows_first({program.inputs[0].name: value}, program, axis)
         if isinstance(value, Mapping):
-            return dict(value)
-        loaded = load_samples(value, program)
+            return rows_first(named_tensors(value), program, axis)
+        loaded = load_samples(value, program, batch_axis=axis)
         self.notes += loaded.notes
         return dict(loaded.inputs)
 

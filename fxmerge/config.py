@@ -91,6 +91,11 @@ class MergeConfig(BaseModel):
         (), "Load rules, passes and methods from a Python file; may be given again.", "Method", metavar="FILE:NAME"
     )
 
+    batch_axis: int | None = option(
+        None, "Axis of the arrays that counts the rows, where a model takes its batch on another axis than the first "
+        "(default: found).", "Method", ge=0,
+    )  # fmt: skip
+
     steps: int | None = option(None, "Training steps (default 600).", "Training", ge=0, of_method=True)
     batch_size: int = option(64, "Samples a training step.", "Training", ge=1, of_method=True)
     lr: float | None = option(None, "Peak learning rate (default 0.003).", "Training", gt=0, of_method=True)

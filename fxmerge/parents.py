@@ -43,6 +43,7 @@ def _read(source: str | Path, task: str, config: MergeConfig, samples: Any) -> P
         ignore=config.ignore if weights else (),
         inputs=samples if bare else None,
         allow_pickle=config.allow_pickle,
+        batch_axis=config.batch_axis if bare else None,
     )
 
 

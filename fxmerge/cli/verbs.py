@@ -109,6 +109,13 @@ def capture(
     labels: Annotated[str | None, typer.Option(metavar="FILE", help="Class names: one a line, or a JSON list.")] = None,
     key: KEY = None,
     ignore: IGNORE = None,
+    batch_axis: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Axis of the inputs that is the batch; else it is found.")
+    ] = None,
+    dynamic: Annotated[
+        str | None,
+        typer.Option(metavar="AXES", help="Axes that may be of any size beside the batch: height,width or time."),
+    ] = None,
     allow_pickle: PICKLE = False,
     overwrite: OVERWRITE = False,
     verbose: VERBOSE = False,
@@ -123,6 +130,7 @@ def capture(
       fxmerge capture bert-sst2/ --inputs tokens.npz --task mood --out mood.pt
       fxmerge capture vit.safetensors --arch my.models:vit --inputs x.npy --out digits.pt
       fxmerge capture r18.pth --arch torchvision:resnet18 --inputs x.npz --out pets.pt
+      fxmerge capture unet.pt --arch net.py:build --inputs x.npy --dynamic height,width --out cells.pt
     """
     check_output(out, overwrite=overwrite)
     names = read_class_names(labels) if labels else None
@@ -131,6 +139,7 @@ def capture(
     from fxmerge.io.sources import load
 
     with _bars(quiet)("capture"):
+        axes = tuple(name.strip() for name in dynamic.split(",")) if dynamic else ()
         program = load(
             source,
             arch=arch,
@@ -140,6 +149,8 @@ def capture(
             key=key,
             ignore=ignore or (),
             allow_pickle=allow_pickle,
+            dynamic=axes,
+            batch_axis=batch_axis,
         )
         program = program.evolve(task=task or program.task, labels=names or program.labels)
         check_class_names(names, program)

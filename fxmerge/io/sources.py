@@ -46,6 +46,8 @@ class Where:
     key: str | None = None
     ignore: tuple[str, ...] = ()
     allow_pickle: bool = False
+    dynamic: tuple[str, ...] = ()
+    batch_axis: int | None = None
 
 
 def load(
@@ -58,16 +60,20 @@ def load(
     key: str | None = None,
     ignore: Sequence[str] = (),
     allow_pickle: bool = False,
+    dynamic: Sequence[str] = (),
+    batch_axis: int | None = None,
 ) -> Program:
     """The program of a model: a bundle, .pt2, state dict with `arch`, Hugging Face folder, or a factory of the user's.
 
     `arch` builds the model that `weights` (or `source` itself) fill; `inputs` (any kind of samples) are traced with
     and kept as the program's samples. `key` says which of several weights of a checkpoint are meant, `ignore` names
-    patterns of tensors that are none. The task is the file's stem unless the file or `task` names one.
+    patterns of tensors that are none; `dynamic` and `batch_axis` are those of `fxmerge.capture`. The task is the file's
+    stem unless the file or `task` names one.
     Raises `SourceError`, or `UnsafeFileError` if reading would execute code from the file.
     """
     path = Path(source)
-    given = Where(arch, weights, inputs, key, (ignore,) if isinstance(ignore, str) else tuple(ignore), allow_pickle)
+    patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    given = Where(arch, weights, inputs, key, patterns, allow_pickle, tuple(dynamic), batch_axis)
     with ExitStack() as folders:
         for folder in _folders(str(source), given):
             folders.enter_context(importable(folder))
@@ -104,9 +110,9 @@ def _read(path: Path, source: str, given: Where) -> Program:
         if given.weights is None and kind == "config":
             raise SourceError(f"{path} is a config without weights", "add --weights FILE, or give the folder")
         weights = _weights(given) or Checkpoint(path, huggingface.read_folder(path))
-        return _huggingface(config, weights.choosing(given.key, given.ignore), given.inputs)
+        return _huggingface(config, weights.choosing(given.key, given.ignore), given)
     if kind == "factory":
-        return _factory(source, _weights(given), given.inputs)
+        return _factory(source, _weights(given), given)
     found = _checkpoint(path, given)
     if isinstance(found, Program):
         return found
@@ -119,8 +125,8 @@ def _read(path: Path, source: str, given: Where) -> Program:
         config = Path(given.arch) / huggingface.CONFIG if Path(given.arch).is_dir() else Path(given.arch)
         if not config.is_file():
             raise SourceError(f"--arch {config} does not exist", f"give {factory.FORMS}")
-        return _huggingface(config, found, given.inputs)
-    return _factory(given.arch, found, given.inputs)
+        return _huggingface(config, found, given)
+    return _factory(given.arch, found, given)
 
 
 def _refuse_extras(path: Path, given: Where) -> None:
@@ -136,7 +142,7 @@ def _checkpoint(path: Path, given: Where) -> Checkpoint | Program:
     if modules and given.arch is None:
         key, model, notes = _module(path, modules, given.key)
         where = f" (under {key!r})" if key else ""
-        program = _trace(model, given.inputs, None, f"{path} is a pickled module{where}")
+        program = _trace(model, given, None, f"{path} is a pickled module{where}")
         return program.evolve(notes=(*program.notes, *notes))
     if modules:
         tree = {key: module.state_dict() for key, module in modules.items()}
@@ -203,27 +209,28 @@ def _weights(given: Where) -> Checkpoint | None:
     return found
 
 
-def _huggingface(config: Path, weights: Checkpoint, inputs: Inputs | None) -> Program:
+def _huggingface(config: Path, weights: Checkpoint, given: Where) -> Program:
     state, chosen = weights.named_like(huggingface.names_of(config, len(weights.largest)))
     model, notes = huggingface.build(config, state)
-    program = _trace(model, inputs, huggingface.dummy_inputs(model), str(config.parent))
+    program = _trace(model, given, huggingface.dummy_inputs(model), str(config.parent))
     labels = huggingface.labels_of(config, program.outputs[0].shape[-1])
     notes = (*program.notes, *(note for note in chosen if "half precision" not in note), *notes)
     return program.evolve(labels=labels, notes=notes, assets=huggingface.assets_of(config.parent))
 
 
-def _factory(arch: str, weights: Checkpoint | None, inputs: Inputs | None) -> Program:
+def _factory(arch: str, weights: Checkpoint | None, given: Where) -> Program:
     model, notes = factory.build(arch, weights)
     images = factory.image_inputs(model) if arch.startswith(("timm:", "torchvision:")) else None
-    program = _trace(model, inputs, images, arch)
+    program = _trace(model, given, images, arch)
     return program.evolve(notes=(*program.notes, *notes))
 
 
-def _trace(model: nn.Module, inputs: Inputs | None, dummies: Mapping[str, Tensor] | None, what: str) -> Program:
+def _trace(model: nn.Module, where: Where, dummies: Mapping[str, Tensor] | None, what: str) -> Program:
     """Capture on the arrays of `inputs`, which become the samples, or on random `dummies`, which do not."""
+    inputs = where.inputs
     if inputs is not None and not (isinstance(inputs, str | Path) and Path(inputs).suffix not in arrays.SUFFIXES):
         given, notes = trace_inputs(inputs, model)
-        program = capture(model, given)
+        program = capture(model, given, dynamic=where.dynamic, batch_axis=where.batch_axis)
         check_samples(program.samples, program, _named(inputs))
         return program.evolve(notes=(*program.notes, *notes))
     if dummies is None:
@@ -231,7 +238,7 @@ def _trace(model: nn.Module, inputs: Inputs | None, dummies: Mapping[str, Tensor
             f"{what}: its inputs are not known",
             "add --inputs FILE (to merge: --data TASK=FILE), an .npz with arrays named like forward's parameters",
         )
-    program = capture(model, dict(dummies))
+    program = capture(model, dict(dummies), dynamic=where.dynamic, batch_axis=where.batch_axis)
     shapes = "; ".join(f"{name} {tuple(value.shape)}" for name, value in dummies.items())
     return program.evolve(samples={}, notes=(*program.notes, f"traced with random inputs: {shapes}"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,7 @@ def block_of(inputs: Sequence[Port], outputs: Sequence[Port], ranges: Mapping[st
 def in_blocks(once: Callable[..., Any], block: Block) -> Callable[..., Any]:
     """A function of any number of rows from one that takes a block."""
 
+    @wraps(once)
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *before, inputs = args[: len(args) - len(block.inputs)], args[len(args) - len(block.inputs) :]
         given = tuple(v.shape[0] for v, has in zip(inputs, block.inputs, strict=True) if has)

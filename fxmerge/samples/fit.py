@@ -39,12 +39,15 @@ class Raw:
     arrays: Mapping[str, Array]
     labels: Any = None
     notes: tuple[str, ...] = ()
+    as_model: bool = False
+    """Whether the arrays lie as the model itself takes them, also where it has the batch on another axis."""
 
 
-def fit(raw: Raw, program: Program, where: str, limit: int | None = None) -> Samples:
+def fit(raw: Raw, program: Program, where: str, limit: int | None = None, batch_axis: int | None = None) -> Samples:
     """The first `limit` rows of `raw` as `program` takes them, with notes on what was converted or left out.
 
-    A single array fits a single input whatever its name. Raises `DataError`.
+    A single array fits a single input whatever its name. `batch_axis` says where arrays for inputs that the model takes
+    with the batch on another axis have it; without it, they lie as the model takes them. Raises `DataError`.
     """
     ports = {port.name: port for port in program.inputs}
     arrays, notes = raw.arrays, list(raw.notes)
@@ -57,6 +60,9 @@ def fit(raw: Raw, program: Program, where: str, limit: int | None = None) -> Sam
     for name, port in ports.items():
         inputs[name], note = _convert(arrays[name], port, program, where)
         notes += [note] if note else []
+    if raw.as_model and program.turned:
+        inputs = rows_first(inputs, program, batch_axis)
+        notes.append(f"{where}: {turned_note(program, batch_axis)}")
     check_samples(inputs, program, where)
     labels = None
     if raw.labels is not None:
@@ -64,6 +70,29 @@ def fit(raw: Raw, program: Program, where: str, limit: int | None = None) -> Sam
         labels, notes = labels[:limit], notes + ([note] if note else [])
     inputs = {name: t[:limit] if name in by_row else t for name, t in inputs.items()}
     return Samples(inputs, labels, tuple(notes))
+
+
+def rows_first(inputs: Mapping[str, Tensor], program: Program, batch_axis: int | None = None) -> dict[str, Tensor]:
+    """Inputs as the model itself takes them (or with the batch on `batch_axis`), with the rows first."""
+    axes = {name: axis if batch_axis is None else batch_axis for name, axis in program.turned.items()}
+    return {n: t.movedim(a, 0) if (a := axes.get(n, 0)) and t.ndim > a else t for n, t in inputs.items()}
+
+
+def named_tensors(value: Mapping[str, Any], name: str = "") -> dict[str, Tensor]:
+    """Tensors nested in dicts, lists and tuples, by their path as capture names inputs: {"maps": [x]} is "maps.0"."""
+    found: dict[str, Tensor] = {}
+    for key, item in value.items():
+        path = f"{name}.{key}" if name else str(key)
+        if isinstance(item, list | tuple):
+            item = {str(i): each for i, each in enumerate(item)}
+        found |= named_tensors(item, path) if isinstance(item, Mapping) else {path: item}
+    return found
+
+
+def turned_note(program: Program, batch_axis: int | None = None) -> str:
+    """What to say of arrays that were read with the batch on another axis than the first."""
+    read = ", ".join(f"{n} on axis {a if batch_axis is None else batch_axis}" for n, a in program.turned.items())
+    return f"the batch is read off {read}" + (", as the model takes it" if batch_axis is None else "")
 
 
 def check_samples(inputs: Mapping[str, Tensor], program: Program, where: str = "the samples") -> None:

@@ -18,10 +18,13 @@ LABELS = ("labels", "y", "label")
 """Arrays of these names are labels, not inputs."""
 
 
-def load_samples(path: str | Path, program: Program, *, limit: int | None = None) -> Samples:
+def load_samples(
+    path: str | Path, program: Program, *, limit: int | None = None, batch_axis: int | None = None
+) -> Samples:
     """Samples from `path` as `program` takes them: the first `limit` rows, with labels where there are some.
 
     Arrays (.npz, .npy, .safetensors), a folder of images, or text (.csv, .tsv, .jsonl, .parquet, .txt).
+    `batch_axis` says where arrays have the batch, for inputs that the model does not take with the batch first.
     Raises `DataError` if the file is missing, empty, damaged, of no known kind, or does not fit the program's inputs.
     """
     path = Path(path)
@@ -33,7 +36,7 @@ def load_samples(path: str | Path, program: Program, *, limit: int | None = None
         found, notes = arrays.read_arrays(path)
         key = next((n for n in LABELS if n in found and n not in {p.name for p in program.inputs}), None)
         labels = found.pop(key) if key else None
-        return fit(Raw(found, labels, notes), program, where, limit)
+        return fit(Raw(found, labels, notes, as_model=True), program, where, limit, batch_axis)
     if path.suffix in tables.SUFFIXES:
         return fit(text.tokenize(tables.read_text(path, limit), program, where), program, where, limit)
     known = (*arrays.SUFFIXES, *tables.SUFFIXES)

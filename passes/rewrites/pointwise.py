@@ -58,16 +58,17 @@ def times_one(match: Match) -> fx.Node:
     return found
 
 
-@rewrite(op("aten.copy.default", x, y))
+def _as_wide(match: Match) -> Refusal | None:
+    same = match.shape("x") == match.shape("y")
+    return None if same else Refusal("what is written over is of another shape", match.root)
+
+
+@rewrite(op("aten.copy.default", x, y), check=_as_wide)
 def written_over(match: Match) -> fx.Node:
-    """copy(x, y), as an assignment to a slice gives it  -->  y in the shape and type of x, which has a derivative"""
-    before, after = match["x"].meta["val"], match["y"].meta["val"]
-    found: fx.Node = match["y"]
-    if after.dtype != before.dtype:
-        found = match.call("aten._to_copy.default", found, dtype=before.dtype)
-    if after.shape != before.shape:
-        found = match.call("aten.add.Tensor", match.call("aten.zeros_like.default", match["x"]), found)
-    return found
+    """copy(x, y), as an assignment to a slice gives it  -->  y in the type of x, which has a derivative"""
+    dtype, found = match["x"].meta["val"].dtype, match["y"]
+    assert isinstance(found, fx.Node)
+    return found if found.meta["val"].dtype == dtype else match.call("aten._to_copy.default", found, dtype=dtype)
 
 
 @rewrite(op("aten.rsub.Scalar", x, var("number")))

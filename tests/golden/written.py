@@ -30,6 +30,14 @@ class Written(nn.Module):
         return self.write(self, *(given for given in (x, y, z) if given is not None))
 
 
+def shifted(x: Tensor) -> Tensor:
+    """Each step sees the one before it; the last one is written over with one row for all."""
+    moved = x.clone()
+    moved[:, 1:] = x[:, :-1]
+    moved[:, -1] = x[:, 0, :1]
+    return moved
+
+
 def rows() -> tuple[Tensor, ...]:
     return (torch.randn(3, 5, 6),)
 
@@ -102,6 +110,7 @@ CASES: dict[str, Case] = {
     "power-as-root": Case(lambda m, x: (x.abs() + 1).pow(0.5)),
     "one-over-root": Case(lambda m, x: (x.abs() + 1).pow(-0.5)),
     "times-one": Case(lambda m, x: torch.tanh(x * 1.0)),
+    "written-over": Case(lambda m, x: shifted(x)),
     "one-subtraction": Case(lambda m, x: 1 - x),
     "divided-by-root": Case(lambda m, x: x / torch.sqrt(x.abs() + 1)),
     "silu": Case(lambda m, x: x * torch.sigmoid(x)),

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from fxmerge.errors import DataError, UnsafeFileError
-from fxmerge.ir.program import Port, Program
+from fxmerge.ir.program import Program
 from fxmerge.samples import arrays
 from fxmerge.samples.load import check_samples, load_samples
 

@@ -1,0 +1,16 @@
+"""Networks as people write them go the whole way: save, inspect, check, merge, ONNX, and one merged with itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kind_nets import KINDS, Kind
+from benchmarks.kinds import CLOSE, whole_way
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_the_whole_way(kind: Kind, tmp_path: Path) -> None:
+    row = whole_way(kind, tmp_path)
+    assert row["difference"] <= CLOSE
