@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -302,7 +303,8 @@ class Seq2Seq(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter, self.head = nn.Linear(WIDTH, INNER), nn.Linear(INNER, CLASSES)
-        self.body = nn.Transformer(INNER, 2, 1, 1, 16)
+        with warnings.catch_warnings(action="ignore"):  # it warns that time first is slower
+            self.body = nn.Transformer(INNER, 2, 1, 1, 16)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         return self.head(self.body(self.enter(source), self.enter(target)))

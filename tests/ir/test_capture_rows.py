@@ -53,7 +53,7 @@ def test_inputs_with_the_batch_on_different_axes() -> None:
     def run(tensors: dict[str, Tensor]) -> list[Tensor]:
         return [(tensors["x"].cumsum(0)[-1] * tensors["scale"]).flip(1), tensors["table"].sum(0)]
 
-    tensors = {"x": torch.randn(7, 4, 5), "scale": torch.randn(4, 1), "table": torch.randn(4, 4)}
+    tensors = {"x": torch.randn(7, 4, 5), "scale": torch.randn(4, 1), "table": torch.randn(4, 3)}
     found = find_rows(run, tensors)  # type: ignore[arg-type]
     assert found.inputs == {"x": 1, "scale": 0, "table": None}
     assert found.outputs == (0, None)
@@ -68,8 +68,24 @@ def test_a_model_whose_rows_depend_on_each_other() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.enter(x) - self.enter(x).mean(0)
 
-    program = capture(Similar(), (torch.randn(5, WIDTH),))
-    assert "no axis was found along which rows are independent" in " ".join(program.notes)
+    model = Similar()
+    program = capture(model, (torch.randn(5, WIDTH),))
+    assert "the rows of a batch depend on each other" in program.notes[0]
+    x = torch.randn(7, WIDTH)
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x))
+
+
+def test_no_axis_at_all() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.Linear(WIDTH, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.enter(x).cumsum(0).cumsum(1)
+
+    assert "no axis was found along which rows are independent" in capture(Sorted(), (torch.randn(5, WIDTH),)).notes[0]
 
 
 def test_samples_of_a_time_first_model_are_read_as_it_takes_them(tmp_path: Path) -> None:

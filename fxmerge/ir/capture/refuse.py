@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from fxmerge.errors import CaptureError
 from fxmerge.ir.capture.assemble import source_of
 from fxmerge.ir.program import Program, target_name
 
-OURS = str(Path(__file__).parent)
+NOT_THEIRS = (str(Path(__file__).parent), sysconfig.get_path("stdlib") + "/", "<")
+SITE = "-packages/"
 
 
 class Refusal(CaptureError):
@@ -108,7 +110,8 @@ def user_frame(error: BaseException) -> str:
     found, trace = "", error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in file and not file.startswith((OURS, "<")):
+        theirs = SITE in file or not file.startswith(NOT_THEIRS)
+        if theirs and "/torch/" not in file:
             found = f"{file.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found

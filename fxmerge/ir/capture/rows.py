@@ -40,6 +40,8 @@ class Rows:
     """Rows of the sample."""
     fixed: bool = False
     """The model ran with this number of rows alone."""
+    mixed: bool = False
+    """The rows of a batch depend on each other: they follow in another order, but not in other company."""
     found: bool = True
     """False if nothing was found, and the first axis is taken for want of a better one."""
 
@@ -63,7 +65,8 @@ def find_rows(run: Run, tensors: Mapping[str, Tensor], axis: int | None = None) 
     for count, axes in ways:
         found = _permuted(run, tensors, outputs, axes, count)
         if found is not None:
-            return Rows(axes, found, count, fixed=True)
+            fixed = not _runs(run, tensors, axes, count)
+            return Rows(axes, found, count, fixed=fixed, mixed=not fixed)
     return by_position(tensors, outputs, axis)
 
 
@@ -119,6 +122,17 @@ def _permuted(
     except Exception:  # see above
         return None
     return _matched(outputs, after, index, count, axes, lenient=False)
+
+
+def _runs(run: Run, tensors: Mapping[str, Tensor], axes: Mapping[str, int | None], count: int) -> bool:
+    """Whether the model runs at all on another number of rows."""
+    for rows in (count + 1, count + 2):
+        index = torch.arange(rows) % count
+        try:
+            run({n: t if (a := axes[n]) is None else t.index_select(a, index) for n, t in tensors.items()})
+        except Exception:  # whatever the model's own code raises
+            return False
+    return True
 
 
 def _matched(

@@ -42,8 +42,7 @@ def quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("torch._subclasses", "torch.fx", "torch._export", "torch.export")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         try:

@@ -242,6 +242,8 @@ class _Tracer:
                 yield f"axis {axis} of {name} is the batch in the model; it comes first here and once merged: ({shape})"
         if not self.rows.found:
             yield "no axis was found along which rows are independent: the first is taken, batch_axis says another"
+        if self.rows.mixed:
+            yield "the rows of a batch depend on each other in the model: what it gives depends on how rows are batched"
         if fixed is not None:
             why = "takes no other number" if self.rows.fixed else "does not trace with a dynamic one"
             yield f"the batch is fixed at {fixed} row{'s' * (fixed != 1)}: the model {why}; more are run in blocks"
