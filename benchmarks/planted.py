@@ -56,7 +56,7 @@ def plant(program: Program, seed: int = 0, back: int | None = None) -> Planted:
         way = element if back is None else random_element(parent, back)
         twin = transformed(parent, element).evolve(task="twin")
         expected, seen = parent.run(x), twin.run(x)
-        net = passes.insert_merge([parent.evolve(task="own"), twin], passes.BUILTIN.rules, 0)
+        net = passes.insert_merge(passes.line_up([parent.evolve(task="own"), twin]), passes.BUILTIN.rules, 0)
         apart, merged = folded(net.start([1.0, 1.0])), folded(rebased(net, way))
         whole = parent.parameters & merged.tensors.keys()  # of a tensor that was taken apart, parts alone are left
         names = [n for n in whole if merged.tensors[n].shape == parent.tensors[n].shape]

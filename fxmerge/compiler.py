@@ -1,10 +1,11 @@
-"""The driver: load, normalize, insert-merge, train, hoist, fold-merge, cleanup, verify, write."""
+"""The driver: load, run the pipeline stage by stage, verify each, write."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,33 @@ from fxmerge.config import MergeConfig
 from fxmerge.errors import CaptureError, DataError, FxmergeError, VerificationError
 from fxmerge.figures import Samples
 from fxmerge.inspection import check, examine, inspect
+from fxmerge.ir.difference import Difference
+from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.ir.supernet import SuperNet
-from fxmerge.ir.verify import compare, require
 from fxmerge.messages import nearest
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.base import Trained
-from fxmerge.output.formats import save_merged
+from fxmerge.output.formats import ONNX, format_of
 from fxmerge.output.merged import Merged
 from fxmerge.output.readings import check_metrics
 from fxmerge.parents import Parent, load_parents
-from fxmerge.pipeline import Pipeline, run_pass
+from fxmerge.pipeline import Pipeline, Stage, Train
 from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
-from fxmerge.pipeline.installed import catalogue, known, passes
+from fxmerge.pipeline.installed import catalogue, knowledge, known, pipeline
+from fxmerge.pipeline.knowledge import Plan
+from fxmerge.pipeline.record import Record
 from fxmerge.pipeline.watch import Watch
+from fxmerge.result import Checks, MergedFacts, ParentFacts, Result, TaskFigures, Training
 from fxmerge.samples.fit import check_samples, named_tensors, rows_first
 from fxmerge.samples.load import load_samples
 from fxmerge.samples.pool import Pools, Recipe
 from fxmerge.stages import Stages
 from fxmerge.training.fit import Settings, silent
 from fxmerge.training.memory import budget
+from fxmerge.verification import Verifier, require_template, unfolded
 from fxmerge.version import __version__
 
 __all__ = ["catalogue", "check", "examine", "inspect", "merge"]
@@ -78,39 +84,42 @@ class _Merge:
     method: Method
     trained: Trained
     notes: list[str] = field(default_factory=list)
-    training: dict[str, Any] = field(default_factory=dict)
     given: list[Program] = field(default_factory=list)
     """The parents as they were given."""
+    rewrite: dict[str, Difference] = field(default_factory=dict)
+    """How far the parents are from what was made of them."""
 
     def run(self, parents: list[Parent], data: Any) -> Merged:
         with self.stages("capture"):
-            programs = self.given = load_parents(parents, self.config, data)
-            check_metrics(self.config.metric, programs)
-            samples = self._samples(programs, data)
+            given = self.given = load_parents(parents, self.config, data)
+            check_metrics(self.config.metric, given)
+            samples = self._samples(given, data)
         with self.stages("analyse"):
-            supernet = self._supernet(programs)
+            supernet = self._supernet(given, samples)
         if self.config.dry_run:
-            return self._merged(supernet.program, supernet, parents, {})
+            return self._merged(supernet.program, supernet, self._result(parents, supernet))
         held, kept = figures.split(samples)
         with self.stages("train") as tell:
             torch.manual_seed(self.config.seed)
-            job = self._job(supernet, kept, tell)
-            outcome = self._outcome(job)
+            outcome = self._outcome(self._job(supernet, kept, tell))
         with self.stages("fold"):
-            folded = self._fold(outcome.program, supernet)
+            trained = outcome.program.only([f"{p.task}.{port.name}" for p in supernet.parents for port in p.outputs])
+            folded = self._fold(trained, supernet)
         with self.stages("verify"):
             probes = figures.probes(folded, supernet, samples)
-            checks = self._verify(outcome, folded, probes)
-            measured = self._figures(outcome, supernet, folded, held, samples) | {"checks": checks}
-        merged = self._merged(self._with_assets(folded, programs[supernet.template]), supernet, parents, measured)
+            fold = self.verifier.fold(trained, folded, probes)
+            checks = Checks.of(self.rewrite, fold, True if outcome.log else None)
+            tasks = self._figures(outcome, supernet, folded, held, samples)
+        folded = self._with_assets(folded, given[supernet.template])
+        facts = replace(self._result(parents, supernet, outcome), tasks=tasks, checks=checks)
+        merged = self._merged(folded, supernet, facts, probes[0])
         if self.config.out:
             with self.stages("export"):
-                checks["onnx_max_abs"] = save_merged(
-                    merged, self.config.out, opset=self.config.opset, overwrite=self.config.overwrite,
-                    samples=probes[0], tolerance=self.config.atol,
-                )  # fmt: skip
-        merged.result["seconds"] = {name: round(seconds, 3) for name, seconds in self.stages.seconds.items()}
-        merged.result["peak_rss_mib"] = figures.peak_memory()
+                config, out = self.config, self.config.out
+                found = merged.write(out, opset=config.opset, overwrite=config.overwrite, tolerance=config.atol)
+                checks = checks.with_written(found, format_of(out) is ONNX)
+        seconds = {name: round(seconds, 3) for name, seconds in self.stages.seconds.items()}
+        merged.facts = replace(merged.facts, checks=checks, seconds=seconds, peak_rss_mib=figures.peak_memory())
         return merged
 
     # -- parents and samples -------------------------------------------------------------------------
@@ -148,40 +157,48 @@ class _Merge:
     # -- the SuperNet and the job ----------------------------------------------------------------------
 
     @cached_property
-    def pipeline(self) -> Pipeline:
-        """The built-in passes, with those of extensions where they ask to be."""
-        builtin = set(passes().BUILTIN.passes)
-        pipeline: Pipeline = passes().PIPELINE
-        return pipeline.having(*(each() for each in self.known.passes if each not in builtin))
+    def plan(self) -> Plan:
+        """What is known of the merge once the parents are."""
+        config = self.config
+        tasks = tuple(program.task for program in self.given)
+        return Plan(tasks, config.like, config.width_scale or 1.0, self.trained.batch_size)
 
     @cached_property
-    def watch(self) -> Watch:
-        return Watch.from_environment([each.name for each in self.known.passes])
+    def pipeline(self) -> Pipeline:
+        """Every step of the merge, in order."""
+        return pipeline(self.known, self.plan)
 
-    def _pass(self, name: str, program: Program, **options: Any) -> Program:
-        """Run one of the driver's own passes."""
-        return run_pass(self.known.find("pass", name)(**options), program, self.known, self.watch)
+    @cached_property
+    def verifier(self) -> Verifier:
+        """What holds the merge to the programs that it was given."""
+        watch = Watch.from_environment([each.name for each in self.known.passes])
+        return Verifier(self.known, Record(watch), self.config.atol, self.notes)
 
-    def _supernet(self, programs: list[Program]) -> SuperNet:
-        normal = [self.pipeline.run("parent", program, self.known, self.watch) for program in programs]
-        join = self.known.find("pass", "insert-merge")(
-            template=self.config.like, width_scale=self.config.width_scale or 1.0
-        )
+    def _run(self, stage: Stage, program: Program) -> Program:
+        return self.pipeline.run(stage, program, self.known, self.verifier.record)
+
+    def _supernet(self, given: list[Program], samples: list[Samples] | None) -> SuperNet:
+        """The parents joined, and held to what was given."""
+        check, record = self.verifier, self.verifier.record
+        normal = [self._run("parent", program) for program in given]
         try:
-            supernet: SuperNet = join.join(normal, self.known)
+            lined = self.pipeline.line_up(normal, self.known, record)
+            self.rewrite = check.parents(given, lined, samples)
+            joined = self.pipeline.join(lined, self.known, record)
         except GuardOnDataDependentSymNode as error:
             raise _unsized(normal) from error
-        return supernet.with_program(self.pipeline.run("supernet", supernet.program, self.known, self.watch))
+        check.join(joined, samples)
+        program = self._run("supernet", joined.program)
+        inputs = probe(joined.program, figures.probes(joined.program, joined, samples)[0])
+        check.supernet(joined.program, program, self.pipeline, inputs)
+        record.steps.clear()
+        return joined.with_program(program)
 
     def _job(self, supernet: SuperNet, samples: list[Samples] | None, tell: Any) -> Job:
         config, trained = self.config, self.trained
 
-        def hoist(program: Program) -> Program:
-            return self._pass("hoist", program, order="auto", rows=trained.batch_size)
-
         def fold_trunk(program: Program) -> Program:
-            hoisted = self._pass("hoist", program, tails=False)
-            return self._pass("fold-merge", hoisted, tasks=supernet.tasks, template=supernet.template, tails=False)
+            return knowledge().fold_trunk(self.plan).run("fold", program, self.known, self.verifier.record)
 
         recipe = Recipe(trained.augment, trained.pool, trained.batch_size, config.seed)
         pools = Pools(supernet, samples, recipe) if samples is not None and self.method.needs_data else None
@@ -200,7 +217,7 @@ class _Merge:
                 memory=budget(config.memory),
             ),
             options=trained,
-            hoist=hoist,
+            hoist=partial(self._run, "train"),
             fold_trunk=fold_trunk,
             progress=tell or silent,
             state=Path(config.resume) / "training.pt" if config.resume else None,
@@ -208,6 +225,7 @@ class _Merge:
 
     def _outcome(self, job: Job) -> Outcome:
         """What the method makes; an extension's method that fails is named with its owner."""
+        start = time.perf_counter()
         try:
             outcome = self.method(job)
         except FxmergeError:
@@ -215,63 +233,44 @@ class _Merge:
         except Exception as error:
             self.known.blame("method", self.method.name, error)
             raise
+        self.verifier.record.steps.clear()
+        for each in self.pipeline.stage("train"):
+            if isinstance(each, Train):
+                self.verifier.record(each, job.supernet.program, outcome.program, time.perf_counter() - start)
         self.notes += job.notes
-        return outcome
-
-    # -- fold and verify -----------------------------------------------------------------------------
-
-    def _fold(self, program: Program, supernet: SuperNet) -> Program:
-        outputs = [f"{p.task}.{port.name}" for p in supernet.parents for port in p.outputs]
-        hoisted = self._pass("hoist", program.only(outputs))
-        folded = self._pass("fold-merge", hoisted, tasks=supernet.tasks, template=supernet.template)
-        return self.pipeline.run("merged", folded, self.known, self.watch)
-
-    def _verify(self, outcome: Outcome, folded: Program, probes: list[Samples]) -> dict[str, Any]:
-        """Gradients reached every map, and the folded model is the SuperNet. Raises `VerificationError`."""
         if outcome.unreached:
             more = " …" if len(outcome.unreached) > 3 else ""
             raise VerificationError(
                 f"no gradient reached {', '.join(outcome.unreached[:3])}{more}",
                 "start from --init average, or train for more steps; if it stays, please report it",
             )
-        worst = 0.0
-        for inputs in probes:
-            found = compare(outcome.program, folded, inputs, [port.name for port in folded.outputs])
-            require("the folded model is not the SuperNet", found, self.config.atol)
-            worst = max(worst, found.absolute)
-        return {"fold_max_abs": worst, "onnx_max_abs": None, "all_gradients": True if outcome.log else None}
+        return outcome
+
+    def _fold(self, trained: Program, supernet: SuperNet) -> Program:
+        """An ordinary network of the SuperNet, with exactly the template's parameters in its trunk."""
+        folded = self._run("fold", trained)
+        require_template(folded, supernet, len(unfolded(trained, self.pipeline, self.known)))
+        return self._run("merged", folded)
 
     # -- figures -------------------------------------------------------------------------------------
 
     def _figures(
         self, outcome: Outcome, supernet: SuperNet, folded: Program, held: Any, samples: Any
-    ) -> dict[str, Any]:
-        tasks = []
-        for k, parent in enumerate(supernet.parents):
+    ) -> tuple[TaskFigures, ...]:
+        def of(k: int, task: str) -> TaskFigures:
             own: Samples | None = (held or samples)[k] if samples else None
             outputs = figures.scores(folded, supernet, k, self.given[k], own, self.config.metric) if own else []
-            self.notes += [note for score in outputs for note in score.notes(parent.task)]
-            tasks.append(
-                {
-                    "task": parent.task,
-                    "samples": figures.rows_of(samples[k]) if samples else 0,
-                    "held_back": figures.rows_of(held[k]) if held else 0,
-                    "agreement": figures.agreement(outputs),
-                    "feature_r2": figures.feature_score(outcome.program, supernet, k, own) if own else None,
-                    "outputs": [score.figures() for score in outputs],
-                }
+            self.notes += [note for score in outputs for note in score.notes(task)]
+            return TaskFigures(
+                task,
+                samples=figures.rows_of(samples[k]) if samples else 0,
+                held_back=figures.rows_of(held[k]) if held else 0,
+                agreement=figures.agreement(outputs),
+                feature_r2=figures.feature_score(outcome.program, supernet, k, own) if own else None,
+                outputs=tuple(score.figures() for score in outputs),
             )
-        log = outcome.log
-        if log is not None:
-            self.training = {
-                "augmentation": dict(outcome.augmentation),
-                "steps": log.steps,
-                "loss_first": log.loss_first,
-                "loss_last": log.loss_last,
-                "losses": [round(loss, 6) for loss in log.losses[:: max(1, len(log.losses) // 100)]],
-                "samples_per_second": log.samples_per_second,
-            }
-        return {"init": outcome.init, "tasks": tasks, "trainable": outcome.trainable}
+
+        return tuple(of(k, task) for k, task in enumerate(supernet.tasks))
 
     def _with_assets(self, program: Program, template: Program) -> Program:
         """The folded program with the template's files; a config.json only if the weights still fit it."""
@@ -281,40 +280,44 @@ class _Merge:
             self.notes.append(f"the config.json of {template.task} is left out: the merged model differs in {misfit}")
         return program.evolve(assets=assets)
 
-    def _merged(self, program: Program, supernet: SuperNet, given: list[Parent], measured: dict[str, Any]) -> Merged:
-        spaces = supernet.parents[supernet.template].get(passes().SpacesOf(self.known.rules))
-        parents = [
-            {
-                "task": program.task,
-                "source": None if isinstance(source, Program) else str(source),
-                "sha256": figures.digest(source, program),
-                "parameters": program.count(),
-            }
-            for source, program in zip(given, supernet.parents, strict=True)
-        ]
-        counts = {"parameters": program.count(), "spaces": len(spaces.spaces), "opaque_axes": len(spaces.opaque)}
-        result = {
-            "fxmerge": __version__,
-            "method": self.method.name,
-            "init": measured.get("init", self.trained.init),
-            "seed": self.config.seed,
-            "out": self.config.out,
-            "parents": parents,
-            "merged": counts | {"trainable": measured.get("trainable", 0)},
-            "tasks": measured.get("tasks", []),
-            "checks": measured.get("checks", {}),
-            "training": self.training,
-            "notes": list(dict.fromkeys([*self.notes, *program.notes, *self._opaque(supernet)])),
-            "seconds": {},
-            "peak_rss_mib": 0,
-        }
+    def _result(self, sources: list[Parent], supernet: SuperNet, outcome: Outcome | None = None) -> Result:
+        """What is known of the merge: all of a dry run, the rest comes from the checks."""
+        spaces = knowledge().spaces(supernet.parents[supernet.template], self.known.rules)
+        parents = tuple(
+            ParentFacts(
+                program.task,
+                None if isinstance(source, Program) else str(source),
+                figures.digest(source, program),
+                program.count(),
+            )
+            for source, program in zip(sources, self.given, strict=True)
+        )
+        log = outcome.log if outcome else None
+        return Result(
+            fxmerge=__version__,
+            method=self.method.name,
+            init=outcome.init if outcome else self.trained.init,
+            seed=self.config.seed,
+            out=self.config.out,
+            parents=parents,
+            merged=MergedFacts(0, len(spaces.spaces), len(spaces.opaque), outcome.trainable if outcome else 0),
+            training=Training.of(log, outcome.augmentation) if outcome and log else None,
+        )
+
+    def _merged(self, program: Program, supernet: SuperNet, facts: Result, samples: Samples | None = None) -> Merged:
+        """The merged model with its facts; its own size and all notes are known only now."""
+        facts = replace(
+            facts,
+            merged=replace(facts.merged, parameters=program.count()),
+            notes=tuple(dict.fromkeys([*self.notes, *program.notes, *self._opaque(supernet)])),
+        )
         labels = {parent.task: parent.labels for parent in supernet.parents}
         named = replace(program, task="+".join(supernet.tasks))
-        return Merged(named, result, supernet.tasks, labels, tuple(self.given))
+        return Merged(named, facts, supernet.tasks, labels, tuple(self.given), samples or {})
 
     def _opaque(self, supernet: SuperNet) -> list[str]:
         """A note for every call that holds axes of parameters still."""
-        found = [parent.get(passes().SpacesOf(self.known.rules)) for parent in supernet.parents]
+        found = [knowledge().spaces(parent, self.known.rules) for parent in supernet.parents]
         return [opaque.note for spaces in found for opaque in spaces.opaque]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fxmerge.io.files import sha256
+from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.student import teachers
@@ -110,21 +111,9 @@ def feature_score(program: Program, supernet: SuperNet, k: int, samples: Samples
 def probes(program: Program, supernet: SuperNet, samples: Sequence[Samples] | None) -> list[Samples]:
     """Inputs to compare two programs on: some samples of every task, or random ones where there are none."""
     if samples is None:
-        return [_random(program)]
+        return [probe(program, {})]
     few = [{n: v[:32] for n, v in supernet.given(k, own).items()} for k, own in enumerate(samples)]
     return few if supernet.together else [{name: value for own in few for name, value in own.items()}]
-
-
-def _random(program: Program) -> Samples:
-    generator = torch.Generator().manual_seed(0)
-    made: Samples = {}
-    for port in program.inputs:
-        shape = [program.hints[n] if isinstance(n, str) else n for n in port.shape]
-        if port.dtype.is_floating_point:
-            made[port.name] = torch.randn(shape, generator=generator).to(port.dtype)
-        else:
-            made[port.name] = torch.ones(shape, dtype=port.dtype)
-    return made
 
 
 def digest(given: object, program: Program) -> str:

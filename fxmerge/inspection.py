@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fxmerge.coupling import RuleSet
 from fxmerge.io.sources import load
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import Spaces
-from fxmerge.pipeline.installed import known, passes
+from fxmerge.pipeline.installed import knowledge, known
+from fxmerge.pipeline.knowledge import Checked
 
 Source = Program | str | Path
 
@@ -29,7 +31,8 @@ def examine(source: Source, *, extensions: Sequence[str] = (), **options: Any) -
     """Load a model and find its spaces. `options` are those of `fxmerge.load`."""
     rules = _rules(extensions)
     program = source if isinstance(source, Program) else load(source, **options)
-    return Examined(program, program.get(passes().SpacesOf(rules)), passes().describe(program, rules))
+    door = knowledge()
+    return Examined(program, door.spaces(program, rules), door.describe(program, rules))
 
 
 def inspect(source: Source, **options: Any) -> dict[str, Any]:
@@ -37,23 +40,23 @@ def inspect(source: Source, **options: Any) -> dict[str, Any]:
     return examine(source, **options).described
 
 
-def check(source: Source, *, seed: int = 0, extensions: Sequence[str] = (), **options: Any) -> Any:
+def check(source: Source, *, seed: int = 0, extensions: Sequence[str] = (), **options: Any) -> Checked:
     """Transform every space of a model at random, in float64; the report says whether its outputs moved."""
     rules = _rules(extensions)
     program = source if isinstance(source, Program) else load(source, **options)
-    return passes().check(program, rules, seed=seed)
+    return knowledge().check(program, rules, seed)
 
 
 def refusals(sources: Sequence[Source], *, extensions: Sequence[str] = (), **options: Any) -> list[str]:
     """A line for each rewrite of an extension: how often it fired on these models, and why not where it did not."""
-    knowledge = known(extensions)
-    if not knowledge.rewrites:
+    installed = known(extensions)
+    if not installed.rewrites:
         return []
     programs = [source if isinstance(source, Program) else load(source, **options) for source in sources]
-    first, *others = [passes().trace_rewrites(program, knowledge) for program in programs]
+    first, *others = [knowledge().trace_rewrites(program, installed) for program in programs]
     lines: list[str] = sum(others, start=first).text().splitlines()
     return lines
 
 
-def _rules(extensions: Sequence[str]) -> Any:
+def _rules(extensions: Sequence[str]) -> RuleSet:
     return known(extensions).rules

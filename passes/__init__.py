@@ -1,6 +1,8 @@
-"""What is known of operators: coupling rules, analyses and rewritings. Uses the public names of fxmerge alone."""
+"""What is known of operators: coupling rules, analyses and rewritings; the engine sees `KNOWLEDGE` alone."""
 
-from passes.pipeline import BUILTIN, PIPELINE, trace_rewrites
+from passes.knowledge import KNOWLEDGE
+from passes.line_up.further import line_up_all as line_up
+from passes.pipeline import BUILTIN, PIPELINE
 from passes.spaces.check import check
 from passes.spaces.describe import describe
 from passes.spaces.find import SpacesOf, spaces
@@ -12,6 +14,7 @@ from passes.supernet.insert_merge import insert_merge
 
 __all__ = [
     "BUILTIN",
+    "KNOWLEDGE",
     "PIPELINE",
     "SpacesOf",
     "check",
@@ -20,7 +23,7 @@ __all__ = [
     "fold_merge",
     "hoist",
     "insert_merge",
+    "line_up",
     "normalize",
     "spaces",
-    "trace_rewrites",
 ]

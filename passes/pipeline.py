@@ -1,35 +1,62 @@
-"""The whole pipeline in one place, as passes; and all built-in knowledge as one extension."""
+"""The whole pipeline on one screen: every step of a merge, in the order in which it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
-from fxmerge.methods import METHODS
-from fxmerge.pipeline import Pass, Pipeline, Stage
+from fxmerge.pipeline import Join, Known, Pass, Pipeline, Run, Stage, Together, Train
+from fxmerge.pipeline.borders import FOLDED
 from fxmerge.pipeline.extension import BUILTIN_OWNER, Extension
-from fxmerge.rewrite import Trace
+from fxmerge.pipeline.knowledge import Plan
+from passes.line_up.further import FURTHER, line_up_all
 from passes.rewrites import REWRITES
 from passes.rules import BUILTIN as RULES
-from passes.spelling.cleanup import cleanup
+from passes.spelling.cleanup import Cleanup
 from passes.spelling.compute_weights import compute_weights
 from passes.spelling.join_recurrent import join_recurrent
-from passes.spelling.lower_to_onnx import spell_out
+from passes.spelling.lower_to_onnx import lower_to_onnx
 from passes.spelling.normalize import normalize
 from passes.spelling.split_recurrent import split_recurrent
 from passes.supernet.fold_merge import fold_merge
-from passes.supernet.hoist import Order, hoist
+from passes.supernet.hoist import hoist
 from passes.supernet.insert_merge import insert_merge
+
+
+def pipeline(plan: Plan = Plan()) -> Pipeline:  # noqa: B008 (a value)
+    """Everything that happens in a merge."""
+    return Pipeline(
+        (
+            ComputeWeights(),
+            Normalize(),
+            SplitRecurrent(),
+            Cleanup(),
+            LineUp(plan.template),
+            InsertMerge(plan.template, plan.width_scale),
+            HoistByCost(plan.rows),
+            Train(),
+            Hoist(),
+            FoldMerge(plan.tasks, plan.template),
+            JoinRecurrent(),
+            LowerToOnnx(),
+            Cleanup(),
+        )
+    )
+
+
+def fold_trunk(plan: Plan) -> Pipeline:
+    """What all parents share folded into ordinary weights; heads keep their unmerge maps."""
+    return Pipeline((Hoist(tails=False), FoldTrunk(plan.tasks, plan.template)))
 
 
 @dataclass(frozen=True)
 class ComputeWeights(Pass):
     """Compute what parameters alone make (weight norm, adapters, casts): one plain weight each."""
 
-    def run(self, program: Program, known: Extension) -> Program:
+    def run(self, program: Program, known: Known) -> Program:
         return compute_weights(program, known.rules)
 
 
@@ -37,7 +64,7 @@ class ComputeWeights(Pass):
 class Normalize(Pass):
     """Write one thing one way: fewer spellings for every later pass."""
 
-    def run(self, program: Program, known: Extension) -> Program:
+    def run(self, program: Program, known: Known) -> Program:
         return normalize(program, known.rewrites)
 
 
@@ -45,60 +72,81 @@ class Normalize(Pass):
 class SplitRecurrent(Pass):
     """Write recurrent layers one by one, each direction by itself."""
 
-    def run(self, program: Program, known: Extension) -> Program:
+    def run(self, program: Program, known: Known) -> Program:
         return split_recurrent(program)
 
 
 @dataclass(frozen=True)
-class Cleanup(Pass):
-    """Say everything once: equal calls become one, unused nodes and tensors go."""
+class LineUp(Together):
+    """Pair what the parents have in common; where they part, write all of them further until they do not."""
 
-    stage: ClassVar[Literal["any"]] = "any"
+    template: int = 0
 
-    def run(self, program: Program, known: Extension) -> Program:
-        return cleanup(program)
+    @property
+    def within(self) -> tuple[Pass, ...]:
+        return tuple({each.name: each for steps in FURTHER for each in steps}.values())
+
+    def run_all(self, parents: Sequence[Program], run: Run) -> list[Program]:
+        return line_up_all(parents, self.template, run)
 
 
 @dataclass(frozen=True)
-class InsertMerge(Pass):
+class InsertMerge(Join):
     """Join the parents into one SuperNet: M behind every writer, U before every reader."""
 
-    stage: ClassVar[Stage] = "join"
-    driven: ClassVar[bool] = True
     template: int = 0
     width_scale: float = 1.0
 
-    def join(self, parents: Sequence[Program], known: Extension) -> SuperNet:
-        """The SuperNet of normalized parents."""
+    def join(self, parents: Sequence[Program], known: Known) -> SuperNet:
+        """The SuperNet of parents in line."""
         return insert_merge(parents, known.rules, self.template, self.width_scale if self.width_scale != 1 else None)
 
 
 @dataclass(frozen=True)
-class Hoist(Pass):
+class HoistByCost(Pass):
     """Carry merge and unmerge from activations to weights, where that costs less."""
 
-    stage: ClassVar[Stage] = "supernet"
-    driven: ClassVar[bool] = True
-    order: Order = "weights"
+    stage: ClassVar[Stage] = "train"
     rows: int = 0
+
+    def run(self, program: Program, known: Known) -> Program:
+        return hoist(program, "auto", rows=self.rows)
+
+
+@dataclass(frozen=True)
+class Hoist(Pass):
+    """Carry merge and unmerge from activations to weights."""
+
+    stage: ClassVar[Stage] = "fold"
     tails: bool = True
 
-    def run(self, program: Program, known: Extension) -> Program:
-        return hoist(program, self.order, rows=self.rows, tails=self.tails)
+    def run(self, program: Program, known: Known) -> Program:
+        return hoist(program, tails=self.tails)
+
+
+@dataclass(frozen=True)
+class FoldTrunk(Pass):
+    """Compute every fold of the trunk; the heads keep their maps."""
+
+    stage: ClassVar[Stage] = "fold"
+    tasks: tuple[str, ...] = ()
+    template: int = 0
+
+    def run(self, program: Program, known: Known) -> Program:
+        return fold_merge(program, self.tasks, self.template, tails=False)
 
 
 @dataclass(frozen=True)
 class FoldMerge(Pass):
     """Compute every fold: the SuperNet becomes an ordinary network."""
 
-    stage: ClassVar[Stage] = "merged"
-    driven: ClassVar[bool] = True
+    stage: ClassVar[Stage] = "fold"
+    ensures = (FOLDED,)
     tasks: tuple[str, ...] = ()
     template: int = 0
-    tails: bool = True
 
-    def run(self, program: Program, known: Extension) -> Program:
-        return fold_merge(program, self.tasks, self.template, tails=self.tails)
+    def run(self, program: Program, known: Known) -> Program:
+        return fold_merge(program, self.tasks, self.template)
 
 
 @dataclass(frozen=True)
@@ -107,40 +155,27 @@ class JoinRecurrent(Pass):
 
     stage: ClassVar[Stage] = "merged"
 
-    def run(self, program: Program, known: Extension) -> Program:
+    def run(self, program: Program, known: Known) -> Program:
         return join_recurrent(program)
 
 
 @dataclass(frozen=True)
-class SpellOut(Pass):
+class LowerToOnnx(Pass):
     """Write operators that only one library knows in operators that everybody knows."""
 
     stage: ClassVar[Stage] = "merged"
 
-    def run(self, program: Program, known: Extension) -> Program:
-        return spell_out(program)
+    def run(self, program: Program, known: Known) -> Program:
+        return lower_to_onnx(program)
 
 
-PIPELINE = Pipeline(
-    (
-        ComputeWeights(), Normalize(), SplitRecurrent(), Cleanup(), InsertMerge(), Hoist(),
-        FoldMerge(), JoinRecurrent(), SpellOut(), Cleanup(),
-    )
-)  # fmt: skip
-"""What happens to parents, in order; the method trains between hoist and fold-merge."""
+PIPELINE = pipeline()
+"""The pipeline of a merge that nothing is known of yet."""
 
 BUILTIN = Extension(
     BUILTIN_OWNER,
     rules=RULES,
     rewrites=REWRITES,
-    passes=[ComputeWeights, Normalize, SplitRecurrent, Cleanup, InsertMerge, Hoist, FoldMerge, JoinRecurrent, SpellOut],
-    methods=METHODS,
+    passes=list(dict.fromkeys(type(each) for each in (*PIPELINE, *fold_trunk(Plan()), *LineUp().within))),
 )
-"""Everything that comes with fxmerge."""
-
-
-def trace_rewrites(program: Program, known: Extension) -> Trace:
-    """How often each rewrite fires on a parent, and for each its best refusal."""
-    trace = Trace()
-    normalize(program, known.rewrites, trace)
-    return trace
+"""Rules, rewrites and passes that come with fxmerge."""

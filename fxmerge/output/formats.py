@@ -1,80 +1,148 @@
-"""Write a merged model in the form its path asks for, whole or not at all, and compare what was written."""
+"""Formats as values: how one is written, and how what was written is read back to be compared with the model."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fxmerge.errors import VerificationError
-from fxmerge.io.bundle import save_bundle
-from fxmerge.io.files import atomic_write, weights_beside
-from fxmerge.output.onnx import compare_onnx, export_onnx, retrace
+from fxmerge.io.bundle import load_bundle, save_bundle
+from fxmerge.io.files import atomic_write
+from fxmerge.ir.difference import Difference, floor, require
+from fxmerge.ir.program import Program
+from fxmerge.output.onnx import export_onnx, retrace
+from fxmerge.output.runtime import OnnxModel, Runnable, compare_runs
 
-if TYPE_CHECKING:
-    from fxmerge.output.merged import Merged
+WEIGHTS = "model.safetensors"
 
 
-def save_merged(
-    merged: Merged,
+@dataclass(frozen=True)
+class Content:
+    """What is written: a model, and what it says of itself."""
+
+    program: Program
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    described: Mapping[str, Any] = field(default_factory=dict)
+    """The figures that stand beside the weights in a folder."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a model."""
+
+    suffix: str
+    write: Callable[[Content, Path, int | None], None]
+    """Writes to a path, for an ONNX operator set."""
+    read: Callable[[Path, Program], Runnable]
+    """What runs as the file says; the program gives what the format does not hold (the graph, names of outputs)."""
+    fewest: int = 1
+    """Smallest batch that what was written takes."""
+
+
+def save_model(
+    content: Content,
     out: str | Path,
     *,
     opset: int | None = None,
     overwrite: bool = False,
     samples: Mapping[str, Tensor] | None = None,
     tolerance: float = 1e-4,
-    suffix: str | None = None,
-) -> float | None:
-    """Write `merged` to `out` by its suffix; the largest difference between ONNX Runtime and the model, for `.onnx`.
+    chosen: Format | None = None,
+) -> dict[str, Difference]:
+    """Write a model, in the format of its suffix unless one is chosen, and read it back: differences by output.
 
-    `suffix` is taken in place of the path's own. Weights that lie in a file of their own are said in the notes.
-
-    Raises `VerificationError` if that exceeds `tolerance` (relative to outputs above one); then nothing is written.
+    Raises `VerificationError` if one exceeds `tolerance` of the output's spread; then nothing is written.
     """
-    path = Path(out)
-    suffix = path.suffix if suffix is None else suffix
-    gap = None
-    with atomic_write(path, overwrite=overwrite) as part:
-        if suffix == ".onnx":
-            export_onnx(merged.program, part, opset=opset, metadata=merged.metadata())
-            gap = _check_onnx(part, merged, samples, tolerance)
-        elif suffix == ".pt2":
-            torch.export.save(retrace(merged.program), part)
-        elif suffix == ".pt":
-            save_bundle(merged.program, part)
-        elif suffix == ".safetensors":
-            save_file(_contiguous(merged), part, metadata=merged.metadata())
-        else:
-            part.mkdir(exist_ok=True)
-            save_file(_contiguous(merged), part / "model.safetensors", metadata={"format": "pt", **merged.metadata()})
-            for name, data in merged.program.assets.items():
-                (part / name).write_bytes(data)
-            (part / "fxmerge.json").write_text(json.dumps(merged.result, indent=2), encoding="utf-8")
-    if suffix == ".onnx" and weights_beside(path).is_file():
-        large = weights_beside(path)
-        merged.result["notes"].append(f"the weights are in {large}: {path.name} needs that file beside it")
-    return gap
-
-
-def _check_onnx(path: Path, merged: Merged, samples: Mapping[str, Tensor] | None, tolerance: float) -> float:
-    gap = compare_onnx(path, merged.program, samples)
-    scale = 1.0
-    if samples:
-        with torch.no_grad():
-            outputs = merged.program.run({name: value[:32] for name, value in samples.items()})
-        scale = max(1.0, *(float(v[v.isfinite()].abs().max()) for v in outputs.values() if v.isfinite().any()))
-    if not gap <= tolerance * scale:
-        raise VerificationError(
-            f"ONNX Runtime is not the folded model: outputs differ by {gap:.3g} (tolerance {tolerance * scale:.3g})",
-            "nothing was written; try another --opset, and please report it",
+    chosen = format_of(out) if chosen is None else chosen
+    with atomic_write(out, overwrite=overwrite) as part:
+        chosen.write(content, part, opset)
+        found = compare_runs(chosen.read(part, content.program), content.program, samples, fewest=chosen.fewest)
+        require(
+            f"{chosen.suffix or 'the folder'}, read back, is not the folded model",
+            found,
+            max(tolerance, floor(content.program)),
+            "nothing was written; write it in another format, or with another --opset, and please report it",
         )
-    return gap
+    return found
 
 
-def _contiguous(merged: Merged) -> dict[str, Tensor]:
-    return {name: tensor.contiguous().clone() for name, tensor in merged.state_dict().items()}
+def format_of(out: str | Path) -> Format:
+    """The format of a path, by its suffix; a folder for a path without a known one."""
+    suffix = Path(out).suffix
+    return next((each for each in FORMATS if each.suffix == suffix), FOLDER)
+
+
+# -- what is written, and read -----------------------------------------------------------------------------
+
+
+def _write_onnx(content: Content, path: Path, opset: int | None) -> None:
+    export_onnx(content.program, path, opset=opset, metadata=content.metadata)
+
+
+def _write_pt2(content: Content, path: Path, opset: int | None) -> None:
+    torch.export.save(retrace(content.program), path)
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """A program of torch.export, its inputs and outputs by the names that the format does not keep."""
+
+    module: torch.nn.Module
+    program: Program
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        values = self.module(*(inputs[port.name] for port in self.program.inputs))
+        return {port.name: value for port, value in zip(self.program.outputs, values, strict=True)}
+
+
+def _read_pt2(path: Path, program: Program) -> Runnable:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of the order in which it reads weights
+        return _Exported(torch.export.load(path).module(), program)
+
+
+def _write_bundle(content: Content, path: Path, opset: int | None) -> None:
+    save_bundle(content.program, path)
+
+
+def _write_weights(content: Content, path: Path, opset: int | None) -> None:
+    save_file(_contiguous(content.program), path, metadata=dict(content.metadata))
+
+
+def _read_weights(path: Path, program: Program) -> Runnable:
+    return program.evolve(tensors=load_file(path))
+
+
+def _write_folder(content: Content, path: Path, opset: int | None) -> None:
+    path.mkdir(exist_ok=True)
+    save_file(_contiguous(content.program), path / WEIGHTS, metadata={"format": "pt", **content.metadata})
+    for name, data in content.program.assets.items():
+        (path / name).write_bytes(data)
+    (path / "fxmerge.json").write_text(json.dumps(content.described, indent=2), encoding="utf-8")
+
+
+def _read_folder(path: Path, program: Program) -> Runnable:
+    return _read_weights(path / WEIGHTS, program)
+
+
+def _contiguous(program: Program) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().clone() for name, tensor in program.tensors.items()}
+
+
+ONNX = Format(".onnx", _write_onnx, lambda path, program: OnnxModel(path))
+FOLDER = Format("", _write_folder, _read_folder)
+FORMATS = (
+    ONNX,
+    Format(".pt2", _write_pt2, _read_pt2, fewest=2),
+    Format(".pt", _write_bundle, lambda path, program: load_bundle(path)),
+    Format(".safetensors", _write_weights, _read_weights),
+    FOLDER,
+)
+"""Every format that a model can be written in."""

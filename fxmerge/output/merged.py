@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from fxmerge.config import check_suffix
+from fxmerge.io.files import weights_beside
+from fxmerge.ir.difference import Difference, largest
 from fxmerge.ir.program import Program, by_name
+from fxmerge.output.formats import ONNX, Content, Format, format_of, save_model
+from fxmerge.result import Result
 
 
 @dataclass
@@ -21,12 +27,19 @@ class Merged:
 
     program: Program
     """The folded network; its outputs are "TASK.OUTPUT"."""
-    result: dict[str, Any]
-    """What `--result` writes, key by key as documented."""
+    facts: Result
+    """What the merge found out about itself."""
     tasks: tuple[str, ...]
     labels: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
     parents: tuple[Program, ...] = ()
     """The programs that were merged, as they were given."""
+    samples: Mapping[str, Tensor] = field(default_factory=dict)
+    """A few inputs, to compare with what is written."""
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What `--result` writes, key by key as documented."""
+        return self.facts.as_dict()
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Any]:
         return self.by_task(self.program.run(by_name(self.program.inputs, args, kwargs)))
@@ -44,33 +57,47 @@ class Merged:
         return {name: tensor.detach() for name, tensor in self.program.tensors.items()}
 
     def export_onnx(self, path: str | Path, *, opset: int | None = None) -> float:
-        """Write the model as ONNX to exactly this path, whole or not at all; the largest difference to ONNX Runtime's
-        outputs. Weights over 1.5 GB go to `PATH.data`, and a note in the result says so."""
-        from fxmerge.output.formats import save_merged
+        """Write the model as ONNX to exactly this path, whole or not at all; the largest difference of an output.
 
-        gap = save_merged(self, path, opset=opset, overwrite=True, suffix=".onnx")
-        assert gap is not None
-        return gap
+        Differences are relative to the output's spread. Weights over 1.5 GB go to `PATH.data`, which a note says.
+        """
+        return largest(self.write(path, opset=opset, chosen=ONNX))
 
     def save(self, path: str | Path, *, opset: int | None = None, overwrite: bool = True) -> None:
         """Write by suffix: `.onnx`, `.pt2`, `.pt` (bundle), `.safetensors`, or a folder with the weights."""
-        from fxmerge.config import check_suffix
-        from fxmerge.output.formats import save_merged
-
         check_suffix(str(path))
-        save_merged(self, path, opset=opset, overwrite=overwrite)
+        self.write(path, opset=opset, overwrite=overwrite)
+
+    def write(
+        self,
+        path: str | Path,
+        *,
+        opset: int | None = None,
+        overwrite: bool = True,
+        tolerance: float = 1e-4,
+        chosen: Format | None = None,
+    ) -> dict[str, Difference]:
+        """`save`, with what reading back differs in, by output. Raises `VerificationError` beyond the tolerance."""
+        content = Content(self.program, self.metadata(), self.result)
+        found = save_model(
+            content, path, opset=opset, overwrite=overwrite, samples=self.samples or None, tolerance=tolerance,
+            chosen=chosen,
+        )  # fmt: skip
+        large = weights_beside(path)
+        if (chosen or format_of(path)) is ONNX and large.is_file():
+            note = f"the weights are in {large}: {Path(path).name} needs that file beside it"
+            self.facts = replace(self.facts, notes=(*self.facts.notes, note))
+        return found
 
     def metadata(self) -> dict[str, str]:
         """What the written model says of itself: version, method, tasks, labels, parents' hashes, seed."""
-        import json
-
-        result = self.result
+        facts = self.facts
         return {
-            "fxmerge.version": str(result["fxmerge"]),
-            "fxmerge.method": str(result["method"]),
-            "fxmerge.init": str(result["init"]),
-            "fxmerge.seed": str(result["seed"]),
+            "fxmerge.version": facts.fxmerge,
+            "fxmerge.method": facts.method,
+            "fxmerge.init": facts.init,
+            "fxmerge.seed": str(facts.seed),
             "fxmerge.tasks": json.dumps(list(self.tasks)),
             "fxmerge.labels": json.dumps({t: list(names) if names else None for t, names in self.labels.items()}),
-            "fxmerge.parents": json.dumps({p["task"]: p["sha256"] for p in result["parents"]}),
+            "fxmerge.parents": json.dumps({parent.task: parent.sha256 for parent in facts.parents}),
         }

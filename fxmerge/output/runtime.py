@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from fxmerge.io.child import ChildError, ask
 from fxmerge.io.files import weights_beside
 from fxmerge.io.guard import check_file
 from fxmerge.ir.blocks import Block, in_blocks
+from fxmerge.ir.difference import Difference, difference, largest
 from fxmerge.ir.program import Port, Program
 from fxmerge.messages import printable
 
@@ -108,22 +109,44 @@ class OnnxModel:
         return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
 
 
+class Runnable(Protocol):
+    """What answers inputs by name with outputs by name."""
+
+    def run(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]: ...
+
+
 def compare_onnx(path: str | Path, program: Program, inputs: Mapping[str, Tensor] | None = None) -> float:
-    """Largest absolute difference between the ONNX file and `program` over several batch sizes and lengths.
+    """Largest difference between the ONNX file and `program`, relative to each output's spread (`compare_runs`)."""
+    return largest(compare_runs(OnnxModel(path), program, inputs))
+
+
+def compare_runs(
+    model: Runnable, program: Program, inputs: Mapping[str, Tensor] | None = None, *, fewest: int = 1
+) -> dict[str, Difference]:
+    """How far what a written model computes is from `program`, by output, over several batch sizes and lengths.
 
     `inputs` (rows first) gives realistic values; random ones are made where it is absent or lacks an input.
     Infinite where one side is not a number and the other is, or where shapes differ.
     Raises `RuntimeFailure` (exit code 3) if ONNX Runtime cannot run the model at one of the sizes.
     """
-    model = OnnxModel(path)
     given = inputs or program.samples
-    worst = 0.0
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {port.name: [] for port in program.outputs}
     with torch.no_grad():
-        for sizes in _probe_sizes(program, given):
+        for sizes in _probe_sizes(program, given, fewest):
             fed = {port.name: _values(port, program, sizes, given) for port in program.inputs}
             expected, got = program.run(fed), model.run(fed)
-            worst = max(worst, *(_distance(expected[port.name], got[port.name]) for port in program.outputs))
-    return worst
+            for name, found in pairs.items():
+                found.append((expected[name], got[name]))
+    return {name: _over_all(found) for name, found in pairs.items()}
+
+
+def _over_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> Difference:
+    """One output at all sizes, measured by its spread over them: one row alone may have none."""
+    for one, other in pairs:
+        if one.shape != other.shape:
+            return difference(one, other)
+    flat = [torch.cat([side.detach().cpu().reshape(-1) for side in sides]) for sides in zip(*pairs, strict=True)]
+    return difference(*flat)
 
 
 def _try(path: Path) -> None:
@@ -153,7 +176,7 @@ def _line(error: BaseException) -> str:
     return (text.rsplit("Status Message: ", 1)[-1].rsplit("was false. ", 1)[-1] or type(error).__name__)[:300]
 
 
-def _probe_sizes(program: Program, given: Mapping[str, Tensor]) -> list[dict[str, int]]:
+def _probe_sizes(program: Program, given: Mapping[str, Tensor], fewest: int) -> list[dict[str, int]]:
     """Sizes of the dynamic axes to compare at: those of the samples, shorter ones, and one row."""
     largest = _sample_sizes(program, given)
     tried: list[dict[str, int]] = []
@@ -162,7 +185,7 @@ def _probe_sizes(program: Program, given: Mapping[str, Tensor]) -> list[dict[str
         for name, size in largest.items():
             low, high = program.ranges.get(name, (1, 1 << 30))
             # one row is tried although tracing itself needs two: the written model promises any batch
-            wish, low = (rows, 1) if name.startswith("batch") else (math.ceil(size * share), low)
+            wish, low = (rows, fewest) if name.startswith("batch") else (math.ceil(size * share), low)
             sizes[name] = min(max(wish, low), high)
         if sizes not in tried:
             tried.append(sizes)
@@ -198,14 +221,3 @@ def _tile(sample: Tensor, shape: Sequence[int]) -> Tensor:
         if sample.shape[axis] != size:
             sample = sample.index_select(axis, torch.arange(size) % sample.shape[axis])
     return sample.contiguous()
-
-
-def _distance(expected: Tensor, got: Tensor) -> float:
-    if expected.shape != got.shape:
-        return float("inf")
-    left, right = expected.detach().cpu().double(), got.double()
-    same = (left == right) | (left.isnan() & right.isnan())  # equal infinities have no difference to take
-    if bool(same.all()):
-        return 0.0
-    worst = float((left - right).abs()[~same].max())
-    return float("inf") if worst != worst else worst

@@ -1,5 +1,5 @@
 """Passes, their order and who watches them; and the extensions that they come from."""
 
-from fxmerge.pipeline.passes import Pass, Pipeline, Stage, run_pass
+from fxmerge.pipeline.passes import Join, Known, Pass, Pipeline, Run, Stage, Together, Train, run_pass
 
-__all__ = ["Pass", "Pipeline", "Stage", "run_pass"]
+__all__ = ["Join", "Known", "Pass", "Pipeline", "Run", "Stage", "Together", "Train", "run_pass"]

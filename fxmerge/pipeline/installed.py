@@ -1,36 +1,58 @@
-"""What is known in this run: the built-in passes, installed packages' and those of `--extension`."""
+"""What is known in this run: the built-in knowledge, installed packages' and that of `--extension`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from fxmerge.errors import ExtensionError
-from fxmerge.pipeline.extension import Extension, collect
+from fxmerge.methods import METHODS
+from fxmerge.pipeline.extension import BUILTIN_OWNER, Extension, collect
+from fxmerge.pipeline.knowledge import Knowledge, Plan
+from fxmerge.pipeline.passes import Pipeline, Together
 
 Kind = Literal["rules", "rewrites", "passes", "methods"]
+Row = tuple[str, str, str]
+"""Name, owner, one line."""
 
 
-def passes() -> ModuleType:
-    """The package that knows operators. Raises `ExtensionError` if another package of that name hides it."""
+def knowledge() -> Knowledge:
+    """What the package that knows operators knows. Raises `ExtensionError` if another package of its name hides it."""
     import passes as found
 
-    if not hasattr(found, "BUILTIN"):
+    if not hasattr(found, "KNOWLEDGE"):
         raise ExtensionError(
             f"another package named passes hides fxmerge's own: {getattr(found, '__file__', 'a namespace package')}",
             "rename it, or run from another folder",
         )
-    return found
+    value: Knowledge = found.KNOWLEDGE
+    return value
 
 
 def known(extensions: Sequence[str] = ()) -> Extension:
-    """Built-in knowledge, that of installed packages, and that of `FILE:NAME`s."""
-    return collect(passes().BUILTIN, extensions)
+    """Built-in knowledge and methods, those of installed packages, and those of `FILE:NAME`s."""
+    return collect(knowledge().builtin + Extension(BUILTIN_OWNER, methods=METHODS), extensions)
 
 
-def catalogue(kind: Kind, *, extensions: Sequence[str] = ()) -> list[tuple[str, str, str]]:
-    """(name, owner, one line) of everything of a kind."""
-    items = known(extensions).items
-    singular = {"rules": "rule", "rewrites": "rewrite", "passes": "pass", "methods": "method"}[kind]
-    return [(item.name, item.owner, item.summary) for item in items if item.kind == singular]
+def pipeline(known: Extension, plan: Plan) -> Pipeline:
+    """Every step of a merge, in order, with the passes of extensions where they ask to be."""
+    door = knowledge()
+    builtin = set(door.builtin.passes)
+    return door.pipeline(plan).having(*(each() for each in known.passes if each not in builtin))
+
+
+def catalogue(kind: Kind, *, extensions: Sequence[str] = ()) -> list[Row]:
+    """(name, owner, one line) of everything of a kind; passes as they run, in order."""
+    found = known(extensions)
+    if kind == "passes":
+        return list(_steps(found))
+    singular = {"rules": "rule", "rewrites": "rewrite", "methods": "method"}[kind]
+    return [(item.name, item.owner, item.summary) for item in found.items if item.kind == singular]
+
+
+def _steps(found: Extension) -> Iterator[Row]:
+    for each in pipeline(found, Plan()):
+        yield each.name, found.owner("pass", each.name), each.summary()
+        if isinstance(each, Together):
+            for inner in each.within:
+                yield f"  {inner.name}", found.owner("pass", inner.name), f"where it must: {inner.summary()}"

@@ -12,17 +12,17 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fxmerge.errors import OptionError, VerificationError
+from fxmerge.ir.difference import compare, floor, require
+from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Port, Program
-from fxmerge.ir.verify import compare
 from fxmerge.messages import nearest
 from fxmerge.pipeline.passes import Pass
 
 TOLERANCE = 1e-4
-"""Largest difference a pass may make to an output in float32, absolute or relative to outputs above one."""
+"""Largest difference a pass may make to an output, relative to its spread, in the model's own dtype."""
 
 
 @dataclass
@@ -70,6 +70,8 @@ def diff(done: Pass, before: Program, after: Program) -> str:
 def check_structure(done: Pass, program: Program) -> None:
     """Every name leads to a tensor or map, and the outputs have the shapes and dtypes that the ports promise."""
     for node in program.graph.nodes:
+        if node.op != "output" and "val" not in node.meta:
+            raise VerificationError(f"after {done.name}, {node.name} has no value in its meta", _REPORT)
         if node.op == "get_attr" and node.target not in program.tensors and node.target not in program.maps:
             raise VerificationError(f"after {done.name}, {node.target!r} is no tensor of the program", _REPORT)
     missing = sorted(program.parameters - program.tensors.keys())
@@ -98,32 +100,16 @@ def _check_port(done: Pass, program: Program, port: Port, value: object) -> None
 
 def check_numbers(done: Pass, before: Program, after: Program) -> None:
     """Outputs that both programs have must agree on a few inputs."""
-    names = [port.name for port in after.outputs if port.name in {p.name for p in before.outputs}]
+    names = {port.name for port in after.outputs} & {port.name for port in before.outputs}
     if [port.name for port in before.inputs] != [port.name for port in after.inputs]:
         raise VerificationError(f"{done.name} changed the program's inputs", _REPORT)
     found = compare(before, after, probe(before), names)
-    if not found.relative <= TOLERANCE:
-        raise VerificationError(
-            f"{done.name} changed what the program computes: outputs differ by {found.absolute:.3g}",
-            f"{_REPORT}; FXMERGE_PRINT={done.name} shows what it did",
-        )
-
-
-def probe(program: Program) -> dict[str, Tensor]:
-    """A few inputs: the program's first samples, or random ones (whole numbers are 0 or 1)."""
-    if all(port.name in program.samples for port in program.inputs):
-        return {port.name: program.samples[port.name][:4] for port in program.inputs}
-    generator = torch.Generator().manual_seed(0)
-    made = {}
-    for port in program.inputs:
-        shape = [program.hints[n] if isinstance(n, str) else n for n in port.shape]
-        if port.dtype.is_floating_point:
-            made[port.name] = torch.randn(shape, generator=generator).to(port.dtype)
-        else:
-            whole = torch.randint(0, 2, shape, generator=generator)
-            whole[..., :1] = 1  # no row of a mask is empty
-            made[port.name] = whole.to(port.dtype)
-    return made
+    require(
+        f"{done.name} changed what the program computes",
+        found,
+        max(TOLERANCE, floor(before)),
+        f"{_REPORT}; FXMERGE_PRINT={done.name} shows what it did",
+    )
 
 
 _REPORT = "this is a fault of the pass; please report it to its owner (`fxmerge passes` lists owners)"

@@ -1,32 +1,121 @@
-"""Write a parent in yet fewer ways than normalize does, so that it lines up with one from another code base."""
+"""Write parents in yet fewer ways than normalize does, so that those of different code bases line up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
+from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
-from fxmerge.rewrite import apply
+from fxmerge.pipeline import Known, Pass, Pipeline, Run
+from fxmerge.pipeline.passes import Use, use_of
+from fxmerge.rewrite import Rewrite, apply
 from passes.line_up.carry_moves.carry import carry_moves
 from passes.line_up.masks import plain_masks
 from passes.line_up.order_sums import order_sums
+from passes.line_up.pairs import line_up
 from passes.line_up.split_parameters import own_tensors
 from passes.rewrites import REWRITES
 from passes.rewrites.fused_projections import APART
 from passes.rewrites.other_code_bases import SPELLINGS
-from passes.spelling.cleanup import cleanup
+from passes.rules import BUILTIN
+from passes.spelling.cleanup import Cleanup
 
-ROUNDS = 2
-"""Moves that are carried away let rewrites fire, and these leave moves: once more is enough for what we know."""
+
+@dataclass(frozen=True)
+class Respell(Pass):
+    """Write in one way what other code bases write in ways of their own."""
+
+    brings: ClassVar[tuple[Rewrite, ...]] = SPELLINGS
+
+    def run(self, program: Program, known: Known) -> Program:
+        return apply(program, known.rewrites)
+
+
+@dataclass(frozen=True)
+class PlainMasks(Pass):
+    """Write masks by what they hide."""
+
+    def run(self, program: Program, known: Known) -> Program:
+        return plain_masks(program)
+
+
+@dataclass(frozen=True)
+class CarryMoves(Pass):
+    """Carry moves behind the calls that do not mind them."""
+
+    def run(self, program: Program, known: Known) -> Program:
+        return carry_moves(program)
+
+
+@dataclass(frozen=True)
+class TakeApart(Pass):
+    """Write fused projections as one call each."""
+
+    brings: ClassVar[tuple[Rewrite, ...]] = APART
+
+    def run(self, program: Program, known: Known) -> Program:
+        return apply(program, known.rewrites)
+
+
+@dataclass(frozen=True)
+class OrderSums(Pass):
+    """Write sums in one order."""
+
+    def run(self, program: Program, known: Known) -> Program:
+        return order_sums(program)
+
+
+@dataclass(frozen=True)
+class SplitParameters(Pass):
+    """Make a moved parameter, or part of one, a parameter of its own."""
+
+    def run(self, program: Program, known: Known) -> Program:
+        return own_tensors(program)
+
+
+CARRY = (PlainMasks(), CarryMoves(), Cleanup())
+ROUND = (*CARRY, TakeApart(), Cleanup())
+"""Moves that are carried away let rewrites fire, and these leave moves: twice is enough for what we know."""
+
+FURTHER = (
+    Pipeline((SplitParameters(),)),
+    Pipeline((Respell(), Cleanup(), *ROUND, *ROUND, *CARRY, OrderSums(), Cleanup(), SplitParameters())),
+)
+"""What is tried in turn when parents do not line up as they are."""
+
+
+def unwatched(steps: Pipeline, program: Program) -> Program:
+    """Run passes with the built-in rules and rewrites."""
+    for each in steps:
+        program = each.run(program, use_of(each, Use(BUILTIN, REWRITES)))
+    return program
 
 
 def write_further(program: Program) -> Program:
-    """`program`, normalised, with fused projections apart, moves only where they matter and sums in one order."""
-    program = cleanup(apply(program, (*SPELLINGS, *REWRITES)))
-    for _ in range(ROUNDS):
-        program = cleanup(carry_moves(plain_masks(program)))
-        program = cleanup(apply(program, (*APART, *REWRITES)))
-    return own_tensors(cleanup(order_sums(cleanup(carry_moves(plain_masks(program))))))
+    """`program`, normalised, written as far as we can."""
+    return unwatched(FURTHER[-1], program)
 
 
-FURTHER: tuple[Callable[[Program], Program], ...] = (own_tensors, write_further)
-"""What is tried in turn when parents do not line up as they are."""
+def line_up_all(parents: Sequence[Program], template: int = 0, run: Run = unwatched) -> list[Program]:
+    """`parents` themselves if they line up as they are; otherwise all of them written further until they do.
+
+    Raises the `LineUpError` of the parents written furthest if they never do: what is left is no matter of spelling.
+    """
+    try:
+        return _in_line(parents, template)
+    except LineUpError as error:
+        last = error
+    for steps in FURTHER:
+        try:
+            return _in_line([run(steps, parent) for parent in parents], template)
+        except LineUpError as error:
+            last = error
+    raise last
+
+
+def _in_line(parents: Sequence[Program], template: int) -> list[Program]:
+    for other in parents:
+        line_up(parents[template], other)
+    return list(parents)

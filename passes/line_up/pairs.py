@@ -12,33 +12,9 @@ from fxmerge.coupling import has_tensor
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program, target_name
 from passes.line_up.digests import Described, Structure, borders, structure
-from passes.line_up.further import FURTHER
 
 Pairs = Mapping[fx.Node, fx.Node]
 """Node of another parent for every node of the template."""
-
-
-def line_up_all(parents: Sequence[Program], template: int = 0) -> list[Program]:
-    """`parents` themselves if they line up as they are; otherwise all of them written further until they do.
-
-    Raises the `LineUpError` of the parents written furthest if they never do: what is left is no matter of spelling.
-    """
-    try:
-        return _in_line(parents, template)
-    except LineUpError as error:
-        last = error
-    for write in FURTHER:
-        try:
-            return _in_line([write(parent) for parent in parents], template)
-        except LineUpError as error:
-            last = error
-    raise last
-
-
-def _in_line(parents: Sequence[Program], template: int) -> list[Program]:
-    for other in parents:
-        line_up(parents[template], other)
-    return list(parents)
 
 
 def line_up(template: Program, other: Program) -> Pairs:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
 from torch import fx
 
 from fxmerge.ir.program import Program, prune
+from fxmerge.pipeline import Known, Pass
 
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
 
@@ -25,3 +29,13 @@ def cleanup(program: Program) -> Program:
             graph.erase_node(node)
     prune(graph)
     return program.evolve(graph=graph)
+
+
+@dataclass(frozen=True)
+class Cleanup(Pass):
+    """Say everything once: equal calls become one, unused nodes and tensors go."""
+
+    stage: ClassVar[Literal["any"]] = "any"
+
+    def run(self, program: Program, known: Known) -> Program:
+        return cleanup(program)

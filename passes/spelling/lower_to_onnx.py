@@ -12,7 +12,7 @@ ATTENTION = "aten.scaled_dot_product_attention.default"
 GROUPED = ("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
 
 
-def spell_out(program: Program) -> Program:
+def lower_to_onnx(program: Program) -> Program:
     """`program` with grouped matrix products written as plain ones, and attention with four axes."""
     if not any(_is_grouped(node) or _is_odd_attention(node) for node in program):
         return program

@@ -16,7 +16,7 @@ from fxmerge.coupling import RuleSet
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
-from passes.line_up.pairs import line_up, line_up_all
+from passes.line_up.pairs import line_up
 from passes.supernet.join import join
 from passes.supernet.maps import Maps
 from passes.supernet.resize import widen
@@ -27,12 +27,11 @@ from passes.supernet.state import State
 def insert_merge(
     parents: Sequence[Program], rules: RuleSet, template: int = 0, width_scale: float | None = None
 ) -> SuperNet:
-    """The SuperNet of `parents` (normalised programs) with the sizes of parent `template`, times `width_scale`.
+    """The SuperNet of `parents` (programs that line up) with the sizes of parent `template`, times `width_scale`.
 
     Every map starts as the average: M_k = I/K, U_k = I (rectangular where widths differ).
     Raises `LineUpError` where the parents part, or where nothing can be merged.
     """
-    parents = line_up_all(parents, template)
     first = parents[template] if width_scale is None else widen(parents[template], rules, width_scale)
     pairs = [line_up(first, parent) for parent in parents]
     sites = first.get(SitesOf(rules))

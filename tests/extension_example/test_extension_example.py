@@ -16,7 +16,9 @@ from torch import Tensor, nn
 import fxmerge
 from fxmerge.errors import ExtensionError
 from fxmerge.ir.program import Program, target_name
-from fxmerge.pipeline.extension import Extension, collect, from_packages
+from fxmerge.pipeline import installed
+from fxmerge.pipeline.extension import Extension, from_packages
+from fxmerge.pipeline.knowledge import Plan
 from fxmerge.rewrite import Trace, apply
 from passes import BUILTIN, PIPELINE
 from passes.spaces.find import SpacesOf
@@ -38,7 +40,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Extension]:
     )  # fmt: skip
     sys.path.insert(0, str(target))
     try:
-        yield collect(BUILTIN)
+        yield installed.known()
     finally:
         sys.path.remove(str(target))
         for name in [name for name in sys.modules if name.partition(".")[0] == "fxmerge_example"]:
@@ -83,7 +85,7 @@ def test_the_entry_point_is_found_and_owns_what_it_brings(known: Extension) -> N
 
 
 def test_the_rewrite_finds_the_gate_and_the_pass_spells_it_out(known: Extension) -> None:
-    pipeline = PIPELINE.having(*(each() for each in known.passes if known.owner("pass", each.name) != "fxmerge"))
+    pipeline = installed.pipeline(known, Plan())
     assert "fold-merge,lower-example," in str(pipeline)
     before = parent(0)
     normal = pipeline.run("parent", before, known)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxmerge import Extension, Program, capture
 from fxmerge.errors import ExtensionError, OptionError, VerificationError
-from fxmerge.pipeline import Pass, Pipeline, Stage, run_pass
+from fxmerge.pipeline import Known, Pass, Pipeline, Stage, Train, run_pass
 from fxmerge.pipeline.watch import Watch
 
 
@@ -21,7 +21,7 @@ from fxmerge.pipeline.watch import Watch
 class DropDead(Pass):
     """Remove what nobody reads."""
 
-    def run(self, program: Program, known: Extension) -> Program:
+    def run(self, program: Program, known: Known) -> Program:
         graph, _ = program.copy_graph()
         graph.eliminate_dead_code()
         return program.evolve(graph=graph)
@@ -39,7 +39,7 @@ class Sized(Pass):
     note: str = ""
     widths: tuple[int, ...] = ()
 
-    def run(self, program: Program, known: Extension) -> Program:
+    def run(self, program: Program, known: Known) -> Program:
         return program
 
 
@@ -49,7 +49,7 @@ class Double(Pass):
 
     stage: ClassVar[Stage] = "merged"
 
-    def run(self, program: Program, known: Extension) -> Program:
+    def run(self, program: Program, known: Known) -> Program:
         return program.evolve(tensors={name: value * 2 for name, value in program.tensors.items()})
 
 
@@ -152,12 +152,9 @@ def test_a_pass_of_any_stage_runs_where_it_stands() -> None:
     assert str(Pipeline((DropDead(), Sized())).having(Tidy())) == "drop-dead,sized,tidy"
 
 
-def test_passes_of_the_driver_are_left_to_it() -> None:
-    class Driven(Double):
-        driven: ClassVar[bool] = True
-
+def test_passes_of_more_than_one_program_are_left_to_the_driver() -> None:
     before = program()
-    assert Pipeline((Driven(),)).run("merged", before, NOTHING) is before
+    assert Pipeline((Train(),)).run("train", before, NOTHING) is before
 
 
 def test_only_the_passes_of_a_stage_run() -> None:
@@ -178,7 +175,7 @@ def test_nodes_remember_who_made_them() -> None:
 class AddIdentity(Pass):
     """Add a call that changes nothing."""
 
-    def run(self, program: Program, known: Extension) -> Program:
+    def run(self, program: Program, known: Known) -> Program:
         graph, _ = program.copy_graph()
         last = next(iter(reversed(graph.nodes)))
         (result,) = last.args[0]  # type: ignore[misc]
@@ -206,7 +203,7 @@ def test_print_shows_what_a_pass_changed() -> None:
 def test_verify_catches_a_change_of_the_function_at_level_two_only() -> None:
     for level in (0, 1):
         run_pass(Double(), program(), NOTHING, Watch(level=level))
-    with pytest.raises(VerificationError, match="double changed what the program computes: outputs differ by"):
+    with pytest.raises(VerificationError, match="double changed what the program computes: output logits differs by"):
         run_pass(Double(), program(), NOTHING, Watch(level=2))
 
     class Knowing(Double):
@@ -282,7 +279,7 @@ def test_the_environment_says_what_to_watch() -> None:
 class Broken(Pass):
     """Fail."""
 
-    def run(self, program: Program, known: Extension) -> Program:
+    def run(self, program: Program, known: Known) -> Program:
         raise KeyError("lost")
 
 
@@ -296,7 +293,7 @@ def test_an_error_in_an_extensions_pass_names_its_owner() -> None:
 def test_a_pass_must_return_a_program() -> None:
     @dataclass(frozen=True)
     class Forgetful(Pass):
-        def run(self, program: Program, known: Extension) -> Program:
+        def run(self, program: Program, known: Known) -> Program:
             return None  # type: ignore[return-value]
 
     with pytest.raises(ExtensionError, match="pass forgetful of mine returned NoneType, not a Program"):

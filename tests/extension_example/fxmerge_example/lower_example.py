@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from torch import fx
 
-from fxmerge import Extension, Program
-from fxmerge.pipeline import Pass, Stage
+from fxmerge import Program
+from fxmerge.pipeline import Known, Pass, Stage
 from fxmerge.rewrite import Match, apply, op, rewrite, var
 
 
@@ -40,5 +40,5 @@ class LowerExample(Pass):
     after: ClassVar[str] = "fold-merge"
     swap: bool = True
 
-    def run(self, program: Program, known: Extension) -> Program:
+    def run(self, program: Program, known: Known) -> Program:
         return apply(program, [spell_gate, spell_swap] if self.swap else [spell_gate])

@@ -18,7 +18,8 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import run_onnx
-from passes.line_up.pairs import line_up, line_up_all
+from passes.line_up.further import line_up_all
+from passes.line_up.pairs import line_up
 from tests.passes.hands import POSITIONS, Hand, Kind, Style, inputs, weights
 
 KINDS = {name: Kind(name) for name in ("vit", "bert", "gpt")} | {"llama": Kind("llama", heads=4, width=16)}
@@ -34,7 +35,7 @@ def hand(kind: Kind, style: Style, seed: int = 0, task: str = "b") -> Program:
 
 
 def merged(parents: list[Program], template: int = 0) -> Program:
-    net = passes.insert_merge(parents, passes.BUILTIN.rules, template)
+    net = passes.insert_merge(passes.line_up(parents, template), passes.BUILTIN.rules, template)
     outputs = [f"{p.task}.{port.name}" for p in net.parents for port in p.outputs]
     return passes.fold_merge(passes.hoist(net.program.only(outputs)), net.tasks, template)
 

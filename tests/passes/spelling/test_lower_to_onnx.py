@@ -13,7 +13,7 @@ from fxmerge.coupling import operator_name
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import compare_onnx, export_onnx
-from passes.spelling.lower_to_onnx import ATTENTION, GROUPED, spell_out
+from passes.spelling.lower_to_onnx import ATTENTION, GROUPED, lower_to_onnx
 
 EXPERTS = 3
 
@@ -59,7 +59,7 @@ def _experts() -> Program:
 
 def test_same_numbers_also_for_experts_without_rows() -> None:
     before = _experts()
-    after = spell_out(before)
+    after = lower_to_onnx(before)
     assert any(operator_name(node) in GROUPED for node in before if node.op == "call_function")
     assert not any(operator_name(node) in GROUPED for node in after if node.op == "call_function")
     for rows in (1, 2, 11, 40):
@@ -68,14 +68,14 @@ def test_same_numbers_also_for_experts_without_rows() -> None:
 
 
 def test_onnx_takes_it(tmp_path: Path) -> None:
-    program = spell_out(_experts())
+    program = lower_to_onnx(_experts())
     export_onnx(program, tmp_path / "m.onnx")
     assert compare_onnx(tmp_path / "m.onnx", program) < 1e-5
 
 
 def test_other_programs_are_left_alone() -> None:
     program = capture(nn.Linear(3, 2), (torch.randn(2, 3),))
-    assert spell_out(program) is program
+    assert lower_to_onnx(program) is program
 
 
 @pytest.mark.parametrize("sizes", [(4, 7, 6), (4, 2, 3, 7, 6)])
@@ -88,7 +88,7 @@ def test_attention_of_other_than_four_axes(sizes: tuple[int, ...], tmp_path: Pat
     torch.manual_seed(0)
     rows = tuple(torch.randn(sizes) for _ in range(3))
     before = capture(Attention(), rows)
-    after = spell_out(before)
+    after = lower_to_onnx(before)
     assert [n.args[0].meta["val"].ndim for n in after if operator_name(n) == ATTENTION] == [4]
     assert torch.allclose(after.run(after.samples)["logits"], before.run(before.samples)["logits"], atol=1e-6)
     export_onnx(after, tmp_path / "model.onnx")

@@ -1,0 +1,76 @@
+"""The door between the engine and what is known of operators: one value with these parts, which `passes` gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fxmerge.coupling import RuleSet
+from fxmerge.ir.program import Program
+from fxmerge.ir.space import Spaces
+from fxmerge.pipeline.extension import Extension
+from fxmerge.pipeline.passes import Known, Pipeline
+from fxmerge.rewrite import Trace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the driver knows of a merge before it begins."""
+
+    tasks: tuple[str, ...] = ()
+    template: int = 0
+    """Number of the parent whose sizes the result has."""
+    width_scale: float = 1.0
+    """How many times as wide as the template it is."""
+    rows: int = 0
+    """Inputs in a step of training: they decide where maps are applied."""
+
+
+class Checked(Protocol):
+    """What checking a model's spaces found."""
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def error(self) -> float:
+        """Largest difference of an output, relative to its largest entry."""
+        ...
+
+    @property
+    def first_bad(self) -> str | None:
+        """The first operator whose result moved otherwise than predicted, and its source line."""
+        ...
+
+
+class Knowledge(Protocol):
+    """All that is known of operators."""
+
+    @property
+    def builtin(self) -> Extension:
+        """Rules, rewrites and passes that come with fxmerge."""
+        ...
+
+    def pipeline(self, plan: Plan) -> Pipeline:
+        """Every step of a merge, in order."""
+        ...
+
+    def fold_trunk(self, plan: Plan) -> Pipeline:
+        """What a method runs that trains ordinary weights: the trunk folded, the heads' maps left."""
+        ...
+
+    def spaces(self, program: Program, rules: RuleSet) -> Spaces:
+        """The spaces of a program."""
+        ...
+
+    def describe(self, program: Program, rules: RuleSet) -> dict[str, Any]:
+        """The spaces of a program as plain data: what `inspect --json` prints."""
+        ...
+
+    def check(self, program: Program, rules: RuleSet, seed: int) -> Checked:
+        """Transform every space at random, in float64: do the outputs move?"""
+        ...
+
+    def trace_rewrites(self, program: Program, known: Known) -> Trace:
+        """How often each rewrite fires on a parent, and for each its best refusal."""
+        ...

@@ -1,0 +1,159 @@
+"""What a merge found out about itself, as values; `Result.as_dict` is what `--result` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fxmerge.ir.difference import Difference
+from fxmerge.training.fit import Log
+
+
+@dataclass(frozen=True)
+class ParentFacts:
+    """A parent: its task, where it came from, what it was."""
+
+    task: str
+    source: str | None
+    sha256: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class MergedFacts:
+    """The merged model in numbers."""
+
+    parameters: int
+    spaces: int
+    opaque_axes: int
+    trainable: int = 0
+    averaged: int = 0
+    """Parameters that were merged as a plain average."""
+
+
+@dataclass(frozen=True)
+class TaskFigures:
+    """How well one task is kept."""
+
+    task: str
+    samples: int
+    held_back: int
+    agreement: float | None = None
+    feature_r2: float | None = None
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """R² on held-back samples after each stage."""
+    outputs: Sequence[Mapping[str, Any]] = ()
+    """How well each output is kept."""
+
+
+@dataclass(frozen=True)
+class OutputChecks:
+    """Largest differences of one output, relative to its spread; None where there was nothing to compare."""
+
+    rewrite: float | None = None
+    """The parent as it was given, and as it was rewritten."""
+    fold: float | None = None
+    """The trained SuperNet, and the folded model."""
+    onnx: float | None = None
+    """The folded model, and what ONNX Runtime makes of the written one."""
+    written: float | None = None
+    """The folded model, and what was written, read back."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What was verified, by "TASK.OUTPUT"."""
+
+    outputs: Mapping[str, OutputChecks]
+    all_gradients: bool | None = None
+
+    @classmethod
+    def of(
+        cls, rewrite: Mapping[str, Difference], fold: Mapping[str, Difference], all_gradients: bool | None
+    ) -> Checks:
+        both = {name: OutputChecks(_relative(rewrite, name), _relative(fold, name)) for name in fold}
+        return cls(both, all_gradients)
+
+    def with_written(self, found: Mapping[str, Difference], onnx: bool) -> Checks:
+        """These, and what the written file computes when it is read back."""
+        outputs = {}
+        for name, each in self.outputs.items():
+            gap = _relative(found, name)
+            outputs[name] = OutputChecks(each.rewrite, each.fold, gap if onnx else None, gap)
+        return Checks(outputs, self.all_gradients)
+
+    def largest(self, check: str) -> float | None:
+        """The largest difference of any output in one check."""
+        return max((v for v in (getattr(each, check) for each in self.outputs.values()) if v is not None), default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "fold_max_abs": self.largest("fold"),
+            "onnx_max_abs": self.largest("onnx"),
+            "rewrite_max_abs": self.largest("rewrite"),
+            "written_max_abs": self.largest("written"),
+            "all_gradients": self.all_gradients,
+            "outputs": {name: asdict(each) for name, each in self.outputs.items()},
+        }
+
+
+def _relative(found: Mapping[str, Difference], name: str) -> float | None:
+    return found[name].relative if name in found else None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How training went."""
+
+    steps: int
+    loss_first: float
+    loss_last: float
+    losses: Sequence[float]
+    """At most a hundred or so of them, over all steps."""
+    samples_per_second: float
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, log: Log, augmentation: Mapping[str, Any]) -> Training:
+        losses = tuple(round(loss, 6) for loss in log.losses[:: max(1, len(log.losses) // 100)])
+        return cls(log.steps, log.loss_first, log.loss_last, losses, log.samples_per_second, augmentation)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that `--result` and the report say of a merge."""
+
+    fxmerge: str
+    method: str
+    init: str
+    seed: int
+    out: str | None
+    parents: tuple[ParentFacts, ...]
+    merged: MergedFacts
+    tasks: tuple[TaskFigures, ...] = ()
+    checks: Checks | None = None
+    """None of a dry run."""
+    training: Training | None = None
+    """None of a method without training."""
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_rss_mib: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, key by key as documented."""
+        return {
+            "fxmerge": self.fxmerge,
+            "method": self.method,
+            "init": self.init,
+            "seed": self.seed,
+            "out": self.out,
+            "parents": [asdict(parent) for parent in self.parents],
+            "merged": asdict(self.merged),
+            "tasks": [asdict(task) for task in self.tasks],
+            "checks": self.checks.as_dict() if self.checks else {},
+            "training": asdict(self.training) if self.training else {},
+            "notes": list(self.notes),
+            "seconds": dict(self.seconds),
+            "peak_rss_mib": self.peak_rss_mib,
+        }

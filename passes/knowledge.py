@@ -1,0 +1,49 @@
+"""All that is known of operators, as the one value that the engine looks up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fxmerge.coupling import RuleSet
+from fxmerge.ir.program import Program
+from fxmerge.ir.space import Spaces
+from fxmerge.pipeline import Known, Pipeline
+from fxmerge.pipeline.extension import Extension
+from fxmerge.pipeline.knowledge import Plan
+from fxmerge.rewrite import Trace
+from passes import pipeline as steps
+from passes.spaces.check import CheckReport, check
+from passes.spaces.describe import describe
+from passes.spaces.find import SpacesOf
+from passes.spelling.normalize import normalize
+
+
+@dataclass(frozen=True)
+class OperatorKnowledge:
+    """The parts of `fxmerge.pipeline.knowledge.Knowledge`, which says what each is for."""
+
+    builtin: Extension
+
+    def pipeline(self, plan: Plan) -> Pipeline:
+        return steps.pipeline(plan)
+
+    def fold_trunk(self, plan: Plan) -> Pipeline:
+        return steps.fold_trunk(plan)
+
+    def spaces(self, program: Program, rules: RuleSet) -> Spaces:
+        return program.get(SpacesOf(rules))
+
+    def describe(self, program: Program, rules: RuleSet) -> dict[str, Any]:
+        return describe(program, rules)
+
+    def check(self, program: Program, rules: RuleSet, seed: int) -> CheckReport:
+        return check(program, rules, seed=seed)
+
+    def trace_rewrites(self, program: Program, known: Known) -> Trace:
+        trace = Trace()
+        normalize(program, known.rewrites, trace)
+        return trace
+
+
+KNOWLEDGE = OperatorKnowledge(steps.BUILTIN)
