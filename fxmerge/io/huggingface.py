@@ -6,6 +6,9 @@ kernels named by a config are never loaded.
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +16,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fxmerge.errors import FxmergeError, SourceError
-from fxmerge.io.bundle import KNOWN_ASSETS, tokenizer_bytes
+from fxmerge.io.bundle import KNOWN_ASSETS
 from fxmerge.io.checkpoint import Checkpoint
+from fxmerge.io.child import ChildError, ask
 from fxmerge.io.files import LARGEST_JSON, read_json
 from fxmerge.io.state_dict import read_weights
 from fxmerge.messages import listed, nearest, printable, reason
 
 CONFIG = "config.json"
 MOST_PIXELS = 1 << 24
+MOST_SIZE = 1 << 40
+COUNTS = re.compile("layers|depth|blocks|experts|stages")
+"""Keys of a config that count what is built one by one."""
+
+OLDER, OLDER_SIZE = "fxmerge.samples.workers:older_tokenizer", 1 << 29
 OLDER_TOKENIZERS = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -45,7 +55,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 def names_of(config_file: Path, tensors: int) -> frozenset[str]:
     """What the tensors of the model that a config.json describes are called. Takes no memory for them."""
     config = _config(config_file, tensors)
-    with torch.device("meta"), _quiet(library()):
+    with torch.device("meta"), _quiet(library()), _bounded(tensors, config_file):
         try:
             return frozenset(_model_class(config, config_file)(config).state_dict())
         except FxmergeError:
@@ -73,7 +83,7 @@ def build(config_file: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, tu
                 attn_implementation=None,
                 dtype=torch.float32,
             )
-        except SourceError:
+        except FxmergeError:
             raise
         except Exception as error:  # a config can be wrong in as many ways as there are model classes
             raise SourceError(
@@ -108,14 +118,16 @@ def dummy_inputs(model: Any) -> dict[str, Tensor] | None:
     main = model.main_input_name
     inputs: dict[str, Tensor] = {}
     if main == "pixel_values":
-        size = getattr(vision, "image_size", None) or 224
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        if height * width > MOST_PIXELS:
-            raise SourceError(f"the config states images of {height} x {width}", "add --inputs FILE with real ones")
-        inputs[main] = torch.randn(2, getattr(vision, "num_channels", 3), height, width, generator=draw)
+        size, channels = getattr(vision, "image_size", None) or 224, getattr(vision, "num_channels", 3)
+        shape = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
+        if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape) or math.prod(shape) > MOST_PIXELS:
+            shown = printable(" x ".join(str(n) for n in shape))
+            raise SourceError(f"the config states images of {shown}", "add --inputs FILE with real ones")
+        inputs[main] = torch.randn(2, *shape, generator=draw)
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     if vocabulary and "input_ids" in takes and (main == "input_ids" or vision is not config):
-        length = min(16, getattr(config.get_text_config(), "max_position_embeddings", None) or 16)
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+        length = min(16, longest) if type(longest) is int and longest > 0 else 16
         inputs["input_ids"] = torch.randint(0, vocabulary, (2, length), generator=draw)
         if "attention_mask" in takes and not _generates(model):
             inputs["attention_mask"] = torch.ones(2, length, dtype=torch.long)
@@ -130,11 +142,9 @@ def assets_of(folder: Path) -> dict[str, bytes]:
     assets = {n: f.read_bytes() for n, f in files.items() if f.is_file() and f.stat().st_size <= LARGEST_JSON}
     if "tokenizer.json" not in assets and any((folder / name).is_file() for name in OLDER_TOKENIZERS):
         try:
-            tokenizer = library().AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-            assets["tokenizer.json"] = tokenizer_bytes(tokenizer)
-        except Exception:  # then text samples are refused with a message, arrays still work
+            for _, text in ask(OLDER, {"folder": str(folder.absolute())}, size=OLDER_SIZE):
+                assets["tokenizer.json"] = text
+        except ChildError:  # then text samples are refused with a message, arrays still work
             return assets
     return assets
 
@@ -172,11 +182,13 @@ def _config(file: Path, tensors: int) -> Any:
             f"{file}: transformers has no model type {printable(kind)!r}{own}",
             "capture the model where its code is: fxmerge.save(model, 'a.pt', inputs=(x,))",
         )
-    for key, value in values.items():
-        if "layers" in key and type(value) is int and value > max(tensors, 1000):
-            raise SourceError(
-                f"{file}: {printable(key)} is {value}, but there are {tensors} tensors", "use the weights' own config"
-            )
+    for key, value in _entries(values):
+        for number in _integers(value):
+            if abs(number) > (max(tensors, 1000) if COUNTS.search(key) else MOST_SIZE):
+                raise SourceError(
+                    f"{file}: {printable(key)} is {number}, but there are {tensors} tensors",
+                    "use the weights' own config",
+                )
     plain = {k: v for k, v in values.items() if not k.endswith("_implementation") and k != "auto_map"}
     try:
         return known[kind].from_dict(plain | {"output_hidden_states": False, "output_attentions": False})
@@ -184,12 +196,43 @@ def _config(file: Path, tensors: int) -> Any:
         raise SourceError(f"{file} is not a valid {kind} config: {reason(error)}", "repair the config") from error
 
 
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, at any depth."""
+    for key, item in value.items() if isinstance(value, dict) else ():
+        yield str(key), item
+        yield from _entries(item)
+
+
+def _integers(value: Any) -> list[int]:
+    return [n for n in (value if isinstance(value, list) else [value]) if type(n) is int]
+
+
+@contextmanager
+def _bounded(tensors: int, file: Path) -> Iterator[None]:
+    """Stop the building of a model that has many more parameters than there are tensors: each takes time."""
+    made = itertools.count()
+    most = 4 * tensors + 1000
+
+    def stop(module: nn.Module, name: str, parameter: Any) -> None:
+        if next(made) > most:
+            raise SourceError(
+                f"{file} describes more than {most} tensors, there are {tensors}", "use the weights' own config"
+            )
+
+    hook = register_module_parameter_registration_hook(stop)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _check_size(model_class: Any, config: Any, state: Mapping[str, Tensor], file: Path) -> None:
     """Refuse a config for a far larger model than the weights fill, before memory is taken for it."""
-    with torch.device("meta"):
-        wanted = sum(p.numel() for p in model_class(config).parameters())
+    with torch.device("meta"), _bounded(len(state), file):
+        model = model_class(config)
+    wanted = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
     given = sum(t.numel() for t in state.values())
-    if wanted > 4 * given + (1 << 20):
+    if wanted > 4 * given + (1 << 24):
         raise SourceError(
             f"{file}: sizes differ from the weights: {wanted} parameters, the weights hold {given}",
             "use the weights' own config",
@@ -198,7 +241,7 @@ def _check_size(model_class: Any, config: Any, state: Mapping[str, Tensor], file
 
 def _model_class(config: Any, file: Path) -> Any:
     transformers = library()
-    names = config.architectures or []
+    names = config.architectures if isinstance(config.architectures, list) else []
     found = getattr(transformers, str(names[0]), None) if names else None
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise SourceError(
@@ -214,7 +257,8 @@ def _example(config: Any) -> str:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """All tensors an index file lists; shards are files of the same folder, named without a path."""
-    weights = read_json(index).get("weight_map")
+    found = read_json(index)
+    weights = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(weights, dict) or not weights:
         raise SourceError(f"{index} lists no weights", "copy the folder again")
     state: dict[str, Tensor] = {}
