@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -51,27 +52,37 @@ def ask(worker: str, request: dict[str, Any], data: bytes = b"", *, size: int = 
 
     `size`: bytes of the files that it reads itself; large ones get more memory and time.
     """
+    with tempfile.TemporaryDirectory(prefix="fxmerge-", ignore_cleanup_errors=True) as scratch:
+        yield from _answers(_start(scratch), {"worker": worker, "request": request, "size": size}, data)
+
+
+def _start(scratch: str) -> subprocess.Popen[bytes]:
+    """A child that keeps its temporary files in `scratch`: one that is killed cannot remove them."""
     code = START.format(root=str(Path(__file__).parents[2]))
-    process = subprocess.Popen(
+    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), scratch)
+    return subprocess.Popen(
         [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, **places},
     )  # fmt: skip
+
+
+def _answers(process: subprocess.Popen[bytes], head: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
     assert process.stdin is not None and process.stdout is not None
     late = threading.Event()
     try:
         with suppress(BrokenPipeError), process.stdin as stream:
-            _write(stream, {"worker": worker, "request": request, "size": size}, data)
+            _write(stream, {**head, "seconds": SECONDS}, data)
         while True:
-            with _Alarm(process, late, WALL + size // RATE):
+            with _Alarm(process, late, WALL + head["size"] // RATE):
                 answer = _read(process.stdout)
             if answer is None:
                 raise ChildError(_end(process.wait(), late.is_set()))
-            head, payload = answer
-            if "error" in head:
-                raise ChildError(head["error"])
-            if "done" in head:
+            said, payload = answer
+            if "error" in said:
+                raise ChildError(said["error"])
+            if "done" in said:
                 return
-            yield head["answer"], payload
+            yield said["answer"], payload
     finally:
         process.kill()
         process.stdout.close()
@@ -85,7 +96,7 @@ def serve() -> None:
     assert asked is not None
     head, data = asked
     size = head["size"] + len(data)
-    seconds = SECONDS + size // RATE
+    seconds = head["seconds"] + size // RATE
     _bound(MEMORY + 4 * size)
     module, _, name = head["worker"].partition(":")
     assert module.startswith("fxmerge.")

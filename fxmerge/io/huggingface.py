@@ -28,7 +28,7 @@ from fxmerge.messages import listed, nearest, printable, reason
 
 CONFIG = "config.json"
 MOST_PIXELS = 1 << 24
-MOST_SIZE = 1 << 40
+MOST_SIZE, MOST_ENTRIES = 1 << 40, 1 << 17
 COUNTS = re.compile("layers|depth|blocks|experts|stages")
 """Keys of a config that count what is built one by one."""
 
@@ -183,6 +183,8 @@ def _config(file: Path, tensors: int) -> Any:
             "capture the model where its code is: fxmerge.save(model, 'a.pt', inputs=(x,))",
         )
     for key, value in _entries(values):
+        if isinstance(value, list | dict) and len(value) > MOST_ENTRIES:
+            raise SourceError(f"{file}: {printable(key)} has {len(value)} entries", "use the weights' own config")
         for number in _integers(value):
             if abs(number) > (max(tensors, 1000) if COUNTS.search(key) else MOST_SIZE):
                 raise SourceError(

@@ -91,6 +91,8 @@ def _unpickle(path: Path, allow_pickle: bool) -> Any:
             CAPTURE,
         ) from error
     except Exception as error:  # damaged pickles fail in many ways; with allow_pickle the file's own code may fail too
+        if "pickle protocol" in str(error):
+            raise UnsafeFileError(f"{path} is a plain pickle, not a file of torch.save", CAPTURE) from error
         missing = isinstance(error, AttributeError | ImportError)
         todo = "run from the folder that holds its code" if allow_pickle and missing else "copy or write the file again"
         raise SourceError(f"{path} cannot be read: {reason(error)}", todo) from error

@@ -76,7 +76,8 @@ def _encode(table: Table, program: Program, longest: int | None, where: str) -> 
     request = {"tokenizer": len(data), "longest": longest, "pads": PADS}
     encoded = Encoded([], [], 0)
     try:
-        for answer, payload in ask(TOKENS, request, data + json.dumps(table.texts).encode()):
+        texts = [text.encode("utf-8", "replace").decode() for text in table.texts]  # JSON may hold half characters
+        for answer, payload in ask(TOKENS, request, data + json.dumps(texts).encode()):
             if "pad" in answer:
                 encoded = Encoded([], [], answer["pad"])
                 continue

@@ -20,7 +20,7 @@ PIECE = 1 << 16
 
 def images(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
     """Pixels of the picture files, one by one, and whether each was resized."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     mode, width, height, config = request["mode"], request["width"], request["height"], request["config"]
     for file in request["files"]:
@@ -34,6 +34,9 @@ def images(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
             pixels = _resize(image, width, height, config).tobytes()
         except MemoryError:
             raise
+        except UnidentifiedImageError:
+            yield {"bad": f"it is no picture of a format that is opened ({', '.join(FORMATS)})"}, b""
+            return
         except Exception as error:  # decoders raise errors of many classes
             first = next(iter(str(error).splitlines()), "") or type(error).__name__
             yield {"bad": first[:300]}, b""

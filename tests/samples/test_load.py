@@ -320,7 +320,7 @@ def test_an_image_bomb_is_refused(vit: Program, tmp_path: Path) -> None:
 
 def test_a_picture_that_calls_a_program_is_not_opened(vit: Program, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
-    with pytest.raises(DataError, match=r"a\.png cannot be read: cannot identify image file"):
+    with pytest.raises(DataError, match=r"a\.png cannot be read: it is no picture of a format that is opened"):
         load_samples(tmp_path, vit)
 
 

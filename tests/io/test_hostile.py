@@ -1,0 +1,86 @@
+"""Files from strangers through the command line: two lines and exit code 2, nothing run, written, left or filled."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fxmerge.cli.verbs import main
+from fxmerge.io import child
+from tests.io import hostile
+from tests.io.hostile_models import MODELS
+from tests.io.hostile_samples import SAMPLES
+from tests.small_nets import Trap
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs pipes, devices and resource limits")
+
+CASES = {f"{kind}: {name}": case for kind, cases in (MODELS | SAMPLES).items() for name, case in cases.items()}
+HARMLESS = {
+    "bundle: a million labels", "bundle: unpooling", "arrays: 4 GB of nothing", "images: bitmap of 2^31",
+    "pt2: code as size", "text: zero bytes", "text: 30 million rows", "text: half a surrogate", "text: labels are lists", "tokenizer: padding to 2^40",
+}  # fmt: skip
+"""May also be read: what is wrong with them changes nothing, or only their first rows are used."""
+
+MEMORY, SECONDS = 2 << 20, 10.0
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    hostile.build(folder)
+    return folder
+
+
+def _peaks() -> tuple[int, int]:
+    """KiB of memory that this process and its children took at most."""
+    return tuple(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))  # type: ignore[return-value]
+
+
+def _cpu() -> float:
+    """Processor time: what a busy machine adds to the clock is not ours."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def test_there_are_many() -> None:
+    assert len(CASES) >= 200
+    assert CASES.keys() >= HARMLESS
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_hostile_file_costs_two_lines(
+    name: str, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, scratch = tmp_path / "room", tmp_path / "scratch"
+    shutil.copytree(good, room)
+    scratch.mkdir()
+    trap = Trap(tmp_path)
+    args = CASES[name](hostile.Lab(room, trap))
+    monkeypatch.chdir(room)
+    monkeypatch.setattr(child, "SECONDS", 3)
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    before = sorted(os.fspath(p) for p in room.rglob("*"))
+    capsys.readouterr()
+    peaks, start = _peaks(), _cpu()
+    code = main(args)
+    used = _cpu() - start
+    out, error = capsys.readouterr()
+    assert code == 2 or (code == 0 and name in HARMLESS), f"{code}: {error}"
+    if code == 2:
+        assert len(error.splitlines()) == 2, error
+        assert error.startswith("error: ")
+        assert all(c.isprintable() for line in error.splitlines() for c in line), error
+        assert not out
+    assert "this is a bug" not in error
+    assert "Traceback" not in error
+    assert not trap.sprung
+    assert not list(scratch.iterdir())
+    assert sorted(os.fspath(p) for p in room.rglob("*")) == before
+    assert used < SECONDS, error
+    assert all(now <= max(then, MEMORY) for then, now in zip(peaks, _peaks(), strict=True)), _peaks()
