@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import glob
+import importlib
 import math
 import os
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,19 +52,17 @@ class OnnxModel:
 
     def __init__(self, path: str | Path, *, device: str = "cpu", strange: bool = False) -> None:
         """`strange`: the file may be anyone's, so it is opened and run in a child process first."""
-        import onnxruntime
-
         self.path = path
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # its errors are raised as well
-        options.intra_op_num_threads = torch.get_num_threads()
-        providers = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
         if not os.path.lexists(path):
             raise SourceError(f"{path}: no such file", "give the path of an ONNX model")
         check_file(Path(path), todo="give the path of an ONNX model")
         if strange:
             _try(Path(path))
+        onnxruntime = _library()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # its errors are raised as well
+        options.intra_op_num_threads = torch.get_num_threads()
+        providers = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime has one exception class per status, with no common base
@@ -147,6 +148,21 @@ def _over_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> Difference:
             return difference(one, other)
     flat = [torch.cat([side.detach().cpu().reshape(-1) for side in sides]) for sides in zip(*pairs, strict=True)]
     return difference(*flat)
+
+
+def _library() -> Any:
+    """The onnxruntime module. Its telemetry leaves a file in the temporary folder when first imported: not in ours."""
+    if "onnxruntime" not in sys.modules:
+        before = os.environ.get("TMPDIR")
+        with tempfile.TemporaryDirectory() as scratch:
+            os.environ["TMPDIR"] = scratch
+            try:
+                importlib.import_module("onnxruntime").disable_telemetry_events()
+            finally:
+                os.environ.pop("TMPDIR")
+                if before is not None:
+                    os.environ["TMPDIR"] = before
+    return sys.modules["onnxruntime"]
 
 
 def _try(path: Path) -> None:
