@@ -17,13 +17,16 @@ IGNORED = frozenset(
 )
 """Arguments that do not change what is computed."""
 
-FREE = frozenset(
+VALUES = frozenset({"eps", "scale", "other", "value", "fill_value", "beta"})
+"""Numbers that were chosen for one model, or follow from its sizes (see `passes.line_up.constants`)."""
+
+FREE = VALUES | frozenset(
     {
         "size", "sizes", "shape", "split_size", "split_sizes", "normalized_shape", "length", "repeats", "num_groups",
-        "groups", "eps", "scale", "other", "value", "fill_value", "p", "momentum", "output_size", "padding_idx", "beta",
+        "groups", "p", "momentum", "output_size", "padding_idx",
     }
 )  # fmt: skip
-"""Numbers that may differ: sizes, and what depends on them or was chosen for one model."""
+"""Numbers in which parents may differ and still line up: values, sizes, and what only matters in training."""
 
 EXACT = frozenset({"other", "value", "fill_value"})
 """Of these, the ones that must agree where the result is no real number: which token is padding, say."""

@@ -86,7 +86,7 @@ class _Pairs:
         if x == y:
             return None
         names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-        return f"have different arguments ({', '.join(names)})"
+        return f"have different arguments ({', '.join(_both(name, mine, theirs) for name in names)})"
 
     # -- pairing -------------------------------------------------------------------------------------------
 
@@ -165,6 +165,15 @@ class _Pairs:
             f"{self.template.task} and {self.other.task} do not line up: {_place(a)} and {_place(b)} {how}",
             "merge models of one structure (sizes may differ, depth and operators may not)",
         )
+
+
+def _both(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """An argument, with both values where they are numbers or words."""
+    values = [
+        each[1] if isinstance(each, tuple) and len(each) == 2 else each for each in (mine.get(name), theirs.get(name))
+    ]
+    plain = all(isinstance(value, float | int | str) for value in values)
+    return f"{name}: {values[0]} and {values[1]}" if plain else name
 
 
 def _difference_of_values(a: Any, b: Any) -> str:

@@ -82,7 +82,27 @@ class Heads:
             return self.trunk.copy_of_parent(k, theirs)
         if ours is None or self.state.sites.values[ours] == "size":
             return self.trunk.size_for(k, theirs)
+        if self.state.sites.values[ours] == "constant":
+            return self._constant(k, ours, theirs)
         return self._crossing(k, ours)
+
+    def _constant(self, k: int, ours: fx.Node, theirs: fx.Node) -> fx.Node:
+        """A constant of parent k; the trunk's where it is the same."""
+        if ours in self.trunk.where and (self.trunk.only == k or self._same(k, ours)):
+            return self.trunk.where[ours]
+        if (k, theirs) not in self.trunk.copies:
+            if theirs.op == "get_attr":
+                name = str(theirs.target)
+                node = self.state.literal(name, k, self.state.parents[k].tensors[name])
+            else:
+                node = self.state.copy(theirs, lambda n: self._operand(k, n))
+            self.trunk.copies[k, theirs] = node
+        return self.trunk.copies[k, theirs]
+
+    def _same(self, k: int, ours: fx.Node) -> bool:
+        """Whether parent k computes a constant from the numbers that the template has."""
+        constants = [n for n in ours.all_input_nodes if self.state.sites.values[n] == "constant"]
+        return ours not in self.state.differ[k] and all(self._same(k, n) for n in constants)
 
     def _crossing(self, k: int, ours: fx.Node) -> fx.Node:
         value = self.trunk.seen_by(k, ours)

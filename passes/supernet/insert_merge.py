@@ -17,9 +17,10 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from passes.line_up.pairs import line_up
-from passes.supernet.join import join
+from passes.supernet.join import join, takes_one_input
 from passes.supernet.maps import Maps
 from passes.supernet.resize import widen
+from passes.supernet.settle_constants import settle_constants
 from passes.supernet.sites import SitesOf
 from passes.supernet.state import State
 
@@ -32,6 +33,16 @@ def insert_merge(
     Every map starts as the average: M_k = I/K, U_k = I (rectangular where widths differ).
     Raises `LineUpError` where the parents part, or where nothing can be merged.
     """
+    state = _state(tuple(parents), rules, template, width_scale)
+    settled = settle_constants(state, rules, apart=not takes_one_input(state))
+    if settled.parents != state.parents:
+        state = _state(settled.parents, rules, template, width_scale)
+    state.apart, state.notes = settled.apart, settled.notes
+    return join(state)
+
+
+def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scale: float | None) -> State:
+    """Parents that line up, with their sites and the maps that these need."""
     first = parents[template] if width_scale is None else widen(parents[template], rules, width_scale)
     pairs = [line_up(first, parent) for parent in parents]
     sites = first.get(SitesOf(rules))
@@ -41,4 +52,4 @@ def insert_merge(
             "merge models with at least one hidden layer",
         )
     others = tuple(parent.get(SitesOf(rules)) for parent in parents)
-    return join(State(first, tuple(parents), template, pairs, sites, others, Maps(first, sites, others, pairs)))
+    return State(first, tuple(parents), template, pairs, sites, others, Maps(first, sites, others, pairs))

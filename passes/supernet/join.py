@@ -18,10 +18,10 @@ from passes.supernet.trunk import Trunk
 
 def join(state: State) -> SuperNet:
     """Build the SuperNet in a `State` that holds nothing but parents and maps yet."""
-    return _shared(state) if _takes_one_input(state) else _apart(state)
+    return _apart(state) if state.apart else _shared(state)
 
 
-def _takes_one_input(state: State) -> bool:
+def takes_one_input(state: State) -> bool:
     """Whether all parents can be given the same tensors: inputs of one shape and type, tables of one length."""
     ports = {tuple((p.shape, p.dtype) for p in parent.inputs) for parent in state.parents}
     sites = [s for n, s in state.sites.sites.items() if s.kind != "direct" and n not in state.sites.tail]
@@ -38,7 +38,6 @@ def _shared(state: State) -> SuperNet:
 
 def _apart(state: State) -> SuperNet:
     """Every task has inputs, stem, trunk and head of its own; all trunks have the same weights."""
-    state.apart = True
     ports: list[Port] = []
     starts: list[list[fx.Node]] = []
     for k, parent in enumerate(state.parents):
@@ -90,7 +89,9 @@ def _finish(
         maps=state.maps.modules,
         origins=state.origins,
         task="+".join(parent.task for parent in state.parents),
-        notes=tuple(dict.fromkeys(note for parent in state.parents for note in parent.notes)) + _untied(state),
+        notes=tuple(dict.fromkeys(note for parent in state.parents for note in parent.notes))
+        + state.notes
+        + _untied(state),
         ranges=ranges,
         hints=hints,
     )

@@ -29,6 +29,7 @@ from torch import Tensor, fx
 
 from fxmerge.ir.program import Origin, Program
 from fxmerge.ir.supernet import Feature, Own
+from passes.line_up.constants import differences
 from passes.supernet.maps import Maps, free
 from passes.supernet.sites import Operand, Sites
 
@@ -48,6 +49,7 @@ class State:
     maps: Maps
     apart: bool = False
     """Whether every task has inputs of its own."""
+    notes: tuple[str, ...] = ()
     graph: fx.Graph = field(default_factory=fx.Graph)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     origins: dict[str, Origin] = field(default_factory=dict)
@@ -71,6 +73,12 @@ class State:
     def back(self) -> list[dict[fx.Node, fx.Node]]:
         """Per parent: node of the template for every node of its own."""
         return [{theirs: ours for ours, theirs in pairs.items()} for pairs in self.pairs]
+
+    @cached_property
+    def differ(self) -> list[set[fx.Node]]:
+        """Per parent: the template's nodes that hold another constant than the parent's."""
+        pairs = zip(self.parents, self.pairs, strict=True)
+        return [{each.node for each in differences(self.first, parent, own)} for parent, own in pairs]
 
     def root(self, operand: Operand) -> fx.Node:
         """The template's node of the tensor that an operand is."""
