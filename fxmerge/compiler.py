@@ -293,6 +293,12 @@ class _Merge:
             for source, program in zip(sources, self.given, strict=True)
         )
         log = outcome.log if outcome else None
+        averaged = supernet.averaged(trained=log is not None) if outcome else {}
+        if outcome and (note := supernet.averaged_note(trained=log is not None)):
+            self.notes.append(note)
+        merged = MergedFacts(
+            0, len(spaces.spaces), len(spaces.opaque), outcome.trainable if outcome else 0, sum(averaged.values())
+        )
         return Result(
             fxmerge=__version__,
             method=self.method.name,
@@ -300,7 +306,7 @@ class _Merge:
             seed=self.config.seed,
             out=self.config.out,
             parents=parents,
-            merged=MergedFacts(0, len(spaces.spaces), len(spaces.opaque), outcome.trainable if outcome else 0),
+            merged=merged,
             training=Training.of(log, outcome.augmentation) if outcome and log else None,
         )
 

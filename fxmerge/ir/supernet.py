@@ -13,6 +13,9 @@ from fxmerge.ir.merge import NODES
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Spaces
 
+NAMED = 12
+"""So many tensors are named in one note."""
+
 
 @dataclass(frozen=True)
 class Feature:
@@ -84,6 +87,8 @@ class SuperNet:
     spaces: Spaces | None = None
     """Of the template at the merged model's sizes: sizes, roles, tolerances, and which space is within which."""
     parents_spaces: tuple[Spaces, ...] = ()
+    mapless: Mapping[str, str] = field(default_factory=dict)
+    """Weights of its own on which maps ought to stand and cannot, and why: no mean of unrelated ones is a weight."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -120,6 +125,26 @@ class SuperNet:
         """The merge, unmerge and fold nodes at which the map of this name stands, in order."""
         nodes = self.program.graph.nodes
         return [n for n in nodes if n.target in NODES and any(a.target == name for a in n.all_input_nodes)]
+
+    def averaged(self, *, trained: bool) -> dict[str, int]:
+        """The parameters that are merged as a plain average, and the count of numbers in each.
+
+        Those on which no map stands. Where they are `trained` they only start there, and only those are counted for
+        which a mean is no start: `mapless`. What merely scales or shifts along a space, as a norm does, is a start.
+        """
+        own = self.program.tensors
+        names = [name for name in self.own if name in self.program.parameters]
+        return {name: own[name].numel() for name in names if not trained or name in self.mapless}
+
+    def averaged_note(self, *, trained: bool) -> str:
+        """What to say of them; empty if there are none."""
+        found = self.averaged(trained=trained)
+        if not found:
+            return ""
+        named = [f"{name} ({self.mapless[name]})" if name in self.mapless else name for name in found]
+        more = f", and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        start = "start from" if trained else "are"
+        return f"{sum(found.values())} parameters {start} a plain average: {', '.join(named[:NAMED])}{more}"
 
     def start(self, weights: Sequence[float], form: Form | None = None, seed: int = 0) -> SuperNet:
         """Set maps and own tensors to the weighted average of the parents; with `form`, trainable in that form."""

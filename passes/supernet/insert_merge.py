@@ -35,7 +35,7 @@ def insert_merge(
     """
     state = _state(tuple(parents), rules, template, width_scale)
     settled = settle_constants(state, rules, apart=not takes_one_input(state))
-    if settled.parents != state.parents:
+    if any(new is not old for new, old in zip(settled.parents, state.parents, strict=True)):
         state = _state(settled.parents, rules, template, width_scale)
     state.apart, state.notes = settled.apart, settled.notes
     return join(state)

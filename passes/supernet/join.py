@@ -105,7 +105,21 @@ def _finish(
         names,
         state.sites.spaces,
         tuple(sites.spaces for sites in state.others),
+        _mapless(state),
     )
+
+
+def _mapless(state: State) -> dict[str, str]:
+    """The SuperNet's own parameters that an operator without a rule reads, or that lie in several merged spaces."""
+    opaque = {each.parameter: f"{each.operator} has no rule" for each in state.sites.spaces.opaque}
+    found = {}
+    for name in state.own:
+        axes = state.sites.spaces.tensors[name]
+        if name in opaque:
+            found[name] = opaque[name]
+        elif sum(state.sites.is_merged(axis) and axis.size > 1 for axis in axes) > 1:
+            found[name] = "no map can stand on it"
+    return found
 
 
 def _untied(state: State) -> tuple[str, ...]:
