@@ -110,14 +110,16 @@ def _finish(
 
 
 def _mapless(state: State) -> dict[str, str]:
-    """The SuperNet's own parameters that an operator without a rule reads, or that lie in several merged spaces."""
-    opaque = {each.parameter: f"{each.operator} has no rule" for each in state.sites.spaces.opaque}
+    """The SuperNet's own parameters that an operator without a rule reads, or that do more than scale along a space."""
+    spaces = state.sites.spaces
+    opaque = {each.parameter: f"{each.operator} has no rule" for each in spaces.opaque}
+    summed = {(use.tensor, use.axis) for s in spaces.spaces.values() for use in (*s.readers, *s.writers)}
     found = {}
     for name in state.own:
-        axes = state.sites.spaces.tensors[name]
+        merged = [i for i, axis in enumerate(spaces.tensors[name]) if state.sites.is_merged(axis) and axis.size > 1]
         if name in opaque:
             found[name] = opaque[name]
-        elif sum(state.sites.is_merged(axis) and axis.size > 1 for axis in axes) > 1:
+        elif len(merged) > 1 or any((name, axis) in summed for axis in merged):
             found[name] = "no map can stand on it"
     return found
 
