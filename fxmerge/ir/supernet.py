@@ -43,6 +43,19 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """A residual stream that takes any orthonormal basis once scales and shifts of its norms are read elsewhere."""
+
+    centred: bool
+    """Whether a norm subtracts the mean: the vector of ones then stays where it is."""
+    places: tuple[fx.Node, ...]
+    """The template's nodes at which it is normed."""
+    norms: tuple[fx.Node, ...]
+    post: tuple[fx.Node, ...] = ()
+    """The norms whose result goes on as the stream itself."""
+
+
+@dataclass(frozen=True)
 class Own:
     """The parents' versions of a tensor that the SuperNet has as its own (a norm scale), each fitted to its shape.
 
@@ -89,6 +102,12 @@ class SuperNet:
     parents_spaces: tuple[Spaces, ...] = ()
     mapless: Mapping[str, str] = field(default_factory=dict)
     """Weights of its own on which maps ought to stand and cannot, and why: no mean of unrelated ones is a weight."""
+    streams: Mapping[str, Stream] = field(default_factory=dict)
+    """By space: the streams that may be turned."""
+    twins: Mapping[str, tuple[fx.Node, ...]] = field(default_factory=dict)
+    """By name of a node of the trunk that all tasks share: the node of every parent that does the same."""
+    trunk: Mapping[fx.Node, str] = field(default_factory=dict)
+    """Name of the trunk's node for every node of the template."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

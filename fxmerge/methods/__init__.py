@@ -2,11 +2,12 @@
 
 from fxmerge.methods.average import AVERAGE
 from fxmerge.methods.base import Init, Job, Method, Outcome, Trained
+from fxmerge.methods.condense import CONDENSE
 from fxmerge.methods.distill import DISTILL
 from fxmerge.methods.foldable import FOLDABLE
 from fxmerge.methods.inits import INITS
 
-METHODS: tuple[Method, ...] = (AVERAGE, FOLDABLE, DISTILL)
+METHODS: tuple[Method, ...] = (AVERAGE, FOLDABLE, DISTILL, CONDENSE)
 """The built-in methods, the default one second."""
 
 __all__ = ["INITS", "METHODS", "Init", "Job", "Method", "Outcome", "Trained"]

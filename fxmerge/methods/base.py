@@ -9,13 +9,14 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.training.fit import Log, Pool, Progress, Settings
 
 
 class Init(Protocol):
-    """A way to fill the maps before training; an alignment method is one too."""
+    """A way to fill the maps before training."""
 
     @property
     def name(self) -> str: ...
@@ -23,8 +24,8 @@ class Init(Protocol):
     @property
     def summary(self) -> str: ...
 
-    def __call__(self, supernet: SuperNet) -> tuple[float, ...]:
-        """The weight of every parent in the average that the maps start from."""
+    def __call__(self, job: Job, form: Form) -> SuperNet:
+        """The SuperNet with its maps and its own tensors set, trainable in this form."""
         ...
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
-from fxmerge.methods.base import Job, Outcome, Trained
+from fxmerge.methods.base import Init, Job, Outcome, Trained
 from fxmerge.methods.student import train, unreached
 from fxmerge.methods.trial import begin
 
@@ -21,8 +21,8 @@ class Distill(Trained):
     needs_data: ClassVar[bool] = True
 
     def __call__(self, job: Job) -> Outcome:
-        def start(weights: tuple[float, ...]) -> tuple[SuperNet, Program]:
-            supernet = job.supernet.start(weights, "full", job.settings.seed)
+        def start(job: Job, init: Init) -> tuple[SuperNet, Program]:
+            supernet = init(job, "full")
             return supernet, job.fold_trunk(supernet.program)
 
         begun = begin(job, start)

@@ -10,7 +10,7 @@ from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import GradientWatch
-from fxmerge.methods.base import Job, Outcome, Trained
+from fxmerge.methods.base import Init, Job, Outcome, Trained
 from fxmerge.methods.student import train, unreached
 from fxmerge.methods.trial import begin
 
@@ -44,8 +44,8 @@ class Foldable(Trained):
     def __call__(self, job: Job) -> Outcome:
         form = self.form(job.supernet)
 
-        def start(weights: tuple[float, ...]) -> tuple[SuperNet, Program]:
-            supernet = job.supernet.start(weights, form, job.settings.seed)
+        def start(job: Job, init: Init) -> tuple[SuperNet, Program]:
+            supernet = init(job, form)
             return supernet, job.hoist(supernet.program)
 
         begun = begin(job, start)

@@ -1,13 +1,15 @@
-"""Where trained maps start: the weight of each parent in the average that M holds at step 0, all U being I."""
+"""Where trained maps start."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from fxmerge.errors import OptionError
+from fxmerge.ir.maps import Form
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.messages import nearest
-from fxmerge.methods.base import Init
+from fxmerge.methods.base import Init, Job
+from fxmerge.methods.condense import CONDENSE
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class FromAverage:
     name: str = "average"
     summary: str = "start from the parents' average"
 
-    def __call__(self, supernet: SuperNet) -> tuple[float, ...]:
-        return (1.0,) * len(supernet.parents)
+    def __call__(self, job: Job, form: Form) -> SuperNet:
+        return job.supernet.start([1.0] * len(job.supernet.parents), form, job.settings.seed)
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,33 @@ class FromFirst:
     name: str = "first"
     summary: str = "start from the parent whose shape the result has"
 
-    def __call__(self, supernet: SuperNet) -> tuple[float, ...]:
-        return tuple(float(k == supernet.template) for k in range(len(supernet.parents)))
+    def __call__(self, job: Job, form: Form) -> SuperNet:
+        weights = [float(k == job.supernet.template) for k in range(len(job.supernet.parents))]
+        return job.supernet.start(weights, form, job.settings.seed)
 
 
-INITS: tuple[Init, ...] = (FromAverage(), FromFirst())
+@dataclass(frozen=True)
+class FromCondense:
+    """M and U of the closed form. Only dense maps can hold them."""
+
+    name: str = "condense"
+    summary: str = "start from the closed form (see the method condense)"
+
+    def __call__(self, job: Job, form: Form) -> SuperNet:
+        if form != "full":
+            raise OptionError(
+                f"maps of rank {form} cannot hold the closed form",
+                "give --full, or --init average; or --method distill",
+            )
+        net = CONDENSE.solve(job)
+        for _, block in net.maps():
+            block.start([block.matrix(k).detach() for k in range(len(block.sizes))], form)
+        return net
+
+
+TRIED: tuple[Init, ...] = (FromAverage(), FromFirst())
+"""What `auto` chooses from."""
+INITS: tuple[Init, ...] = (*TRIED, FromCondense())
 
 
 def find_init(name: str) -> Init:

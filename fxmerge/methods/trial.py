@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
-from fxmerge.methods.base import Job
-from fxmerge.methods.inits import INITS, find_init
+from fxmerge.methods.base import Init, Job
+from fxmerge.methods.inits import TRIED, find_init
 from fxmerge.methods.student import targets_of, train
 from fxmerge.training.fit import score, silent
 from fxmerge.training.pool import Pool
@@ -22,8 +22,8 @@ FEWEST = 20
 CLEARLY = 0.98
 """Another kind of augmentation is taken if its error is below this share of the likeliest kind's."""
 
-Start = Callable[[tuple[float, ...]], tuple[SuperNet, Program]]
-"""Makes the SuperNet that starts from these weights of the parents, and the program of it that is trained."""
+Start = Callable[[Job, Init], tuple[SuperNet, Program]]
+"""Makes the SuperNet of a job as an init starts it, and the program of it that is trained."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def begin(job: Job, start: Start) -> Begun:
     trial = _Trial(job, start)
     init = trial.best_init() if job.options.init == "auto" else job.options.init
     job = trial.with_best_augmentation(init)
-    return Begun(init, *start(find_init(init)(job.supernet)), job)
+    return Begun(init, *start(job, find_init(init)), job)
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class _Trial:
         """Name of the start with the smallest reconstruction error."""
         pool, held = self.pools(self.job.pools.kinds[0] if self.job.pools else "")
         errors = {}
-        for number, init in enumerate(INITS):
-            self.job.progress(number, len(INITS), f"try init {init.name}")
+        for number, init in enumerate(TRIED):
+            self.job.progress(number, len(TRIED), f"try init {init.name}")
             errors[init.name] = self.error(init.name, pool, held)
         best = min(errors, key=lambda name: errors[name])
         self.job.notes.append(f"init {best}: smallest {self.said(errors)}")
@@ -94,7 +94,7 @@ class _Trial:
         """Reconstruction error on `held` after a trial on `pool`: 1 is what the best constant answer gets."""
         settings = replace(self.job.settings, steps=self.steps)
         short = replace(self.job, pool=pool, settings=settings, progress=silent, state=None, notes=[])
-        supernet, program = self.start(find_init(init)(self.job.supernet))
+        supernet, program = self.start(short, find_init(init))
         student, _ = train(program, supernet, short)
         scores = score(student.module, held, targets_of(student, supernet, replace(short, pool=held)), settings)
         return 1 - sum(scores) / len(scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import fx
 
@@ -13,6 +14,7 @@ from fxmerge.ir.supernet import SuperNet
 from passes.supernet.heads import Heads
 from passes.supernet.resize import resize
 from passes.supernet.state import State
+from passes.supernet.streams import streams
 from passes.supernet.trunk import Trunk
 
 
@@ -33,7 +35,10 @@ def _shared(state: State) -> SuperNet:
     trunk = Trunk(state, first, {n: n for n in first.graph.nodes})
     trunk.build([state.graph.placeholder(str(n.target)) for n in first.placeholders])
     names = tuple(port.name for port in first.inputs)
-    return _finish(state, first.inputs, Heads(trunk).results(), (names,) * len(state.parents))
+    made = _finish(state, first.inputs, Heads(trunk).results(), (names,) * len(state.parents))
+    where = {ours: node.name for ours, node in trunk.where.items()}
+    twins = {name: tuple(pairs[ours] for pairs in state.pairs) for ours, name in where.items()}
+    return replace(made, streams=streams(state.sites), trunk=where, twins=twins)
 
 
 def _apart(state: State) -> SuperNet:

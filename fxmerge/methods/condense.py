@@ -1,0 +1,80 @@
+"""The SuperNet solved instead of trained: a closed form in two walks, every choice an exact M and U."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fxmerge.errors import OptionError
+from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.base import Job, Outcome
+from fxmerge.methods.bases import Bases
+from fxmerge.methods.prefix import Prefix
+from fxmerge.training.pool import Pool
+
+CHUNK = 250
+"""Inputs of a batch of the walks."""
+
+
+@dataclass(frozen=True)
+class Condense:
+    """The parents side by side are one wide network; it is compressed to one model's width, space by space.
+
+    Streams get principal components, other spaces whole units; readers and writers follow by ridge regression through
+    the already merged prefix. Related: neuron interpolation (arXiv 2507.00037), pruning of the stacked ensemble
+    (2605.22350), SliceGPT; here for every graph that the analysis knows, and folded exactly.
+    """
+
+    name: ClassVar[str] = "condense"
+    summary: ClassVar[str] = "compress the parents side by side to one width in closed form, without training"
+    needs_data: ClassVar[bool] = True
+
+    ridge: float = 1e-2
+    """Penalty of the regressions, as a share of the mean square of a feature."""
+    rows: int = 1500
+    """Inputs that are looked at, of all tasks together."""
+    balance: tuple[float, ...] = ()
+    """Per parent: the size of its streams before a common basis is taken; one for each when empty."""
+
+    def __call__(self, job: Job) -> Outcome:
+        net = self.solve(job)
+        return Outcome(net.program, init=self.name, augmentation=job.pool.about if job.pool else {})
+
+    def solve(self, job: Job) -> SuperNet:
+        """The SuperNet with maps and biases solved, as dense constants; what has no closed form keeps the average."""
+        count = len(job.supernet.parents)
+        if self.balance and len(self.balance) != count:
+            raise OptionError(f"{len(self.balance)} numbers to balance {count} parents", "give one for every parent")
+        net = job.supernet.start([1.0] * count, "fixed")
+        if not net.together or not net.twins:
+            job.notes.append("condense: parents with inputs of their own have no closed form yet: merged by average")
+            return net
+        assert job.pool is not None
+        names = [port.name for port in net.program.inputs]
+        batches = [dict(zip(names, part, strict=True)) for part in _some(job.pool, self.rows)]
+        bases = Bases(net, batches, self.balance)
+        left = bases.choose()
+        if left:
+            job.notes.append(f"condense: no closed form for the spaces {', '.join(sorted(left))}: they are averaged")
+        tensors = Prefix(net, bases.blocks, batches, self.ridge).solve()
+        return net.with_program(net.program.evolve(tensors=tensors))
+
+
+def _some(pool: Pool, rows: int) -> Iterator[tuple[Tensor, ...]]:
+    """At most so many rows of a pool, from each of its tables its share, in chunks."""
+    for table in pool.tables:
+        left = max(1, rows * table.rows // max(pool.rows, 1))
+        for number in range(-(-table.rows // table.block)):
+            if left <= 0:
+                break
+            for part in zip(*(torch.split(value, CHUNK) for value in table.read(number)), strict=True):
+                if left > 0:
+                    yield tuple(value[:left] for value in part)
+                left -= len(part[0])
+
+
+CONDENSE = Condense()
