@@ -85,6 +85,12 @@ def _check(programs: Sequence[Program], config: MergeConfig) -> None:
         raise OptionError(
             f"--like {config.like} of {len(programs)} parents", f"choose one from 0 to {len(programs) - 1}"
         )
+    fixed = {program.rows: program.task for program in programs if program.rows is not None}
+    if len(fixed) > 1:
+        (few, one), (many, other), *_ = sorted(fixed.items())
+        raise OptionError(
+            f"{one} takes {few} rows at a time and {other} {many}", "capture both with samples of as many rows"
+        )
     for program in programs:
         for name in sorted(program.parameters):
             if not bool(program.tensors[name].isfinite().all()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class _Model:
     def __init__(self, path: str | Path, device: str) -> None:
         self.onnx = OnnxModel(path, device=device, strange=True)
         said = read_metadata(self.onnx.metadata, self.onnx.outputs, path)
-        self.tasks, self.labels, self.hashes = said.tasks, said.labels, said.parents
+        self.tasks, self.labels, self.hashes, self.turned = said.tasks, said.labels, said.parents, said.turned
 
     def inputs(self, task: str) -> list[Port]:
         """The inputs of a task, by the parent's own names."""
@@ -103,11 +103,17 @@ class _Model:
     def shell(self, task: str) -> Program:
         """A program with the inputs of a task and nothing in it: what reading samples needs to know."""
         graph, ports = fx.Graph(), self.inputs(task)
+        fixed = {p.shape[0] for p in self.onnx.outputs if p.shape and isinstance(p.shape[0], int)}
+        ranges = {"batch": (count := int(fixed.pop()), count)} if len(fixed) == 1 else {}
+        for place, port in enumerate(ports):
+            if ranges and port.shape and port.shape[0] == ranges["batch"][0]:
+                ports[place] = replace(port, shape=("batch", *port.shape[1:]))
         graph.output(tuple(graph.placeholder(f"input{number}") for number, _ in enumerate(ports)))
         labels = self.labels.get(task)
         return Program(
             graph=graph, tensors={}, inputs=tuple(ports), outputs=tuple(ports), parameters=frozenset(), task=task,
-            labels=tuple(labels) if labels else None,
+            labels=tuple(labels) if labels else None, turned=self.turned.get(task, {}),
+            ranges=ranges,
         )  # fmt: skip
 
     def outputs(self, task: str) -> tuple[Port, ...]:

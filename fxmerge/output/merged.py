@@ -99,5 +99,6 @@ class Merged:
             "fxmerge.seed": str(facts.seed),
             "fxmerge.tasks": json.dumps(list(self.tasks)),
             "fxmerge.labels": json.dumps({t: list(names) if names else None for t, names in self.labels.items()}),
+            "fxmerge.turned": json.dumps({p.task: dict(p.turned) for p in self.parents if p.turned}),
             "fxmerge.parents": json.dumps({parent.task: parent.sha256 for parent in facts.parents}),
         }

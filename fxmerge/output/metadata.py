@@ -17,11 +17,13 @@ AGAIN = "merge it again"
 
 @dataclass(frozen=True)
 class Metadata:
-    """Tasks in their order, class names by task, hash of the parent's file by task."""
+    """Tasks in their order; by task: class names, the hash of the parent's file, turned inputs."""
 
     tasks: tuple[str, ...]
     labels: Mapping[str, tuple[str, ...] | None]
     parents: Mapping[str, str]
+    turned: Mapping[str, Mapping[str, int]]
+    """By task, the inputs that its parent takes with the batch on another axis than the first, and that axis."""
 
 
 def read_metadata(values: Mapping[str, str], outputs: Sequence[Port], path: str | Path) -> Metadata:
@@ -45,7 +47,10 @@ def read_metadata(values: Mapping[str, str], outputs: Sequence[Port], path: str 
     parents = _json(values, "fxmerge.parents", path) or {}
     if not isinstance(parents, dict) or not _texts(list(parents.values())):
         raise _wrong("fxmerge.parents", path)
-    return Metadata(tuple(tasks), {task: tuple(v) if v else None for task, v in labels.items()}, parents)
+    turned = _json(values, "fxmerge.turned", path) or {}
+    if not isinstance(turned, dict) or not all(isinstance(v, dict) and _axes(v) for v in turned.values()):
+        raise _wrong("fxmerge.turned", path)
+    return Metadata(tuple(tasks), {task: tuple(v) if v else None for task, v in labels.items()}, parents, turned)
 
 
 def _json(values: Mapping[str, str], key: str, path: str | Path) -> Any:
@@ -54,6 +59,10 @@ def _json(values: Mapping[str, str], key: str, path: str | Path) -> Any:
 
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) and v == printable(v) for v in value)
+
+
+def _axes(value: Mapping[Any, Any]) -> bool:
+    return all(type(axis) is int and 0 < axis < 8 for axis in value.values())
 
 
 def _wrong(key: str, path: str | Path) -> SourceError:

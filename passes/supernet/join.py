@@ -80,11 +80,7 @@ def _finish(
         shape = state.named(feature.parent, state.parents[feature.parent].shape(value))
         found.append((Port(feature.port, shape, value.dtype), state.feature_nodes[feature.port]))
     state.graph.output(tuple(node for _, node in found))
-    ranges: dict[str, tuple[int, int]] = {}
-    hints: dict[str, int] = {}
-    for k, parent in enumerate(state.parents if state.apart else (state.first,)):
-        ranges.update({str(state.named(k, (size,))[0]): value for size, value in parent.ranges.items()})
-        hints.update({str(state.named(k, (size,))[0]): value for size, value in parent.hints.items()})
+    ranges, hints = _sizes_of(state)
     program = Program(
         graph=state.graph,
         tensors=state.tensors,
@@ -127,6 +123,22 @@ def _mapless(state: State) -> dict[str, str]:
         elif len(merged) > 1 or any((name, axis) in summed for axis in merged):
             found[name] = "no map can stand on it"
     return found
+
+
+def _sizes_of(state: State) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """The ranges of the dynamic sizes, as all parents that have them allow, and the sizes to look at them with."""
+    ranges: dict[str, tuple[int, int]] = {}
+    hints: dict[str, int] = {}
+    for k, parent in enumerate(state.parents):
+        for size, (low, high) in parent.ranges.items():
+            name = str(state.named(k, (size,))[0])
+            before = ranges.get(name, (low, high))
+            ranges[name] = max(low, before[0]), min(high, before[1])
+        if state.apart:
+            hints.update({str(state.named(k, (size,))[0]): value for size, value in parent.hints.items()})
+    hints = hints or dict(state.first.hints)
+    return ranges, {name: min(max(size, ranges.get(name, (size, size))[0]), ranges.get(name, (size, size))[1])
+                    for name, size in hints.items()}  # fmt: skip
 
 
 def _untied(state: State) -> tuple[str, ...]:
