@@ -387,3 +387,50 @@ class Padded(Base):
         wide = torch.zeros(x.shape[0], WIDTH + 2)
         wide[:, 1:-1] = x
         return self.head(self.hidden(wide))
+
+
+RECURRENT = "recurrent layers"
+
+
+@kind("LSTM, last state", RECURRENT, lambda rows: (torch.randn(rows, 5, WIDTH),))
+class LastState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.LSTM(WIDTH, INNER, 2, batch_first=True), nn.Linear(INNER, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)[1][0][-1])
+
+
+@kind("GRU, time first, both directions", RECURRENT, lambda rows: (torch.randn(5, rows, WIDTH),), turned=(1, 1))
+class BothWays(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.GRU(WIDTH, INNER, bidirectional=True), nn.Linear(2 * INNER, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)[0])
+
+
+COMPUTED = "computed weights"
+
+
+@kind("weight norm", COMPUTED)
+class WeightNorm(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.middle)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(x))
+
+
+@kind("low-rank adapter", COMPUTED)
+class Adapter(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.randn(2, INNER)), nn.Parameter(torch.randn(INNER, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enter(x))
+        return self.head(torch.relu(F.linear(x, self.middle.weight + self.up @ self.down, self.middle.bias)))

@@ -346,7 +346,8 @@ def by_task(data: Any, programs: Sequence[Program]) -> dict[str, Any]:
     tasks = [program.task for program in programs]
     if set(data) <= {*tasks, ""}:
         return dict(data)
-    if set(data) <= {port.name for port in programs[0].inputs}:
+    names = {port.name for port in programs[0].inputs}
+    if set(data) <= names | {name.partition(".")[0] for name in names}:  # nested inputs may be given as they are
         return {"": data}
     wrong = next(name for name in data if name not in tasks)
     raise DataError(f"there is no task named {wrong}{nearest(wrong, tasks)}", f"the tasks are {', '.join(tasks)}")

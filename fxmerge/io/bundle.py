@@ -49,7 +49,7 @@ def save(
     task: str | None = None,
     labels: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
-    dynamic: Sequence[str] = (),
+    dynamic: str | Sequence[str] = (),
     batch_axis: int | None = None,
     tokenizer: Any = None,
     overwrite: bool = True,

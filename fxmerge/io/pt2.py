@@ -22,7 +22,7 @@ from fxmerge.io.files import parse_json
 from fxmerge.io.guard import reading
 from fxmerge.io.limits import FREE_BYTES, RATIO, check_values
 from fxmerge.io.pt2_graph import DTYPES, STRIDED, Reader, Size, leaf_names, read_size
-from fxmerge.ir.capture import capture
+from fxmerge.ir.capture import capture_graph
 from fxmerge.ir.program import Program
 from fxmerge.messages import damaged, printable
 
@@ -160,7 +160,7 @@ def _trace(replay: _Replay, inputs: Sequence[Input], ranges: Mapping[str, Any]) 
         shapes[each.name] = {
             axis: dims.get(size.symbol, Dim.AUTO) for axis, size in enumerate(each.sizes) if size.symbol is not None
         }
-    return capture(replay, made, dynamic_shapes=shapes)
+    return capture_graph(replay, made, shapes)
 
 
 def _bounds(entry: Any) -> tuple[int, int | None]:

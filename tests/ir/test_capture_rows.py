@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fxmerge
 from fxmerge import capture
+from fxmerge.errors import OptionError
 from fxmerge.ir.capture.rows import find_rows
 
 WIDTH = 6
@@ -47,6 +48,11 @@ def test_said_by_dynamic_shapes_or_by_its_number() -> None:
     model, x = TimeFirst(last=True), torch.randn(7, 4, WIDTH)
     for options in ({"dynamic_shapes": {"x": {1: torch.export.Dim("batch")}}}, {"batch_axis": 1}):
         assert capture(model, (x,), **options).inputs[0].shape == ("batch", 7, WIDTH)  # type: ignore[arg-type]
+
+
+def test_an_axis_that_no_input_has() -> None:
+    with pytest.raises(OptionError, match="no input has an axis 3 for the batch"):
+        capture(TimeFirst(last=True), (torch.randn(7, 4, WIDTH),), batch_axis=3)
 
 
 def test_inputs_with_the_batch_on_different_axes() -> None:

@@ -1,4 +1,4 @@
-"""What capture found out about rows holds downstream: data of time-first models, fixed batches, eval, the command line."""
+"""What capture found out about rows holds downstream: time-first data, fixed batches, eval, the command line."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def build():
 def test_dynamic_axes_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET)
     np.save(tmp_path / "x.npy", np.zeros((2, 1, 8, 8), dtype=np.float32))
-    command = ["capture", f"{tmp_path}/net.py:build", "--inputs", f"{tmp_path}/x.npy", "--out", f"{tmp_path}/a.pt", "-q"]
+    net, x, out = (str(tmp_path / name) for name in ("net.py:build", "x.npy", "a.pt"))
+    command = ["capture", net, "--inputs", x, "--out", out, "-q"]
     assert main([*command, "--dynamic", "height,width"]) == 0
     assert fxmerge.load(tmp_path / "a.pt").inputs[0].shape == ("batch", 1, "height", "width")
     assert main([*command, "--overwrite", "--dynamic", "hight"]) == 2

@@ -2,6 +2,6 @@
 
 from fxmerge.ir.capture.assemble import source_of
 from fxmerge.ir.capture.sizes import LARGEST
-from fxmerge.ir.capture.tracing import capture
+from fxmerge.ir.capture.tracing import capture, capture_graph
 
-__all__ = ["LARGEST", "capture", "source_of"]
+__all__ = ["LARGEST", "capture", "capture_graph", "source_of"]

@@ -31,8 +31,8 @@ class Names:
     outputs: Sequence[str]
     rows: frozenset[str]
     """Inputs whose first axis is the batch."""
-    follow: Sequence[bool]
-    """Whether the first axis of each output is the batch."""
+    follow: Sequence[bool] | None
+    """Whether the first axis of each output is the batch; None if its size says it."""
     fixed: int | None = None
     """The only number of rows that the model takes; None if any."""
     prefix: str = ""
@@ -173,7 +173,8 @@ def _results(
     for value, spec in zip(returned, exported.graph_signature.output_specs, strict=True):
         if spec.kind is not OutputKind.USER_OUTPUT or not isinstance(value, fx.Node):
             continue
-        fake, follows = value.meta["val"], names.follow[len(ports)]
+        fake = value.meta["val"]
+        follows = fake.shape[:1] == (names.fixed,) if names.follow is None else names.follow[len(ports)]
         results.append(where[value])
         ports.append(Port(names.outputs[len(ports)], _shape(sizes, fake, follows, names.fixed), fake.dtype))
     if not results:

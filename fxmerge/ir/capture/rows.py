@@ -13,6 +13,8 @@ from itertools import islice, product
 import torch
 from torch import Tensor
 
+from fxmerge.errors import OptionError
+
 Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 """Outputs of the model on tensors by name; raises what the model raises."""
 
@@ -35,7 +37,8 @@ class Rows:
     """The axis of each input, and of each output, that counts the batch; None for those that have none."""
 
     inputs: Mapping[str, int | None]
-    outputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...] | None
+    """None if the model was not run: they have the batch first, if they have it."""
     count: int
     """Rows of the sample."""
     fixed: bool = False
@@ -45,16 +48,15 @@ class Rows:
     found: bool = True
     """False if nothing was found, and the first axis is taken for want of a better one."""
 
-    def chosen(self, tensors: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-        """These rows of every input that has rows."""
-        return {n: t if (a := self.inputs[n]) is None else t.index_select(a, index) for n, t in tensors.items()}
-
 
 def find_rows(run: Run, tensors: Mapping[str, Tensor], axis: int | None = None) -> Rows:
     """The batch axes of a model that `run` calls; with `axis`, that of the first input that has it is known.
 
-    Raises what the model raises on the tensors as they are.
+    Raises `OptionError` if no input has that axis, and what the model raises on the tensors as they are.
     """
+    if axis is not None and not any(0 <= axis < t.ndim for t in tensors.values()):
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in tensors.items())
+        raise OptionError(f"no input has an axis {axis} for the batch", f"count from 0; the inputs are {shapes}")
     ways = list(islice(_candidates(tensors, axis), MOST))
     for lenient in (False, True):
         for count, axes in ways:
@@ -103,7 +105,7 @@ def _follows(
     total = min(max(count, FEW), MANY)
     many = {n: t if (a := axes[n]) is None else _rows_of(t, a, count, total) for n, t in tensors.items()}
     index = torch.tensor([total - 1, 0, total // 2])
-    chosen = {n: t if (a := axes[n]) is None else t.index_select(a, index) for n, t in many.items()}
+    chosen = _chosen(many, axes, index)
     try:
         before, after = run(many), run(chosen)
     except Exception:  # whatever the model's own code raises: these axes are not the batch
@@ -116,7 +118,7 @@ def _permuted(
 ) -> tuple[int | None, ...] | None:
     """The same for a model that takes no other number of rows: the rows in the opposite order."""
     index = torch.arange(count).flip(0)
-    chosen = {n: t if (a := axes[n]) is None else t.index_select(a, index) for n, t in tensors.items()}
+    chosen = _chosen(tensors, axes, index)
     try:
         after = run(chosen)
     except Exception:  # see above
@@ -129,10 +131,15 @@ def _runs(run: Run, tensors: Mapping[str, Tensor], axes: Mapping[str, int | None
     for rows in (count + 1, count + 2):
         index = torch.arange(rows) % count
         try:
-            run({n: t if (a := axes[n]) is None else t.index_select(a, index) for n, t in tensors.items()})
+            run(_chosen(tensors, axes, index))
         except Exception:  # whatever the model's own code raises
             return False
     return True
+
+
+def _chosen(tensors: Mapping[str, Tensor], axes: Mapping[str, int | None], index: Tensor) -> dict[str, Tensor]:
+    """These rows of every input that has rows."""
+    return {n: t if (a := axes[n]) is None else t.index_select(a, index.to(t.device)) for n, t in tensors.items()}
 
 
 def _matched(
@@ -148,7 +155,7 @@ def _matched(
     found: list[int | None] = []
     for x, y in zip(before, after, strict=True):
         order = sorted(range(x.ndim), key=lambda a: (a != place, a))
-        fitting = (a for a in order if x.shape[a] == count and close(x.index_select(a, index), y))
+        fitting = (a for a in order if x.shape[a] == count and close(x.index_select(a, index.to(x.device)), y))
         axis = next(fitting, None)
         if axis is None and not (x.ndim == 0 or close(x, y) or (lenient and x.shape == y.shape)):
             return None

@@ -36,7 +36,7 @@ def capture(
     task: str = "model",
     labels: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
-    dynamic: Sequence[str] = (),
+    dynamic: str | Sequence[str] = (),
     batch_axis: int | None = None,
 ) -> Program:
     """Trace `model` in eval mode on `inputs`: positional or keyword values, tensors in them nested as they like.
@@ -55,9 +55,21 @@ def capture(
         tracer = _Tracer(run, call, rows)
         if unsteady:
             tracer.refuse()
-        program = tracer.trace(dynamic_shapes, tuple(dynamic))
+        program = tracer.trace(dynamic_shapes, (dynamic,) if isinstance(dynamic, str) else tuple(dynamic))
     turned = {n: a for n, a in rows.inputs.items() if a}
     return program.evolve(task=task, labels=tuple(labels) if labels else None, samples=tracer.tensors, turned=turned)
+
+
+def capture_graph(graph: nn.Module, inputs: Mapping[str, Tensor], dynamic_shapes: Mapping[str, Any]) -> Program:
+    """Trace what runs a graph of a file, rows first in it; it is never run on real tensors, only on their shapes."""
+    call = bind(graph, inputs)
+    first = {n: t.shape[0] for n, t in inputs.items() if t.ndim}
+    dynamic = {n: size for n, size in first.items() if dynamic_shapes.get(n, {}).get(0) is not None}
+    count = max((dynamic or first).values(), default=1)
+    axes = {n: 0 if n in dynamic or (not dynamic and first.get(n) == count) else None for n in inputs}
+    with at_rest(graph), quiet():
+        tracer = _Tracer(_Run(graph, call), call, Rows(axes, None, count, fixed=not dynamic), dry=True)
+        return tracer.trace(dynamic_shapes, ())
 
 
 class _Run:
@@ -91,7 +103,8 @@ class _Bound(nn.Module):
     def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
         own = {n: _last(t, a) for (n, a), t in zip(self._rows.inputs.items(), args, strict=True)}
         values = self._run[0].flat(own)
-        return tuple(_first(value, axis) for value, axis in zip(values, self._rows.outputs, strict=True))
+        axes = self._rows.outputs or (None,) * len(values)
+        return tuple(_first(value, axis) for value, axis in zip(values, axes, strict=True))
 
 
 def _first(value: Tensor, axis: int | None) -> Tensor:
@@ -130,8 +143,8 @@ class Burnt(CaptureError):
 class _Tracer:
     """Traces a model along plans until one gives a program that does what the model does."""
 
-    def __init__(self, run: _Run, call: Call, rows: Rows) -> None:
-        self.run, self.rows = run, rows
+    def __init__(self, run: _Run, call: Call, rows: Rows, *, dry: bool = False) -> None:
+        self.run, self.rows, self.dry = run, rows, dry
         self.bound = _Bound(run, rows)
         self.tensors = {n: _first(t.detach(), rows.inputs[n]) for n, t in call.tensors.items()}
 
@@ -163,7 +176,7 @@ class _Tracer:
         """That many rows of the inputs, repeated where there are fewer."""
         index = torch.arange(count) % max(self.rows.count, 1)
         rows = self.rows.inputs
-        return {n: t if rows[n] is None else t.index_select(0, index) for n, t in self.tensors.items()}
+        return {n: t if rows[n] is None else t.index_select(0, index.to(t.device)) for n, t in self.tensors.items()}
 
     def _attempt(self, plan: Plan) -> Program:
         fixed = None if plan.batch else self._fixed()
@@ -174,8 +187,9 @@ class _Tracer:
         notes = refuse_state(exported, matters=False)
         prefix = "traced.model." if plan.numbers else "model."
         program = from_exported(exported, self._names(fixed, prefix, plan.words))
-        refuse_random(program, sample)
-        self._compare(program, fixed)
+        if not self.dry:
+            refuse_random(program, sample)
+            self._compare(program, fixed)
         notes = (*plan.notes, *notes, *self._said(program, fixed))
         return program.evolve(notes=notes)
 
@@ -199,7 +213,7 @@ class _Tracer:
             for size, same in zip(corner, places, strict=True):
                 for name, axis in same:
                     index = torch.arange(size) % found[name].shape[axis]
-                    found[name] = found[name].index_select(axis, index)
+                    found[name] = found[name].index_select(axis, index.to(found[name].device))
             return found
 
         module = follow(lambda inputs: _export(self.bound, inputs, {}), resized, axes)
@@ -215,7 +229,7 @@ class _Tracer:
         self, fixed: int | None, prefix: str = "model.", words: Mapping[tuple[str, int], str] | None = None
     ) -> Names:
         with_rows = frozenset(n for n, a in self.rows.inputs.items() if a is not None)
-        follows = tuple(a is not None for a in self.rows.outputs)
+        follows = None if self.rows.outputs is None else tuple(a is not None for a in self.rows.outputs)
         return Names(tuple(self.tensors), self.run.names, with_rows, follows, fixed, prefix, words or {})
 
     def _compare(self, program: Program, fixed: int | None) -> None:
