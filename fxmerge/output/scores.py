@@ -98,7 +98,7 @@ class Score:
             found.append(f"{name}: the parent {what} for all of these samples, so its figures say little")
         elif self.how.chooses and len(self.chosen[0]) == 1:
             found.append(f"{name}: the merged model chooses one class for all of these samples")
-        doubt = self.how.said_by == "the head" and self.how.kind == "classes"
+        doubt = self.how.said_by == "the head" and self.how.kind == "classes" and not self.constant
         if doubt and (self.agreement or 0) > 0.9 and (self.error_share or 0) ** 2 > 0.5:
             found.append(
                 f"{name}: the classes agree and the numbers do not; if they are no class scores,"
