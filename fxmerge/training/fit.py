@@ -296,7 +296,7 @@ def _errors(student: nn.Module, part: Part, labels: Labels, settings: Settings) 
     errors = []
     for i, (mine, theirs) in enumerate(zip(given, block.features, strict=True)):
         wanted = theirs[part.rows].to(device)
-        square = (mine.to(wanted.dtype) - wanted).square()
+        square = (labels.rows_first(i, mine, len(part.rows)).to(wanted.dtype) - wanted).square()
         if (mask := labels.masks[i]) is not None:
             square = real(square, inputs[mask.position], mask.axis)
         errors.append((square.mean() if square.numel() else square.sum()) / labels.spread[i])

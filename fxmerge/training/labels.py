@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import OptionError
+from fxmerge.training.layout import Layout, layouts
 from fxmerge.training.pool import Inputs, Pool
 
 CHUNK = 256
@@ -82,6 +83,7 @@ class Labels:
         self.last: tuple[tuple[int, int], Block] | None = None
         self.used = 0
         self.seconds = 0.0
+        self.layouts: tuple[Layout | None, ...] = ()
         features = len(self.block(0, 0).features)
         self.weights = targets.weights or (1.0,) * features
         self.masks = targets.masks or (None,) * features
@@ -127,9 +129,26 @@ class Labels:
         self.spread = tuple(moment.spread for moment in moments)
         self.constant = tuple(moment.constant for moment in moments)
 
+    def rows_first(self, feature: int, value: Tensor, rows: int) -> Tensor:
+        """The values of a feature with one entry of the first axis for every row."""
+        layout = self.layouts[feature]
+        return value.expand(rows, *value.shape) if layout is None else layout.rows_first(value, rows)
+
+    def _layouts(self, inputs: Inputs) -> tuple[Layout | None, ...]:
+        """Where the rows of each feature are, seen at two numbers of rows."""
+        few = [value[:3] for value in inputs]
+        rows, many = len(few[0]), self._run(few)
+        if rows == 1:
+            return (Layout(),) * len(many)
+        return layouts(many, self._run([value[: rows - 1] for value in few]), rows, rows - 1)
+
     def _features(self, inputs: Inputs) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            given = [self._run(part) for part in _chunks(inputs, self.chunk)]
+            self.layouts = self.layouts or self._layouts(inputs)
+            given = [
+                [self.rows_first(i, value, len(part[0])) for i, value in enumerate(self._run(part))]
+                for part in _chunks(inputs, self.chunk)
+            ]
         return tuple(torch.cat(values) if len(values) > 1 else values[0] for values in zip(*given, strict=True))
 
     def _run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
