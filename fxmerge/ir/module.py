@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -32,6 +34,25 @@ def module_of(
         owner, leaf = _owner(root, names[name])
         owner.register_module(leaf, module)
     return fx.GraphModule(root, graph, class_name="Program"), names
+
+
+@contextmanager
+def any_part_names() -> Iterator[None]:
+    """Let torch.fx run graphs of models with parts called like keywords: it writes `self.class`, which is no Python."""
+
+    def formatted(base: str, target: str) -> str:
+        for part in target.split("."):
+            plain = part.isidentifier() and not keyword.iskeyword(part)
+            base = f"{base}.{part}" if plain else f"getattr({base}, {part!r})"
+        return base
+
+    graphs: Any = fx.graph
+    before = graphs._format_target
+    graphs._format_target = formatted
+    try:
+        yield
+    finally:
+        graphs._format_target = before
 
 
 def attribute_names(names: Iterable[str]) -> dict[str, str]:

@@ -202,6 +202,9 @@ class _Finder:
                 n: {j: AxisUse("write", n, j) for j, size in enumerate(n.meta["val"].shape) if size != 1} for n in own
             }
             return Site(node, tuple(self._operand(n, node, axes[n]) for n in own), "additive")
+        picked = _picked(node)
+        if picked is not None and own == [node.args[0]]:
+            return Site(node, (self._operand(own[0], node, picked),), "linear")
         sign = signature(self.rules, node)
         if sign is None or not others or not isinstance(node.meta["val"], Tensor):
             return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
@@ -323,6 +326,19 @@ class _Finder:
             if any(n in tail for n in node.all_input_nodes) or (writes and not mergeable.intersection(writes)):
                 tail.add(node)
         return frozenset(tail)
+
+
+def _picked(node: fx.Node) -> dict[int, AxisUse] | None:
+    """What the axes of a tensor write of which data picks parts along one axis: the weights of some experts, say."""
+    if target_name(node.target) != "aten.index.Tensor" or not isinstance(node.args[0], fx.Node):
+        return None
+    given = [(axis, index) for axis, index in enumerate(node.args[1]) if index is not None]  # type: ignore[arg-type]
+    if len(given) != 1 or not isinstance(given[0][1], fx.Node) or given[0][1].meta["val"].dtype == torch.bool:
+        return None
+    ((axis, index),) = given
+    more = index.meta["val"].ndim - 1
+    rank = node.args[0].meta["val"].ndim
+    return {i: AxisUse("write", node, i if i < axis else i + more) for i in range(rank) if i != axis}
 
 
 def operands(node: fx.Node) -> list[fx.Node]:

@@ -20,6 +20,7 @@ from fxmerge.ir.capture.plans import ROWS, Plan, Shapes
 from fxmerge.ir.capture.refuse import Refusal, differ, refuse_random, refuse_state, run_error, trace_error
 from fxmerge.ir.capture.rows import MANY, Rows, by_position, close, find_rows
 from fxmerge.ir.capture.state import at_rest, quiet
+from fxmerge.ir.module import any_part_names
 from fxmerge.ir.program import Program
 
 FIXED = 32
@@ -49,7 +50,7 @@ def capture(
     Raises `CaptureError` if the model cannot be traced, draws random numbers, keeps state or branches on data.
     """
     call = bind(model, inputs)
-    with at_rest(model), quiet():
+    with at_rest(model), quiet(), any_part_names():
         run = _Run(model, call)
         rows, unsteady = _look(run, call, dynamic_shapes, batch_axis)
         tracer = _Tracer(run, call, rows)

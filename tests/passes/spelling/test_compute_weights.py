@@ -17,7 +17,6 @@ from benchmarks.planted import plant
 from fxmerge.ir.program import Program
 from passes.spelling.compute_weights import compute_weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:The tensor attribute")  # of torch.export, where hooks set weights
 X = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
 
 

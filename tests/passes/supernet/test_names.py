@@ -12,7 +12,7 @@ import fxmerge
 import passes
 
 X = torch.randn(32, 5, generator=torch.Generator().manual_seed(0))
-WORDS = ("maps", "parents", "unmerge", "m0")
+WORDS = ("maps", "parents", "class")
 QUICK = {"steps": 4, "batch_size": 8, "pool": 32, "init": "average", "augment": "none"}
 
 
