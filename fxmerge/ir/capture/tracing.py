@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from fxmerge.errors import CaptureError
 from fxmerge.ir.capture import plans
 from fxmerge.ir.capture.assemble import Names, from_exported
+from fxmerge.ir.capture.bounds import bounded
 from fxmerge.ir.capture.inputs import Call, bind, flatten, left_out
 from fxmerge.ir.capture.numbers import Axis, follow
 from fxmerge.ir.capture.plans import ROWS, Plan, Shapes
@@ -191,7 +192,8 @@ class _Tracer:
         if not self.dry:
             refuse_random(program, sample)
             self._compare(program, fixed)
-        notes = (*plan.notes, *notes, *self._said(program, fixed))
+            program = bounded(program, sample)
+        notes = (*program.notes, *plan.notes, *notes, *self._said(program, fixed))
         return program.evolve(notes=notes)
 
     def _numbers(self, plan: Plan, sample: Mapping[str, Tensor]) -> nn.Module:
