@@ -60,8 +60,9 @@ def table(path: Path) -> Path:
     elif path.suffix == ".jsonl":
         lines = [json.dumps(r) for r in rows]
     else:
-        pandas = pytest.importorskip("pandas")
-        pandas.DataFrame(rows).to_parquet(path)
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         return path
     path.write_text("\n".join(lines) + "\n")
     return path
