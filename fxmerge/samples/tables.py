@@ -41,22 +41,23 @@ def read_text(path: Path, limit: int | None) -> Table:
 
     Raises `DataError` if the file cannot be read or has no text.
     """
-    if path.suffix == ".txt":
-        return _checked(_lines(path, limit), path)
-    rows, named, notes = _rows(path, limit)
-    if not rows:
-        raise DataError(f"{path} has no rows", "write the samples again")
-    columns = list(rows[0])
-    text = next((c for c in columns if named and c.lower() in TEXTS), None) or _longest(rows, path)
-    label = next((c for c in columns if named and c.lower() in LABELS and c != text), None)
-    if not named:
-        label = next((c for c in columns if c != text and all(str(row[c]).isdigit() for row in rows)), None)
-    if not named or text.lower() not in TEXTS:
-        notes += (f"{path}: text taken from column {printable(text)}, labels from {printable(label or 'none')}",)
-    labels = None if label is None else [row.get(label) for row in rows]
-    if labels and any(value in (None, "") for value in labels):
-        labels, notes = None, (*notes, f"{path}: some rows have no label, so none are used")
-    return _checked(Table([row.get(text) for row in rows], labels, notes), path)  # type: ignore[misc]
+    with reading(path, DataError, "repair the file, or write it again"):
+        if path.suffix == ".txt":
+            return _checked(_lines(path, limit), path)
+        rows, named, notes = _rows(path, limit)
+        if not rows:
+            raise DataError(f"{path} has no rows", "write the samples again")
+        columns = list(rows[0])
+        text = next((c for c in columns if named and c.lower() in TEXTS), None) or _longest(rows, path)
+        label = next((c for c in columns if named and c.lower() in LABELS and c != text), None)
+        if not named:
+            label = next((c for c in columns if c != text and all(str(row[c]).isdigit() for row in rows)), None)
+        if not named or text.lower() not in TEXTS:
+            notes += (f"{path}: text taken from column {printable(text)}, labels from {printable(label or 'none')}",)
+        labels = None if label is None else [row.get(label) for row in rows]
+        if labels and any(value in (None, "") for value in labels):
+            labels, notes = None, (*notes, f"{path}: some rows have no label, so none are used")
+        return _checked(Table([row.get(text) for row in rows], labels, notes), path)  # type: ignore[misc]
 
 
 def _lines(path: Path, limit: int | None) -> Table:
@@ -159,7 +160,7 @@ def _columns(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], bool]:
 
 def _longest(rows: Sequence[dict[str, Any]], path: Path) -> str:
     """The column with most text."""
-    lengths = {c: sum(len(row[c]) for row in rows if isinstance(row[c], str)) for c in rows[0]}
+    lengths = {c: sum(len(row[c]) for row in rows if isinstance(row.get(c), str)) for c in rows[0]}
     best = max(lengths, key=lambda c: lengths[c])
     if lengths[best] == 0:
         raise DataError(f"{path} has no column of text (it has {printable(listed(rows[0]))})", f"name one {TEXTS[0]!r}")

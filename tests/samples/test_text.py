@@ -163,6 +163,7 @@ BAD: dict[str, tuple[str, str]] = {
     "ragged.csv": ("text,label\ngood,1\nbad,0,1,2,3\n", r"ragged\.csv cannot be read: .*\nrepair the file"),
     "header.csv": ("text,label\n", r"header\.csv has no rows"),
     "numbers.jsonl": ('{"a": 1, "b": 2}\n', r"numbers\.jsonl has no column of text \(it has a, b\)\nname one 'text'"),
+    "mixed.jsonl": ('{"a": 1}\n{"b": "good"}\n', r"mixed\.jsonl has no column of text"),
     "half.jsonl": ('{"text": "good"}\n{"text": nu', r"half\.jsonl cannot be read"),
     "null.jsonl": ('{"text": "good"}\n{"text": null}\n', r"null\.jsonl: row 2 has no text\nremove that row"),
     "noise.parquet": ("noise", r"noise\.parquet cannot be read"),
