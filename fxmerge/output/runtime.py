@@ -165,21 +165,6 @@ def _library() -> Any:
     return sys.modules["onnxruntime"]
 
 
-def _library() -> Any:
-    """The onnxruntime module. Its telemetry leaves a file in the temporary folder when first imported: not in ours."""
-    if "onnxruntime" not in sys.modules:
-        before = os.environ.get("TMPDIR")
-        with tempfile.TemporaryDirectory() as scratch:
-            os.environ["TMPDIR"] = scratch
-            try:
-                importlib.import_module("onnxruntime").disable_telemetry_events()
-            finally:
-                os.environ.pop("TMPDIR")
-                if before is not None:
-                    os.environ["TMPDIR"] = before
-    return sys.modules["onnxruntime"]
-
-
 def _try(path: Path) -> None:
     """Open the model and run it once in a child, so that what would crash or fill this process does so there."""
     beside = [file for file in path.parent.glob(f"{glob.escape(path.name)}*") if file.is_file()]
