@@ -35,10 +35,10 @@ def whole_way(kind: Kind, folder: Path, *, write_both: bool = True) -> Row:
     """
     rows = kind.fixed or 12
     nets = [_net(kind, seed) for seed in (0, 1)]
-    for net, name in zip((*nets, nets[0]), "abc", strict=True):
+    for net, name in zip(nets, "ab", strict=True):
         torch.manual_seed(2)
         fxmerge.save(net, folder / f"{name}.pt", inputs=kind.inputs(rows), task=name, **kind.options)
-    a, b, again = (fxmerge.load(folder / f"{name}.pt") for name in "abc")
+    a, b = (fxmerge.load(folder / f"{name}.pt") for name in "ab")
     described = fxmerge.inspect(a)
     assert described["coverage"] == 1.0, described["opaque"]
     checked = fxmerge.check(a)
@@ -49,7 +49,7 @@ def whole_way(kind: Kind, folder: Path, *, write_both: bool = True) -> Row:
     if write_both:
         worst = max(_apart(merged.program.run(x), run_onnx(out, x)) for _, x in _batches(kind, a))
     out = folder / "itself.onnx"
-    fxmerge.merge([a, again], method="average", out=str(out))
+    fxmerge.merge([a, a.evolve(task="again")], method="average", out=str(out))
     for inputs, x in _batches(kind, a):
         wanted = _model_outputs(nets[0], inputs, kind)
         worst = max(worst, _apart({f"a.{n}": v for n, v in wanted.items()}, run_onnx(out, x)))

@@ -184,6 +184,7 @@ def unfolded(program: Program, pipeline: Pipeline, known: Extension) -> set[str]
         program = each.run(program, use_of(each, known))
     return {
         f"{node.target.__name__} by {next(str(n.target) for n in node.all_input_nodes if n.target in program.maps)}"
+        + "".join(f" of parent {a}" for a in node.args[-1:] if isinstance(a, int))
         for node in program.graph.nodes
         if node.target in NODES - {fold}
     }
