@@ -97,7 +97,7 @@ class _Merge:
         with self.stages("analyse"):
             supernet = self._supernet(given, samples)
         if self.config.dry_run:
-            return self._merged(supernet.program, supernet, self._result(parents, supernet))
+            return self._planned(supernet, parents)
         held, kept = figures.split(samples)
         with self.stages("train") as tell:
             torch.manual_seed(self.config.seed)
@@ -121,6 +121,22 @@ class _Merge:
         seconds = {name: round(seconds, 3) for name, seconds in self.stages.seconds.items()}
         merged.facts = replace(merged.facts, checks=checks, seconds=seconds, peak_rss_mib=figures.peak_memory())
         return merged
+
+    def _planned(self, supernet: SuperNet, parents: list[Parent]) -> Merged:
+        """What the merge will be, its weights aside: sizes, what is trained, and outputs."""
+        outcome = self._plan(self._job(supernet, None, None))
+        trained = outcome.program.only([f"{p.task}.{port.name}" for p in supernet.parents for port in p.outputs])
+        return self._merged(self._fold(trained, supernet), supernet, self._result(parents, supernet, outcome))
+
+    def _plan(self, job: Job) -> Outcome:
+        """What the method makes before any training."""
+        if hasattr(self.method, "plan"):
+            plan: Outcome = self.method.plan(job)
+            return plan
+        if not self.method.needs_data:
+            return self._outcome(job)
+        self.notes.append(f"how much {self.method.name} trains is not known before it runs")
+        return Outcome(job.supernet.start([1.0] * len(job.supernet.parents)).program, self.trained.init)
 
     # -- parents and samples -------------------------------------------------------------------------
 
@@ -280,8 +296,8 @@ class _Merge:
             self.notes.append(f"the config.json of {template.task} is left out: the merged model differs in {misfit}")
         return program.evolve(assets=assets)
 
-    def _result(self, sources: list[Parent], supernet: SuperNet, outcome: Outcome | None = None) -> Result:
-        """What is known of the merge: all of a dry run, the rest comes from the checks."""
+    def _result(self, sources: list[Parent], supernet: SuperNet, outcome: Outcome) -> Result:
+        """What is known of the merge before it is checked: all of a dry run."""
         spaces = knowledge().spaces(supernet.parents[supernet.template], self.known.rules)
         parents = tuple(
             ParentFacts(
@@ -292,29 +308,27 @@ class _Merge:
             )
             for source, program in zip(sources, self.given, strict=True)
         )
-        log = outcome.log if outcome else None
-        averaged = supernet.averaged(trained=log is not None) if outcome else {}
-        if outcome and (note := supernet.averaged_note(trained=log is not None)):
+        trained = outcome.trainable > 0
+        averaged = supernet.averaged(trained=trained)
+        if note := supernet.averaged_note(trained=trained):
             self.notes.append(note)
-        merged = MergedFacts(
-            0, len(spaces.spaces), len(spaces.opaque), outcome.trainable if outcome else 0, sum(averaged.values())
-        )
+        sizes = MergedFacts(0, len(spaces.spaces), len(spaces.opaque), outcome.trainable, sum(averaged.values()))
         return Result(
             fxmerge=__version__,
             method=self.method.name,
-            init=outcome.init if outcome else self.trained.init,
+            init=outcome.init,
             seed=self.config.seed,
             out=self.config.out,
             parents=parents,
-            merged=merged,
-            training=Training.of(log, outcome.augmentation) if outcome and log else None,
+            merged=sizes,
+            training=Training.of(outcome.log, outcome.augmentation) if outcome.log else None,
         )
 
     def _merged(self, program: Program, supernet: SuperNet, facts: Result, samples: Samples | None = None) -> Merged:
         """The merged model with its facts; its own size and all notes are known only now."""
         facts = replace(
             facts,
-            merged=replace(facts.merged, parameters=program.count()),
+            merged=replace(facts.merged, parameters=program.count(), outputs=tuple(p.name for p in program.outputs)),
             notes=tuple(dict.fromkeys([*self.notes, *program.notes, *self._opaque(supernet)])),
         )
         labels = {parent.task: parent.labels for parent in supernet.parents}

@@ -30,6 +30,8 @@ class MergedFacts:
     trainable: int = 0
     averaged: int = 0
     """Parameters that were merged as a plain average."""
+    outputs: tuple[str, ...] = ()
+    """Names of its outputs."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,9 @@ def _sizes(result: Mapping[str, Any]) -> Text:
     opaque = f", {merged['opaque_axes']} opaque axes" if merged["opaque_axes"] else ""
     averaged = merged.get("averaged")
     merely = "" if averaged is None else f" · {averaged / max(ours, 1):.1%} of them merely averaged"
-    return Text(f"{text}{merely} · {merged['spaces']} spaces{opaque}")
+    trained = f" · {merged['trainable']:,} numbers trained" if merged["trainable"] else ""
+    lines = Text(f"{text}{merely} · {merged['spaces']} spaces{opaque}{trained}")
+    return lines.append(f"\noutputs: {', '.join(merged['outputs'])}") if "outputs" in merged else lines
 
 
 def _checks(checks: Mapping[str, Any]) -> Text:

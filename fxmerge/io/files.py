@@ -103,16 +103,17 @@ def read_json(path: Path) -> Any:
 def _move(temporary: Path, path: Path) -> None:
     """Put what was made in `temporary` in its place, the file at `path` last; undone if that fails half-way."""
     made, beside = temporary / path.name, weights_beside(path)
-    saved = temporary / "replaced"
-    had_weights = path.suffix == ".onnx" and beside.is_file()
+    weights, saved = weights_beside(made), temporary / "replaced"
+    has_weights = weights.is_file()
+    had_weights = beside.is_file() and (has_weights or path.suffix == ".onnx")
     if had_weights:  # of the model that is replaced: stale from now on
         os.replace(beside, saved)
     try:
-        if (weights := weights_beside(made)).is_file():
+        if has_weights:
             os.replace(weights, beside)
         _replace(made, path)
     except OSError:
-        if path.suffix == ".onnx":
+        if has_weights:
             _remove(beside)
         if had_weights:
             os.replace(saved, beside)

@@ -111,7 +111,11 @@ class Outcome:
 
 
 class Method(Protocol):
-    """A way to fill the maps of a SuperNet. If it is a frozen dataclass, its fields are its options."""
+    """A way to fill the maps of a SuperNet. If it is a frozen dataclass, its fields are its options.
+
+    One that trains may have a `plan(job)` beside: the outcome before any training, for a dry run, from a job without
+    inputs.
+    """
 
     @property
     def name(self) -> str: ...

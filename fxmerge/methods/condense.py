@@ -44,6 +44,10 @@ class Condense:
         net = self.solve(job)
         return Outcome(net.program, init=self.name, augmentation=job.pool.about if job.pool else {})
 
+    def plan(self, job: Job) -> Outcome:
+        """The outcome before anything is solved."""
+        return Outcome(job.supernet.start([1.0] * len(job.supernet.parents), "fixed").program, init=self.name)
+
     def solve(self, job: Job) -> SuperNet:
         """The SuperNet with maps and biases solved, as dense constants; what has no closed form keeps the average."""
         count = len(job.supernet.parents)

@@ -8,7 +8,8 @@ from typing import ClassVar
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Init, Job, Outcome, Trained
-from fxmerge.methods.student import train, unreached
+from fxmerge.methods.inits import FromAverage
+from fxmerge.methods.student import student_of, train, trainable, unreached
 from fxmerge.methods.trial import begin
 
 
@@ -21,20 +22,26 @@ class Distill(Trained):
     needs_data: ClassVar[bool] = True
 
     def __call__(self, job: Job) -> Outcome:
-        def start(job: Job, init: Init) -> tuple[SuperNet, Program]:
-            supernet = init(job, "full")
-            return supernet, job.fold_trunk(supernet.program)
-
-        begun = begin(job, start)
+        begun = begin(job, self.start)
         student, log = train(begun.program, begun.supernet, begun.job)
         return Outcome(
             begun.program,
             init=begun.init,
             log=log,
             augmentation=begun.job.pool.about if begun.job.pool else {},
-            trainable=sum(p.numel() for p in student.module.parameters() if p.requires_grad),
+            trainable=trainable(student),
             unreached=unreached(log.untouched, student, log),
         )
+
+    def plan(self, job: Job) -> Outcome:
+        """The outcome before any training."""
+        supernet, trunk = self.start(job, FromAverage())
+        return Outcome(trunk, self.init, trainable=trainable(student_of(trunk, supernet, job)))
+
+    def start(self, job: Job, init: Init) -> tuple[SuperNet, Program]:
+        """The SuperNet with maps that start there, and its trunk, folded."""
+        supernet = init(job, "full")
+        return supernet, job.fold_trunk(supernet.program)
 
 
 DISTILL = Distill()

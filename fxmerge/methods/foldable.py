@@ -11,7 +11,8 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import GradientWatch
 from fxmerge.methods.base import Init, Job, Outcome, Trained
-from fxmerge.methods.student import train, unreached
+from fxmerge.methods.inits import FromAverage
+from fxmerge.methods.student import student_of, train, trainable, unreached
 from fxmerge.methods.trial import begin
 
 WIDE = 256
@@ -42,13 +43,7 @@ class Foldable(Trained):
             raise OptionError("--rank and --full exclude each other", "keep one of them")
 
     def __call__(self, job: Job) -> Outcome:
-        form = self.form(job.supernet)
-
-        def start(job: Job, init: Init) -> tuple[SuperNet, Program]:
-            supernet = init(job, form)
-            return supernet, job.hoist(supernet.program)
-
-        begun = begin(job, start)
+        begun = begin(job, self.start)
         watch = GradientWatch(begun.supernet.maps())
         student, log = train(begun.program, begun.supernet, begun.job)
         watch.close()
@@ -57,9 +52,19 @@ class Foldable(Trained):
             init=begun.init,
             log=log,
             augmentation=begun.job.pool.about if begun.job.pool else {},
-            trainable=sum(p.numel() for p in student.module.parameters() if p.requires_grad),
+            trainable=trainable(student),
             unreached=unreached((*watch.missing, *log.untouched), student, log),
         )
+
+    def plan(self, job: Job) -> Outcome:
+        """The outcome before any training."""
+        supernet, program = self.start(job, FromAverage())
+        return Outcome(supernet.program, self.init, trainable=trainable(student_of(program, supernet, job)))
+
+    def start(self, job: Job, init: Init) -> tuple[SuperNet, Program]:
+        """The SuperNet with maps that start there, and the program that is trained."""
+        supernet = init(job, self.form(job.supernet))
+        return supernet, job.hoist(supernet.program)
 
     def form(self, supernet: SuperNet) -> Form:
         """How maps hold their matrices. Raises `OptionError` if that would leave merged units that nobody writes."""

@@ -18,17 +18,28 @@ from fxmerge.training.pool import Pool
 def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]:
     """Train what is trainable in `program` until it shows what the parents show; the part trained, and the log."""
     assert job.pool is not None
+    student = student_of(program, supernet, job)
+    targets = targets_of(student, supernet, job)
+    log = fit(student.module, None, job.pool, targets, job.settings, job.progress, job.state)
+    constant = [port.name for port, one in zip(student.outputs, log.constant, strict=True) if one]
+    job.notes.extend(f"{name} has one value for all samples: nothing can be learnt from it" for name in constant)
+    return student, log
+
+
+def student_of(program: Program, supernet: SuperNet, job: Job) -> Program:
+    """The part of `program` that shows what the loss compares, with everything in it that is trained marked so."""
     student = program.only(each.feature.port for each in wanted(supernet, job.options.inner))
     of_maps = {id(parameter) for module in student.maps.values() for parameter in module.parameters()}
     for name, parameter in student.module.named_parameters():
         # Maps say themselves what of them is trained, and a parent's own tensors are its teacher's too.
         if id(parameter) not in of_maps and name not in student.origins:
             parameter.requires_grad_(True)
-    targets = targets_of(student, supernet, job)
-    log = fit(student.module, None, job.pool, targets, job.settings, job.progress, job.state)
-    constant = [port.name for port, one in zip(student.outputs, log.constant, strict=True) if one]
-    job.notes.extend(f"{name} has one value for all samples: nothing can be learnt from it" for name in constant)
-    return student, log
+    return student
+
+
+def trainable(student: Program) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in student.module.parameters() if p.requires_grad)
 
 
 def unreached(names: Iterable[str], student: Program, log: Log) -> tuple[str, ...]:
