@@ -103,7 +103,7 @@ class _Merge:
             torch.manual_seed(self.config.seed)
             outcome = self._outcome(self._job(supernet, kept, tell))
         with self.stages("fold"):
-            trained = outcome.program.only([f"{p.task}.{port.name}" for p in supernet.parents for port in p.outputs])
+            trained = outcome.program.only(supernet.output_names)
             folded = self._fold(trained, supernet)
         with self.stages("verify"):
             probes = figures.probes(folded, supernet, samples)
@@ -201,12 +201,14 @@ class _Merge:
             lined = self.pipeline.line_up(normal, self.known, record)
             self.rewrite = check.parents(given, lined, samples)
             joined = self.pipeline.join(lined, self.known, record)
+            if any(mine is not theirs for mine, theirs in zip(joined.parents, lined, strict=True)):
+                self.rewrite = check.parents(given, joined.parents, samples)
         except GuardOnDataDependentSymNode as error:
             raise _unsized(normal) from error
         check.join(joined, samples)
         program = self._run("supernet", joined.program)
         inputs = probe(joined.program, figures.probes(joined.program, joined, samples)[0])
-        check.supernet(joined.program, program, self.pipeline, inputs)
+        check.supernet(joined, program, self.pipeline, inputs)
         record.steps.clear()
         return joined.with_program(program)
 

@@ -80,13 +80,17 @@ class Verifier:
         found = differences({f"{parent.task}.{name}": value for name, value in expected.items()}, got)
         require("insert-merge joined the parents to something else", found, tolerance, _OURS)
 
-    def supernet(self, joined: Program, after: Program, pipeline: Pipeline, inputs: Inputs) -> None:
+    def supernet(self, joined: SuperNet, after: Program, pipeline: Pipeline, inputs: Inputs) -> None:
         """Passes on the SuperNet left its function, and every map that folds into a weight still does."""
-        if after is joined:
+        if after is joined.program:
             return
-        self._same(joined, after, inputs, "the SuperNet", self._wide)
-        for step in self.record.between(joined, after):
-            lost = unfolded(step.after, pipeline, self.known) - unfolded(step.before, pipeline, self.known)
+        self._same(joined.program, after, inputs, "the SuperNet", self._wide)
+        outputs = joined.output_names
+        for step in self.record.between(joined.program, after):
+            left, before = (
+                unfolded(program.only(outputs), pipeline, self.known) for program in (step.after, step.before)
+            )
+            lost = left - before
             if lost:
                 raise VerificationError(
                     f"{self._pass(step)} lost how maps fold: {min(lost)} would stay in the merged model",
@@ -133,7 +137,7 @@ class Verifier:
 
     def _narrow(self, a: Program, b: Program, inputs: Inputs) -> Measured:
         """Differences of the outputs that both have, as whoever runs the model sees them, and what they may be."""
-        shared = {port.name for port in a.outputs} & {port.name for port in b.outputs}
+        shared = [port.name for port in a.outputs if port.name in {other.name for other in b.outputs}]
         return compare(a, b, inputs, shared), max(self.tolerance, floor(b))
 
     def _both(self, a: Program, x: Inputs, b: Program, y: Inputs) -> tuple[Values, Values, float]:

@@ -114,6 +114,11 @@ class SuperNet:
         return tuple(parent.task for parent in self.parents)
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """The tasks' outputs, features aside."""
+        return tuple(f"{parent.task}.{port.name}" for parent in self.parents for port in parent.outputs)
+
+    @property
     def together(self) -> bool:
         """Whether all parents take the same inputs."""
         return len(set(self.inputs)) == 1
