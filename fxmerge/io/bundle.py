@@ -23,9 +23,10 @@ from fxmerge.io import graphs
 from fxmerge.io.archives import Archive
 from fxmerge.io.files import atomic_write, check_output, parse_json
 from fxmerge.io.guard import reading
+from fxmerge.io.halves import capture_in_float32
 from fxmerge.io.limits import check_values
 from fxmerge.io.operators import DTYPES
-from fxmerge.ir.capture import LARGEST, capture
+from fxmerge.ir.capture import LARGEST
 from fxmerge.ir.program import Port, Program
 from fxmerge.messages import damaged, field, printable, reason
 
@@ -61,7 +62,7 @@ def save(
     Raises `CaptureError` if the model cannot be traced, `OutputError` if `path` cannot be written.
     """
     check_output(path, overwrite=overwrite)
-    program = capture(
+    program = capture_in_float32(
         model, inputs, task=task or Path(path).stem, labels=labels,
         dynamic_shapes=dynamic_shapes, dynamic=dynamic, batch_axis=batch_axis,
     )  # fmt: skip
