@@ -20,7 +20,6 @@ from passes.spelling.compute_weights import compute_weights
 from passes.spelling.join_recurrent import join_recurrent
 from passes.spelling.lower_to_onnx import lower_to_onnx
 from passes.spelling.normalize import normalize
-from passes.spelling.split_recurrent import split_recurrent
 from passes.supernet.fold_merge import fold_merge
 from passes.supernet.hoist import hoist
 from passes.supernet.insert_merge import insert_merge
@@ -32,7 +31,6 @@ def pipeline(plan: Plan = Plan()) -> Pipeline:  # noqa: B008 (a value)
         (
             ComputeWeights(),
             Normalize(),
-            SplitRecurrent(),
             Cleanup(),
             LineUp(plan.template),
             InsertMerge(plan.template, plan.width_scale),
@@ -66,14 +64,6 @@ class Normalize(Pass):
 
     def run(self, program: Program, known: Known) -> Program:
         return normalize(program, known.rewrites)
-
-
-@dataclass(frozen=True)
-class SplitRecurrent(Pass):
-    """Write recurrent layers one by one, each direction by itself."""
-
-    def run(self, program: Program, known: Known) -> Program:
-        return split_recurrent(program)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
     assertions, dropout, aliases, casts to the same dtype, slices of everything   -->   nothing
     view                                                                          -->   reshape
     addmm, matmul with a weight, written-out norms, activations and attention     -->   one operator each
+    stacks of recurrent layers                                                    -->   one call a layer and direction
 
 What is written how is said by rewrites (see `passes.rewrites`).
 """
@@ -18,6 +19,7 @@ from fxmerge.coupling import Call
 from fxmerge.ir.program import Program, prune, target_name
 from fxmerge.rewrite import Rewrite, Trace, apply
 from passes.rewrites import REWRITES
+from passes.spelling.split_recurrent import split_recurrent
 
 ASSERTIONS = frozenset(
     {"aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten._assert_async.msg"}
@@ -36,7 +38,7 @@ VIEWS = frozenset({"aten.view.default", "aten._unsafe_view.default"})
 
 def normalize(program: Program, rewrites: Iterable[Rewrite] = REWRITES, trace: Trace | None = None) -> Program:
     """`program` without calls that do nothing, and with each operator in its one spelling."""
-    return apply(without_no_ops(program), rewrites, trace)
+    return split_recurrent(apply(without_no_ops(program), rewrites, trace))
 
 
 def without_no_ops(program: Program) -> Program:

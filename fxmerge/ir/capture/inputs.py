@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from fxmerge.errors import CaptureError
 
@@ -49,6 +50,11 @@ def bind(model: nn.Module, inputs: Any) -> Call:
     named = isinstance(inputs, Mapping)
     takes = inspect.signature(model.forward).parameters.values()
     given = _by_keyword(inputs, takes) if named else _by_position(tuple(inputs), takes)
+    packed = next((name for name, value in given.items() if isinstance(value, PackedSequence)), None)
+    if packed is not None:
+        raise CaptureError(
+            f"the input {packed} is a packed sequence", "give the padded batch, and its lengths if needed"
+        )
     tensors: dict[str, Tensor] = {}
     slots = {name: _cut(value, name, tensors) for name, value in given.items()}
     if not tensors:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
+from torch.nn.utils import rnn
 
 from fxmerge.errors import CaptureError
 from fxmerge.ir.capture.assemble import source_of
@@ -79,12 +81,36 @@ def refuse_state(exported: ExportedProgram, *, matters: bool) -> tuple[str, ...]
     )
 
 
+class _Packed(Exception):
+    """Sequences were packed while a model was traced."""
+
+
+@contextmanager
+def without_packing() -> Iterator[None]:
+    """Inside, a model that packs sequences raises: how its layers run then depends on data."""
+
+    def refuse(*_: object) -> None:
+        raise _Packed
+
+    before = rnn._packed_sequence_init
+    rnn._packed_sequence_init = refuse
+    try:
+        yield
+    finally:
+        rnn._packed_sequence_init = before
+
+
 def trace_error(error: Exception) -> CaptureError:
     """What to say of an error that came out of torch.export, or out of the model's own code while it was traced."""
     text = str(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     place = _at(user_frame(error))
     name = type(error).__name__
+    if isinstance(error, _Packed):
+        return Refusal(
+            f"the model packs sequences (pack_padded_sequence){place}: how its layers run then depends on data",
+            "run them on the padded batch, and take the last states with gather or a mask",
+        )
     if "DataDependent" in name or "data-dependent" in first:
         return CaptureError(
             f"the model branches on data{place}: {first.partition('(unhinted')[0].strip()}",

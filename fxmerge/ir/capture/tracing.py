@@ -18,7 +18,15 @@ from fxmerge.ir.capture.bounds import bounded
 from fxmerge.ir.capture.inputs import Call, bind, flatten, left_out
 from fxmerge.ir.capture.numbers import Axis, follow
 from fxmerge.ir.capture.plans import ROWS, Plan, Shapes
-from fxmerge.ir.capture.refuse import Refusal, differ, refuse_random, refuse_state, run_error, trace_error
+from fxmerge.ir.capture.refuse import (
+    Refusal,
+    differ,
+    refuse_random,
+    refuse_state,
+    run_error,
+    trace_error,
+    without_packing,
+)
 from fxmerge.ir.capture.rows import MANY, Rows, by_position, close, find_rows
 from fxmerge.ir.capture.state import at_rest, quiet
 from fxmerge.ir.module import any_part_names
@@ -269,10 +277,12 @@ class _Tracer:
 
 
 def _export(module: nn.Module, sample: Mapping[str, Tensor], shapes: Shapes) -> ExportedProgram:
+    from fxmerge.pipeline.exporting import tracing  # rules come in through the pipeline, which captures nothing
+
     dynamic = (tuple(dict(shapes[n]) if shapes.get(n) else None for n in sample),) if any(shapes.values()) else None
     args = tuple(t.detach().clone() for t in sample.values())  # torch.export leaves marks on the tensors it is given
     try:
-        with redirect_stderr(StringIO()):  # torch prints the graph it has so far
+        with redirect_stderr(StringIO()), tracing(), without_packing():  # torch prints the graph it has so far
             exported: ExportedProgram = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
             exported = exported.run_decompositions({})
         return exported

@@ -10,9 +10,11 @@ from fxmerge.errors import ExtensionError
 from fxmerge.rewrite import operator
 from fxmerge.testing import Example
 from tests.passes.rules.rule_layouts import LAYOUTS
+from tests.passes.rules.rule_recurrent import RECURRENT
 from tests.passes.rules.rule_values import BITS, OFFSETS, Call, b, i, norm, x, z
 
 PLAIN: dict[str, list[Call]] = {
+    **RECURRENT,
     # linear
     "addmm.default": [(z(4), z(5, 3), z(3, 4)), (z(5, 4), z(5, 3), z(3, 4)), (z(1, 4), z(5, 3), z(3, 4))],
     "baddbmm.default": [(z(2, 5, 4), z(2, 5, 3), z(2, 3, 4)), (z(5, 4), z(2, 5, 3), z(2, 3, 4))],
@@ -274,7 +276,10 @@ def examples(op: str) -> list[Example]:
     found += [(n, call) for n, calls in PLAIN.items() if n != name and n.rpartition(".")[0] == name for call in calls]
     if name.startswith("transformers.") or name == "_grouped_mm.default":
         return grouped(op)
-    made = [Example(f"aten.{n}", call, KEYWORDS.get(n, {}), _constants(call)) for n, call in found]
+    made = [
+        Example(n if n.startswith("fxmerge.") else f"aten.{n}", call, KEYWORDS.get(n, {}), _constants(call))
+        for n, call in found
+    ]
     return made + ([GROUPED] if name == "scaled_dot_product_attention.default" else [])
 
 
