@@ -6,6 +6,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -92,12 +93,13 @@ def without_packing() -> Iterator[None]:
     def refuse(*_: object) -> None:
         raise _Packed
 
-    before = rnn._packed_sequence_init
-    rnn._packed_sequence_init = refuse
+    module: Any = rnn
+    before = module._packed_sequence_init
+    module._packed_sequence_init = refuse
     try:
         yield
     finally:
-        rnn._packed_sequence_init = before
+        module._packed_sequence_init = before
 
 
 def trace_error(error: Exception) -> CaptureError:
