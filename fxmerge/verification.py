@@ -197,7 +197,8 @@ def unfolded(program: Program, pipeline: Pipeline, known: Extension) -> set[str]
 def require_template(folded: Program, supernet: SuperNet, left: int) -> None:
     """Raise `VerificationError` unless the folded trunk has exactly the template's parameters.
 
-    Those of a head or a stem stand once per task; a tied one that is written and read stands twice; `left` maps fold
+    Those of a head or a stem stand once per task; a tied one that is written and read stands twice; one that is used
+    part by part (a projection of queries beside that of keys and values) stands as its parts; `left` maps fold
     into no weight (they stand before an output) and are matrices of their own.
     """
     template = supernet.parents[supernet.template]
@@ -207,7 +208,10 @@ def require_template(folded: Program, supernet: SuperNet, left: int) -> None:
         found = folded.tensors.get(name, folded.tensors.get(f"{template.task}.{name}"))
         if found is None:
             raise VerificationError(f"the folded model lacks {name} of {template.task}", _OURS)
-        if found.ndim != template.tensors[name].ndim or (not wide and found.shape != template.tensors[name].shape):
+        wanted = template.tensors[name]
+        parts = [t for n, t in folded.tensors.items() if name in (n, _stem(n), n.removeprefix(f"{template.task}."))]
+        whole = found.shape == wanted.shape or sum(part.numel() for part in parts) == wanted.numel()
+        if found.ndim != wanted.ndim or not (wide or whole):
             raise VerificationError(
                 f"{name} is {list(template.tensors[name].shape)} in {template.task} and {list(found.shape)} folded",
                 _OURS,
