@@ -86,7 +86,7 @@ class Lab:
             d["results"] = [at + 2]
 
         self.bundle(edit)
-        return "merge", "bad.pt", "a.pt", "--method", "average", "--out", "m.onnx"
+        return "merge", "bad.pt", "a2.pt", "--method", "average", "--out", "m.onnx"
 
     def pt2(self, edit: Edit | None = None, **members: Any) -> tuple[str, ...]:
         found = _members(self / "a.pt2")

@@ -32,7 +32,6 @@ HARMLESS = {
 MESSAGES = {
     "bundle: full, 40 GB": "its values would take 40960 MiB",
     "bundle: many at once": "its values would take",
-    "bundle: input of 2 GiB": "would take",
     "bundle: pooling backward": "which no forward pass has",
     "bundle: recurrent backward": "which no forward pass has",
     "bundle: sparse": "gives no plain tensor",
