@@ -8,7 +8,7 @@ Sizes should be generic (no two equal, two groups of three, odd numbers): sizes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxmerge.coupling import Rule, RuleSet, labels_of, tokens
+from fxmerge.coupling import Rule, RuleSet, labels_of, signature, tokens
 from fxmerge.coupling.elements import Deviation, Element
 from fxmerge.coupling.inference import Inference
 from fxmerge.coupling.tolerance import Tolerances
@@ -53,14 +53,15 @@ class AuditReport:
     error: float
     """Largest deviation of a result from its prediction, relative."""
     notes: tuple[str, ...] = ()
-    """Axes the rule freezes although they seem free to be permuted."""
+    """What the rule does not claim although it seems to hold; empty where the rule says why it claims less."""
 
 
 def audit(rule: Rule, *examples: Example, seed: int = 0, rounds: int = 3) -> AuditReport:
     """Check in float64 that results follow when operands are transformed by random elements of the claimed groups.
 
     Permutations, scales, signs and dense maps are all drawn. Raises AuditError at the first call whose result does not
-    follow: a coupling is missing or a group too large. What could be claimed besides is noted, not raised.
+    follow: a coupling is missing or a group too large; or for which something else that the rule says is wrong (that it
+    works entry by entry, holds no new numbers, commutes). What could be claimed besides is noted, not raised.
     """
     calls = examples or tuple(_made_up(rule, op) for op in rule.ops)
     worst, notes = 0.0, []
@@ -74,7 +75,13 @@ def audit(rule: Rule, *examples: Example, seed: int = 0, rounds: int = 3) -> Aud
             worst = max(worst, error)
             if error > TOLERANCE:
                 raise AuditError(_complaint(rule, example, tolerances, result, error))
-        notes += _too_little(program, tolerances, before, example, seed)
+        said, seen = _Facts.said(rule, program), _Facts.seen(example, before[0])
+        if wrong := said.beyond(seen):
+            what = f"that the operator {wrong[0]}"
+            raise AuditError(f"the rule of {example.op} (from {rule.owner}) claims too much: {what}")
+        if not rule.modest:
+            notes += _too_little(program, tolerances, before, example, seed)
+            notes += [f"{example.op}: it seems that the operator {what}" for what in seen.beyond(said, exact=False)]
     return AuditReport(rule.name, len(calls), worst, tuple(notes))
 
 
@@ -147,6 +154,81 @@ def _too_little(
         if _deviation(program, tolerances, element, before)[0] <= TOLERANCE:
             notes.append(f"{example.op}: an axis of {cls.size} is frozen, but seems free to be permuted")
     return notes
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What holds for an operator besides its coupling; None where that cannot be seen."""
+
+    entrywise: bool | None
+    exact: bool | None
+    commutes: bool | None
+
+    @classmethod
+    def said(cls, rule: Rule, program: Program) -> _Facts:
+        """What a rule says of its one call."""
+        call = next(node for node in program.graph.nodes if node.op == "call_function")
+        found = signature(RuleSet((rule,)), call)
+        tagged = torch.Tag.pointwise in getattr(call.target, "tags", ())
+        entrywise = None if found is None else tagged or found.entrywise  # of a move, the axes say it
+        return cls(entrywise, rule.keeps_numbers, rule.commutes)
+
+    @classmethod
+    def seen(cls, example: Example, result: Tensor) -> _Facts:
+        """What is seen when the operator is called in other ways."""
+        operands = [a for a in _tensors(example.args) if a.dtype == result.dtype]
+        numbers = torch.cat([a.reshape(-1) for a in operands]) if operands and result.is_floating_point() else None
+        exact = None if numbers is None else bool(torch.isin(result, numbers).all())
+        return cls(_agrees(_flattened, example, result), exact, _agrees(_exchanged, example, result))
+
+    def beyond(self, other: _Facts, exact: bool = True) -> list[str]:
+        """What holds here and does not there."""
+        claims = {"works entry by entry": "entrywise", "commutes": "commutes"}
+        claims |= {"holds numbers of its operands alone": "exact"} if exact else {}
+        return [what for what, name in claims.items() if getattr(self, name) and getattr(other, name) is False]
+
+
+def _tensors(args: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    fx.node.map_aggregate(args, lambda a: found.append(a) if isinstance(a, Tensor) else None)
+    return found
+
+
+def _flattened(example: Example, result: Tensor) -> tuple[tuple[Any, ...], Tensor]:
+    """The same numbers along one axis."""
+    shape = torch.broadcast_tensors(*_tensors(example.args))[0].shape  # type: ignore[no-untyped-call]
+    if shape != result.shape or result.ndim < 2:
+        raise ValueError("the result is no entry for an entry")
+
+    def flat(value: Any) -> Any:
+        return value.expand(shape).reshape(-1) if isinstance(value, Tensor) and value.numel() > 1 else value
+
+    return fx.node.map_aggregate(tuple(example.args), flat), result.reshape(-1)
+
+
+def _exchanged(example: Example, result: Tensor) -> tuple[tuple[Any, ...], Tensor]:
+    """The two operands, of one shape and entry by entry, in the other order."""
+    a, b, *rest = example.args
+    _flattened(example, result)
+    if any(isinstance(value, Tensor) for value in rest) or a.shape != b.shape or (a == b).all():
+        raise ValueError("there are no two operands to exchange")
+    if result.dtype is torch.bool and bool((result == result.reshape(-1)[0]).all()):
+        raise ValueError("the result says nothing")
+    return (b, a, *rest), result
+
+
+def _agrees(
+    change: Callable[[Example, Tensor], tuple[tuple[Any, ...], Tensor]], example: Example, result: Tensor
+) -> bool | None:
+    """Whether a call changed in this way gives the result expected; None where it cannot be changed so."""
+    try:
+        args, expected = change(example, result)
+        value = operator(example.op)(*args, **example.kwargs)
+    except Exception:  # the operator takes no such call
+        return None
+    value = value[0] if isinstance(value, tuple | list) else value
+    same = value.shape == expected.shape and value.dtype == expected.dtype
+    return same and torch.allclose(value, expected, rtol=1e-12, equal_nan=True)
 
 
 def _made_up(rule: Rule, op: str) -> Example:

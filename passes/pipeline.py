@@ -13,6 +13,7 @@ from fxmerge.pipeline.borders import FOLDED
 from fxmerge.pipeline.extension import BUILTIN_OWNER, Extension
 from fxmerge.pipeline.knowledge import Plan
 from passes.line_up.further import FURTHER, line_up_all
+from passes.operators import Operators
 from passes.rewrites import REWRITES
 from passes.rules import BUILTIN as RULES
 from passes.spelling.cleanup import Cleanup
@@ -76,8 +77,8 @@ class LineUp(Together):
     def within(self) -> tuple[Pass, ...]:
         return tuple({each.name: each for steps in FURTHER for each in steps}.values())
 
-    def run_all(self, parents: Sequence[Program], run: Run) -> list[Program]:
-        return line_up_all(parents, self.template, run)
+    def run_all(self, parents: Sequence[Program], known: Known, run: Run) -> list[Program]:
+        return line_up_all(parents, self.template, run, Operators(known.rules))
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,18 @@ def linear_in(expr: Expr) -> frozenset[str]:
     return frozenset()
 
 
+def added_in(expr: Expr) -> frozenset[str]:
+    """Operands that are a term of a sum, as they are or times what does not depend on them, and stand nowhere else."""
+    match expr:
+        case Sum(terms):
+            bare = frozenset(term.name for term in terms if isinstance(term, Operand))
+            return frozenset(n for n in bare.union(*map(added_in, terms)) if sum(n in names(t) for t in terms) == 1)
+        case Product(parts):
+            found = frozenset().union(*map(added_in, parts))
+            return frozenset(n for n in found if sum(n in names(part) for part in parts) == 1)
+    return frozenset()
+
+
 def _nonlinear(expr: Sum) -> frozenset[str]:
     return frozenset().union(*(names(term) - linear_in(term) for term in expr.terms))
 

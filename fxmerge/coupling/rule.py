@@ -54,7 +54,18 @@ class Rule:
     """Empty results for the operator's arguments, where it cannot be traced at sizes that are left open."""
     onnx: Callable[..., Any] | None = None
     """The operator in ONNX (a function of onnxscript values), where PyTorch's exporter has no translation of it."""
+    exact: bool | None = None
+    """Whether every number of the result is one of an operand's, as it stood there: moves do so unless they say no."""
+    commutes: bool = False
+    """Whether its two operands may stand in either order."""
+    modest: str = ""
+    """Why the rule claims less than seems to hold, where it does so on purpose; an audit then notes nothing."""
     owner: str = ""
+
+    @property
+    def keeps_numbers(self) -> bool:
+        """Whether the result holds numbers of the operands and no others."""
+        return self.exact if self.exact is not None else self.moves is not None
 
     @property
     def name(self) -> str:
@@ -109,22 +120,34 @@ class RuleSet:
 
 
 def couples(
-    *ops_and_form: str, law: str = "", state: tuple[str, ...] = (), roles: Mapping[str, str] | None = None
+    *ops_and_form: str,
+    law: str = "",
+    state: tuple[str, ...] = (),
+    roles: Mapping[str, str] | None = None,
+    exact: bool | None = None,
+    commutes: bool = False,
+    modest: str = "",
 ) -> Rule:
     """A rule by signature: `couples(op, signature[, law])`, or `@couples(op, …)` above a function of the call.
 
-    The function returns a signature, or a signature and a law.
+    The function returns a signature, or a signature and a law. `exact` says that the result holds nothing but numbers
+    of an operand (rows of a table, say), `commutes` that the two operands may change places; `modest` why it
+    claims less than seems to hold.
     """
     owner = sys._getframe(1).f_globals.get("__name__", "")
     start = next((i for i, text in enumerate(ops_and_form) if "->" in text), len(ops_and_form))
     ops, form = ops_and_form[:start], ops_and_form[start:]
     text = form[0] if form else None
-    return Rule(ops, text, law=form[1] if len(form) > 1 else law, state=state, roles=roles or {}, owner=owner)
+    rule = Rule(ops, text, law=form[1] if len(form) > 1 else law, state=state, roles=roles or {}, owner=owner)
+    return replace(rule, exact=exact, commutes=commutes, modest=modest)
 
 
-def moves(*ops: str) -> Callable[[Callable[[Move], Any]], Rule]:
-    """A rule for operators that only move axes around: the function returns the axes of the result."""
-    return lambda function: Rule(tuple(ops), moves=function, owner=function.__module__)
+def moves(*ops: str, exact: bool | None = None, modest: str = "") -> Callable[[Callable[[Move], Any]], Rule]:
+    """A rule for operators that only move axes around: the function returns the axes of the result.
+
+    `exact=False` says that numbers are computed, or added, along the way (a gate, a border of zeros).
+    """
+    return lambda function: Rule(tuple(ops), moves=function, exact=exact, modest=modest, owner=function.__module__)
 
 
 def fills(*ops: str, blank: bool = False) -> Rule:

@@ -2,7 +2,8 @@
 
 A signature has one term per tensor operand, in the order of the operator's schema. A term has one token per axis: a
 label (`d`), a product of labels major to minor (`(h d)`), `...` for any leading axes (they broadcast), `1` for an
-axis of size one, `_` for an axis of its own that tolerates nothing. `d!` says that the label tolerates nothing, `g=2`
+axis of size one, `_` for an axis of its own that tolerates nothing. A signature of dots alone says more: the operator
+works entry by entry, whatever the axes are. `d!` says that the label tolerates nothing, `g=2`
 how long it is where the shapes leave that open. An axis of size one beside a label of another size broadcasts.
 """
 
@@ -31,6 +32,12 @@ class Signature:
     law: str = ""
     names: tuple[str, ...] = ()
     """Names of the operands in the schema."""
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether it consists of dots alone: every entry of a result depends on the entries at its place."""
+        axes = [axis for term in (*self.operands, *self.results) if term is not None for axis in term]
+        return all(axis == "1" or axis.startswith(".") for axis in axes)
 
     def __str__(self) -> str:
         terms = (" ".join(term) if term else "" for term in self.operands)

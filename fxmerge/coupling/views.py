@@ -98,7 +98,7 @@ def reshape(axes: Sequence[Held], sizes: Sequence[int], coupler: Coupler) -> lis
     """The axes of a value viewed at other sizes. A view that undoes another restores the undivided axis."""
     if 0 in sizes:
         return [leaf(size) for size in sizes]
-    held = _restore(axes, coupler)
+    held = restore(axes, coupler)
     result: list[Held] = []
     wanted = list(sizes)
     while wanted:
@@ -116,7 +116,7 @@ def reshape(axes: Sequence[Held], sizes: Sequence[int], coupler: Coupler) -> lis
     return result
 
 
-def _restore(axes: Sequence[Held], coupler: Coupler) -> list[Axis]:
+def restore(axes: Sequence[Held], coupler: Coupler) -> list[Axis]:
     """The axes without ones, and every run of promises that is a whole view replaced by the undivided axis."""
     axes = [axis for axis in axes if axis.size != 1]
     found: list[Axis] = []

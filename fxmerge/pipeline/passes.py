@@ -115,7 +115,7 @@ class Together(Pass):
         """The passes that it runs on a parent where it must."""
         return ()
 
-    def run_all(self, parents: Sequence[Program], run: Run) -> list[Program]:
+    def run_all(self, parents: Sequence[Program], known: Known, run: Run) -> list[Program]:
         """The next programs; passes of its own it runs by `run`, so that they are watched like any other."""
         raise NotImplementedError(f"pass {self.name} has no run_all method")
 
@@ -249,7 +249,7 @@ class Pipeline:
         parents = list(parents)
         for each in self.stage("join"):
             if isinstance(each, Together):
-                after, seconds = _timed(each, known, partial(each.run_all, parents, run))
+                after, seconds = _timed(each, known, partial(each.run_all, parents, known, run))
                 for old, new in zip(parents, after, strict=True):
                     _finish(each, old, new, known, watch, seconds / len(after))
                 parents = after

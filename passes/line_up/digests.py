@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import Call, has_tensor
 from fxmerge.ir.program import Program, target_name
+from passes.operators import OPERATORS, Operators
 
 IGNORED = frozenset(
     {"device", "layout", "pin_memory", "memory_format", "non_blocking", "cudnn_enable", "requires_grad"}
@@ -32,11 +33,6 @@ EXACT = frozenset({"other", "value", "fill_value"})
 """Of these, the ones that must agree where the result is no real number: which token is padding, say."""
 
 AXES = frozenset({"dim", "dims", "dim0", "dim1", "axis", "start_dim", "end_dim"})
-COMMUTATIVE = frozenset(
-    f"aten.{name}" for name in ("add.Tensor", "mul.Tensor", "maximum.default", "minimum.default", "logical_and.default",
-                                "logical_or.default", "__and__.Tensor", "__or__.Tensor", "eq.Tensor", "ne.Tensor")
-)  # fmt: skip
-
 Token = Any
 """An argument that is no operand, as far as it must agree: equal tokens, equal arguments."""
 
@@ -58,19 +54,11 @@ class Described:
     description: Description
     operands: tuple[fx.Node, ...]
     sizes: Mapping[str, fx.Node]
-
-    @property
-    def commutes(self) -> bool:
-        """Whether its two operands may stand in either order."""
-        tokens = dict(self.description.tokens)
-        return (
-            self.description.what in COMMUTATIVE
-            and len(self.operands) == 2
-            and tokens.get("alpha", ("number", 1.0)) == ("number", 1.0)
-        )
+    commutes: bool = False
+    """Whether its two operands may stand in either order."""
 
 
-def describe(node: fx.Node) -> Described:
+def describe(node: fx.Node, operators: Operators) -> Described:
     """The description of a node of a program. An input's says nothing of which input it is."""
     value = _kind(node.meta.get("val"))
     if node.op != "call_function":
@@ -82,7 +70,9 @@ def describe(node: fx.Node) -> Described:
         if name not in IGNORED:
             tokens.append((name, _token(node, name, argument, name, operands, sizes)))
     description = Description(target_name(node.target), tuple(name for name, _ in operands), tuple(tokens))
-    return Described(description, tuple(operand for _, operand in operands), sizes)
+    plain = dict(tokens).get("alpha", ("number", 1.0)) == ("number", 1.0)
+    commutes = len(operands) == 2 and plain and operators.commutes(node)
+    return Described(description, tuple(operand for _, operand in operands), sizes, commutes)
 
 
 def _kind(value: Any) -> Token:
@@ -173,20 +163,25 @@ class Structure:
     hashes: Mapping[fx.Node, bytes]
 
 
-def structure(program: Program) -> Structure:
+@dataclass(frozen=True)
+class StructureOf:
     """Digests of what every node is computed from, whatever the sizes and the order of sums and products.
 
     They are the same in every process (Python's own hashes are not, and −1 and −2 have the same).
     """
-    inputs = {node: number for number, node in enumerate(program.placeholders)}
-    described: dict[fx.Node, Described] = {}
-    hashes: dict[fx.Node, bytes] = {}
-    for node in program.graph.nodes:
-        if node.op == "output" or not has_tensor(node):
-            continue
-        found = described[node] = describe(node)
-        below = [hashes[operand] for operand in found.operands]
-        trained = node.op == "get_attr" and node.target in program.parameters
-        own = repr((found.description, inputs.get(node), trained, found.commutes)).encode()
-        hashes[node] = blake2b(own + b"".join(sorted(below) if found.commutes else below), digest_size=16).digest()
-    return Structure(described, hashes)
+
+    operators: Operators = OPERATORS
+
+    def __call__(self, program: Program) -> Structure:
+        inputs = {node: number for number, node in enumerate(program.placeholders)}
+        described: dict[fx.Node, Described] = {}
+        hashes: dict[fx.Node, bytes] = {}
+        for node in program.graph.nodes:
+            if node.op == "output" or not has_tensor(node):
+                continue
+            found = described[node] = describe(node, self.operators)
+            below = [hashes[operand] for operand in found.operands]
+            trained = node.op == "get_attr" and node.target in program.parameters
+            own = repr((found.description, inputs.get(node), trained, found.commutes)).encode()
+            hashes[node] = blake2b(own + b"".join(sorted(below) if found.commutes else below), digest_size=16).digest()
+        return Structure(described, hashes)

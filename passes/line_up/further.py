@@ -16,6 +16,7 @@ from passes.line_up.masks import plain_masks
 from passes.line_up.order_sums import order_sums
 from passes.line_up.pairs import line_up
 from passes.line_up.split_parameters import own_tensors
+from passes.operators import OPERATORS, Operators
 from passes.rewrites import REWRITES
 from passes.rewrites.fused_projections import APART
 from passes.rewrites.other_code_bases import SPELLINGS
@@ -46,7 +47,7 @@ class CarryMoves(Pass):
     """Carry moves behind the calls that do not mind them."""
 
     def run(self, program: Program, known: Known) -> Program:
-        return carry_moves(program)
+        return carry_moves(program, Operators(known.rules))
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class OrderSums(Pass):
     """Write sums in one order."""
 
     def run(self, program: Program, known: Known) -> Program:
-        return order_sums(program)
+        return order_sums(program, Operators(known.rules))
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class SplitParameters(Pass):
     """Make a moved parameter, or part of one, a parameter of its own."""
 
     def run(self, program: Program, known: Known) -> Program:
-        return own_tensors(program)
+        return own_tensors(program, Operators(known.rules))
 
 
 CARRY = (PlainMasks(), CarryMoves(), Cleanup())
@@ -98,24 +99,26 @@ def write_further(program: Program) -> Program:
     return unwatched(FURTHER[-1], program)
 
 
-def line_up_all(parents: Sequence[Program], template: int = 0, run: Run = unwatched) -> list[Program]:
+def line_up_all(
+    parents: Sequence[Program], template: int = 0, run: Run = unwatched, operators: Operators = OPERATORS
+) -> list[Program]:
     """`parents` themselves if they line up as they are; otherwise all of them written further until they do.
 
     Raises the `LineUpError` of the parents written furthest if they never do: what is left is no matter of spelling.
     """
     try:
-        return _in_line(parents, template)
+        return _in_line(parents, template, operators)
     except LineUpError as error:
         last = error
     for steps in FURTHER:
         try:
-            return _in_line([run(steps, parent) for parent in parents], template)
+            return _in_line([run(steps, parent) for parent in parents], template, operators)
         except LineUpError as error:
             last = error
     raise last
 
 
-def _in_line(parents: Sequence[Program], template: int) -> list[Program]:
+def _in_line(parents: Sequence[Program], template: int, operators: Operators) -> list[Program]:
     for other in parents:
-        line_up(parents[template], other)
+        line_up(parents[template], other, operators)
     return list(parents)

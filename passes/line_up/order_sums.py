@@ -9,15 +9,16 @@ from torch import fx
 
 from fxmerge.coupling import Call
 from fxmerge.ir.program import Program
-from passes.line_up.digests import structure
+from passes.line_up.digests import StructureOf
+from passes.operators import OPERATORS, Operators
 from passes.rewrites.common import called, is_tensor
 
 ADD = "aten.add.Tensor"
 
 
-def order_sums(program: Program) -> Program:
+def order_sums(program: Program, operators: Operators = OPERATORS) -> Program:
     """`program` with the terms of every sum of three or more in an order that does not depend on how it was written."""
-    hashes = program.get(structure).hashes
+    hashes = program.get(StructureOf(operators)).hashes
     graph, where = program.copy_graph()
     rank = {where[node]: number for node, number in hashes.items()}
     changed = False

@@ -11,13 +11,14 @@ from torch import fx
 from fxmerge.coupling import has_tensor
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program, target_name
-from passes.line_up.digests import Described, Structure, borders, structure
+from passes.line_up.digests import Described, Structure, StructureOf, borders
+from passes.operators import OPERATORS, Operators
 
 Pairs = Mapping[fx.Node, fx.Node]
 """Node of another parent for every node of the template."""
 
 
-def line_up(template: Program, other: Program) -> Pairs:
+def line_up(template: Program, other: Program, operators: Operators = OPERATORS) -> Pairs:
     """Node of `other` for every node of `template` that an output needs.
 
     Both graphs are walked together from their outputs. Operators, operands and their axes must agree; sizes, numbers
@@ -29,7 +30,7 @@ def line_up(template: Program, other: Program) -> Pairs:
             f"{template.task} has {len(template.outputs)} outputs and {other.task} has {len(other.outputs)}",
             "merge models with the same outputs",
         )
-    pairs = _Pairs(template, other)
+    pairs = _Pairs(template, other, StructureOf(operators))
     roots = list(zip(template.result, other.result, strict=True))
     pairs.compare(roots)
     for a, b in roots:
@@ -41,7 +42,7 @@ def line_up(template: Program, other: Program) -> Pairs:
 class _Pairs:
     """The walk: explicit stacks, because a deep model is deeper than Python's recursion limit."""
 
-    def __init__(self, template: Program, other: Program) -> None:
+    def __init__(self, template: Program, other: Program, structure: StructureOf) -> None:
         self.template, self.other = template, other
         self.ours, self.theirs = template.get(structure), other.get(structure)
         self.order = {node: number for number, node in enumerate(template.graph.nodes)}

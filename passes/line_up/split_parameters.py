@@ -11,18 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from fxmerge.ir.program import Program, target_name
-
-MOVES = frozenset(
-    f"aten.{name}"
-    for name in (
-        "permute.default", "reshape.default", "slice.Tensor", "select.int", "unsqueeze.default", "squeeze.dim",
-        "squeeze.dims", "squeeze.default",
-    )
-)  # fmt: skip
+from fxmerge.ir.program import Program
+from passes.operators import OPERATORS, Operators
 
 
-def own_tensors(program: Program) -> Program:
+def own_tensors(program: Program, operators: Operators = OPERATORS) -> Program:
     """`program` with every moved parameter, or part of one, as a parameter; a tied one stays as it is."""
     graph, _ = program.copy_graph()
     tensors, parameters = dict(program.tensors), set(program.parameters)
@@ -30,7 +23,7 @@ def own_tensors(program: Program) -> Program:
         name = str(node.target)
         if node.op != "get_attr" or name not in program.tensors:
             continue
-        chains = list(_chains(node))
+        chains = list(_chains(node, operators))
         if chains == [[]] or not _disjoint(program.tensors[name].shape, chains):
             continue
         for number, chain in enumerate(chains):
@@ -46,21 +39,24 @@ def own_tensors(program: Program) -> Program:
     return program.evolve(graph=graph, tensors=tensors, parameters=frozenset(parameters))
 
 
-def _chains(node: fx.Node) -> Iterator[list[fx.Node]]:
+def _chains(node: fx.Node, operators: Operators) -> Iterator[list[fx.Node]]:
     """The moves between a tensor and each value that something else than a move reads."""
     todo: list[list[fx.Node]] = [[]]
     while todo:
         chain = todo.pop()
         last = chain[-1] if chain else node
-        moves = [user for user in last.users if _is_move(user)]
+        moves = [user for user in last.users if _is_move(user, operators)]
         if len(moves) < len(last.users):
             yield chain
         todo.extend([*chain, move] for move in reversed(moves))
 
 
-def _is_move(node: fx.Node) -> bool:
-    """Whether a call moves its one operand, whatever the input."""
-    return node.op == "call_function" and target_name(node.target) in MOVES and len(node.all_input_nodes) == 1
+def _is_move(node: fx.Node, operators: Operators) -> bool:
+    """Whether a call moves the numbers of its one operand, whatever the input, and copies none of them."""
+    moved = operators.moved(node) if len(node.all_input_nodes) == 1 else None
+    if moved is None or moved.cast or not isinstance(node.meta["val"], Tensor):
+        return False
+    return node.args[:1] == (moved.source,) and bool(node.meta["val"].numel() <= moved.source.meta["val"].numel())
 
 
 def _moved(value: Tensor, chain: list[fx.Node]) -> Tensor:

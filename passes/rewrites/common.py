@@ -9,10 +9,8 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import has_tensor
 from fxmerge.ir.program import Program, target_name
+from passes.operators import OPERATORS
 
-TURNS = frozenset(
-    {"aten.permute.default", "aten.t.default", "aten.transpose.int", "aten.numpy_T.default", "aten._to_copy.default"}
-)
 ROUNDING = 1e-7
 """Relative error of a constant that was written down in decimals or computed in single precision."""
 
@@ -40,8 +38,8 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 def is_tensor_of_program(value: Any) -> bool:
     """Whether a value is a tensor of the program, at most turned or cast."""
-    while called(value, *TURNS):
-        value = value.args[0]
+    while isinstance(value, fx.Node) and (moved := OPERATORS.moved(value)) is not None and moved.turned is not None:
+        value = moved.source
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 

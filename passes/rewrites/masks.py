@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import Call
 from fxmerge.ir.program import Program, target_name
+from passes.operators import OPERATORS
 from passes.rewrites.common import called, is_tensor, rank, shape
 
 MASKED = -1e4
@@ -21,18 +22,6 @@ MASKED = -1e4
 
 ABSORBING = -1e30
 """A number this low swallows any score that is added to it."""
-
-POINTWISE = frozenset(
-    f"aten.{name}"
-    for name in (
-        "eq.Scalar", "ne.Scalar", "le.Scalar", "lt.Scalar", "ge.Scalar", "gt.Scalar", "logical_not.default",
-        "bitwise_not.default", "mul.Tensor", "add.Tensor", "sub.Tensor", "rsub.Scalar", "neg.default", "where.self",
-        "where.Scalar", "where.ScalarSelf", "where.ScalarOther", "masked_fill.Scalar", "_to_copy.default",
-        "logical_and.default", "logical_or.default", "bitwise_and.Tensor", "bitwise_or.Tensor", "__and__.Tensor",
-        "__or__.Tensor", "eq.Tensor", "ne.Tensor",
-    )
-)  # fmt: skip
-"""Operators whose result at a place depends on their operands at that place alone."""
 
 COMPARISONS = frozenset(f"aten.{name}.Tensor" for name in ("le", "lt", "ge", "gt", "eq", "ne"))
 LEADING = frozenset({"aten.unsqueeze.default", "aten.expand.default", "aten.reshape.default"})
@@ -108,7 +97,7 @@ def banded(node: Any, program: Program) -> Tensor | None:
         return banded(call["self"], program)
     if name == "aten.select.int" and call.dim("dim", "self") < call.rank("self") - 2:
         return banded(call["self"], program)
-    return _pointwise(node, program) if name in POINTWISE else None
+    return _pointwise(node, program) if OPERATORS.pointwise(node) else None
 
 
 def _of_buffer(node: fx.Node, program: Program) -> Tensor | None:

@@ -26,13 +26,14 @@ def flash_attention(call: Call) -> tuple[str, str]:
     return f"{text}, {heads}", law
 
 
-softmax = couples(
+@couples(
     *aten(
         """
         softmax.int _softmax.default log_softmax.int _log_softmax.default _safe_softmax.default special_softmax
         special_log_softmax
         """
-    ),
-    "... -> ...",
-    "rigid(self)",
+    )
 )
+def softmax(call: Call) -> tuple[str, str]:
+    axes = " ".join(f"x{i}" for i in range(call.rank("self")))
+    return f"{axes} -> {axes}", "rigid(self)"

@@ -11,6 +11,9 @@ from fxmerge.coupling.move import Move
 from fxmerge.coupling.views import Held
 from passes.rules.names import aten
 
+PICKED = "places that no index names are free, and which they are is in the numbers"
+"""Why rules about indices claim less than holds for some of them."""
+
 
 @moves("aten.select.int", "aten.select_copy.int")
 def select(move: Move) -> Sequence[Held]:
@@ -178,7 +181,7 @@ def _broadcast(move: Move, indices: Sequence[fx.Node]) -> list[Held]:
     return [move.rigid(move.same([axes[i] for axes in padded])) for i in range(rank)]
 
 
-@moves("aten.index.Tensor", "aten._unsafe_index.Tensor")
+@moves("aten.index.Tensor", "aten._unsafe_index.Tensor", modest=PICKED)
 def index(move: Move) -> Sequence[Held]:
     return _read(move, move.held("self"), _indices(move))
 
@@ -187,7 +190,7 @@ def _indices(move: Move) -> list[fx.Node | None]:
     return list(move.arguments["indices"])
 
 
-@moves(*aten("index_put.default index_put_.default _unsafe_index_put.default"))
+@moves(*aten("index_put.default index_put_.default _unsafe_index_put.default"), exact=False)
 def index_put(move: Move) -> Sequence[Held]:
     """The values written are the same axes as what the indices would read."""
     axes = move.held("self")
@@ -246,7 +249,7 @@ def gather(move: Move) -> Sequence[Held]:
     return result
 
 
-@moves(*aten("scatter scatter_add.default scatter_reduce.two"))
+@moves(*aten("scatter scatter_add.default scatter_reduce.two"), exact=False, modest=PICKED)
 def scatter(move: Move) -> Sequence[Held]:
     """What `gather` would read is the same axes as what is written."""
     axes, places = move.held("self"), move.axes("index")
@@ -274,7 +277,7 @@ def scatter(move: Move) -> Sequence[Held]:
     return axes
 
 
-@moves(*aten("index_add.default index_copy.default index_fill.int_Scalar"))
+@moves(*aten("index_add.default index_copy.default index_fill.int_Scalar"), exact=False, modest=PICKED)
 def index_add(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     dim = move["dim"] % max(len(axes), 1)

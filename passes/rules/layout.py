@@ -15,15 +15,20 @@ from passes.rules.names import aten
     *aten(
         """
                 clone.default contiguous.default detach.default alias.default dropout.default
-        lift_fresh_copy.default lift_fresh.default real.default imag.default
-        resolve_conj.default resolve_neg.default feature_dropout.default _conj.default alpha_dropout.default
-        feature_alpha_dropout.default detach_copy.default alias_copy.default conj.default conj_physical.default
-        lift.default data.default
+        lift_fresh_copy.default lift_fresh.default resolve_conj.default resolve_neg.default feature_dropout.default
+        alpha_dropout.default feature_alpha_dropout.default detach_copy.default alias_copy.default lift.default
+        data.default
         """
     ),
 )
 def same(move: Move) -> Sequence[Held]:
     """x  ->  x"""
+    return move.held(move.operands[0][0])
+
+
+@moves(*aten("real.default imag.default _conj.default conj.default conj_physical.default"), exact=False)
+def part(move: Move) -> Sequence[Held]:
+    """x  ->  its real or imaginary part, or its conjugate"""
     return move.held(move.operands[0][0])
 
 
@@ -51,8 +56,15 @@ def reverse(move: Move) -> Sequence[Held]:
     return move.held("self")[::-1]
 
 
-@moves(*aten("mT.default mH.default adjoint.default matrix_H.default"))
+@moves("aten.mT.default")
 def transpose_last(move: Move) -> Sequence[Held]:
+    axes = move.held("self")
+    return [*axes[:-2], axes[-1], axes[-2]]
+
+
+@moves(*aten("mH.default adjoint.default matrix_H.default"), exact=False)
+def adjoint(move: Move) -> Sequence[Held]:
+    """x  ->  its transpose, conjugated"""
     axes = move.held("self")
     return [*axes[:-2], axes[-1], axes[-2]]
 
@@ -154,7 +166,7 @@ def stack(move: Move) -> Sequence[Held]:
     return axes
 
 
-@moves("aten.pad.default", "aten.constant_pad_nd.default")
+@moves("aten.pad.default", "aten.constant_pad_nd.default", exact=False)
 def pad(move: Move) -> Sequence[Held]:
     axes = move.held("self")
     before = dict(enumerate(reversed(move["pad"][::2])))
@@ -209,7 +221,7 @@ def channel_shuffle(move: Move) -> Sequence[Held]:
     return [batch, move.product([c, g]), *places]
 
 
-@moves("aten.im2col.default")
+@moves("aten.im2col.default", exact=False)
 def im2col(move: Move) -> Sequence[Held]:
     """n c h w  ->  n (c window) places"""
     *lead, channels, h, w = move.axes("self")
@@ -219,7 +231,7 @@ def im2col(move: Move) -> Sequence[Held]:
     return [*lead, move.product([channels, window]), move.own(move.result[-1])]
 
 
-@moves("aten.col2im.default")
+@moves("aten.col2im.default", exact=False)
 def col2im(move: Move) -> Sequence[Held]:
     """n (c window) places  ->  n c h w"""
     *lead, columns, places = move.axes("self")
@@ -245,7 +257,7 @@ def unfold(move: Move) -> Sequence[Held]:
     return [*axes, move.own(move.result[-1])]
 
 
-@moves("aten.glu.default")
+@moves("aten.glu.default", exact=False)
 def glu(move: Move) -> Sequence[Held]:
     """[a b]  ->  a * sigmoid(b): both halves move alike, the gate neither scales nor mixes."""
     axes = move.held("self")
@@ -315,12 +327,12 @@ def meshgrid(move: Move) -> Sequence[Sequence[Held]]:
     return results
 
 
-@moves("aten.view_as_real.default")
+@moves("aten.view_as_real.default", exact=False)
 def view_as_real(move: Move) -> Sequence[Held]:
     return [*move.held("self"), move.own(2)]
 
 
-@moves("aten.view_as_complex.default")
+@moves("aten.view_as_complex.default", exact=False)
 def view_as_complex(move: Move) -> Sequence[Held]:
     *axes, pair = move.held("self")
     move.pin(pair)

@@ -15,7 +15,7 @@ addmv = couples("aten.addmv.default", "a, a k, k -> a", "self + mat * vec")
 addr = couples("aten.addr.default", "a b, a, b -> a b", "self + vec1 * vec2")
 kron = couples("aten.kron.default", "a b, c d -> (a c) (b d)", "self * other")
 bilinear = couples("aten.bilinear.default", "... i, ... j, o i j, o -> ... o", "input1 * input2 * weight + bias")
-embedding = couples("aten.embedding.default", "v! d, ... -> ... d", "weight")
+embedding = couples("aten.embedding.default", "v! d, ... -> ... d", "weight", exact=True)
 
 
 @couples("aten.addmm.default")

@@ -60,8 +60,9 @@ def shift(call: Call) -> tuple[str, str]:
     return UNARY, "self + other"
 
 
-add = couples(*aten("add.Tensor sub.Tensor subtract.Tensor rsub.Tensor"), BINARY, "self + other")
-multiply = couples(*aten("mul.Tensor multiply.Tensor"), BINARY, "self * other")
+add = couples(*aten("add.Tensor"), BINARY, "self + other", commutes=True)
+subtract = couples(*aten("sub.Tensor subtract.Tensor rsub.Tensor"), BINARY, "self + other")
+multiply = couples(*aten("mul.Tensor multiply.Tensor"), BINARY, "self * other", commutes=True)
 divide = couples(*aten("div.Tensor divide.Tensor true_divide.Tensor"), BINARY, "self / other")
 
 
@@ -72,14 +73,22 @@ def divide_rounded(call: Call) -> tuple[str, str]:
 
 rigid_pairs = couples(
     *aten(
-        """eq.Tensor ne.Tensor ge.Tensor gt.Tensor le.Tensor lt.Tensor greater.Tensor greater_equal.Tensor less.Tensor
-        less_equal.Tensor not_equal.Tensor logical_and logical_or logical_xor bitwise_and.Tensor bitwise_or.Tensor
-        bitwise_xor.Tensor __and__.Tensor __or__.Tensor __xor__.Tensor __lshift__.Tensor __rshift__.Tensor min.other
-        max.other minimum maximum fmin fmax fmod.Tensor remainder.Tensor floor_divide.default atan2 arctan2 logaddexp
-        logaddexp2 xlogy.Tensor hypot nextafter copysign.Tensor isclose ldexp.Tensor"""
+        """ge.Tensor gt.Tensor le.Tensor lt.Tensor greater.Tensor greater_equal.Tensor less.Tensor less_equal.Tensor
+        __lshift__.Tensor __rshift__.Tensor fmod.Tensor remainder.Tensor floor_divide.default atan2 arctan2 xlogy.Tensor
+        nextafter copysign.Tensor isclose ldexp.Tensor"""
     ),
     BINARY,
     "rigid(self + other)",
+)
+symmetric_pairs = couples(
+    *aten(
+        """eq.Tensor ne.Tensor not_equal.Tensor logical_and logical_or logical_xor bitwise_and.Tensor bitwise_or.Tensor
+        bitwise_xor.Tensor __and__.Tensor __or__.Tensor __xor__.Tensor min.other max.other minimum maximum fmin fmax
+        logaddexp logaddexp2 hypot"""
+    ),
+    BINARY,
+    "rigid(self + other)",
+    commutes=True,
 )
 heaviside = couples(*aten("heaviside"), BINARY, "rigid(self + values)")
 powers = couples(*aten("pow.Tensor_Tensor float_power.Tensor_Tensor"), BINARY, "rigid(self + exponent)")
@@ -88,8 +97,8 @@ lerp_number = couples(*aten("lerp.Scalar"), BINARY, "self + end")
 addcmul = couples(*aten("addcmul"), "..., ..., ... -> ...", "self + tensor1 * tensor2")
 addcdiv = couples(*aten("addcdiv"), "..., ..., ... -> ...", "self + tensor1 / tensor2")
 clamp = couples(*aten("clamp.Tensor clip.Tensor"), "..., ..., ... -> ...", "rigid(self + min + max)")
-clamp_min = couples(*aten("clamp_min.Tensor"), BINARY, "rigid(self + min)")
-clamp_max = couples(*aten("clamp_max.Tensor"), BINARY, "rigid(self + max)")
+clamp_min = couples(*aten("clamp_min.Tensor"), BINARY, "rigid(self + min)", commutes=True)
+clamp_max = couples(*aten("clamp_max.Tensor"), BINARY, "rigid(self + max)", commutes=True)
 
 
 @couples("aten.prelu.default", "aten._prelu_kernel.default")

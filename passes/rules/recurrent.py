@@ -106,8 +106,8 @@ def _start(move: Move, name: str, batch: Axis, hidden: Sequence[Axis]) -> None:
             move.pin(axis)
 
 
-layer = Rule(LAYERS, moves=_layer, inner=INNER, owner=__name__)
-last_cell = Rule((LAST_CELL,), moves=_last_cell, inner=INNER, owner=__name__)
+layer = Rule(LAYERS, moves=_layer, inner=INNER, exact=False, owner=__name__)
+last_cell = Rule((LAST_CELL,), moves=_last_cell, inner=INNER, exact=False, owner=__name__)
 
 
 # -- a stack of layers in one or both directions, as torch has it --------------------------------------------
@@ -143,6 +143,6 @@ def _ends(move: Move, number: int, batch: Axis, layers: Sequence[Axis]) -> list[
 
 
 lstm, gru, rnn_tanh, rnn_relu = (
-    Rule((op,), moves=_stack, empty=empty, onnx=onnx, owner=__name__)
+    Rule((op,), moves=_stack, empty=empty, onnx=onnx, exact=False, owner=__name__)
     for op, onnx in zip(STACKS, (None, None, rnn("Tanh"), rnn("Relu")), strict=True)
 )

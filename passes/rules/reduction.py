@@ -75,9 +75,23 @@ def position(call: Call) -> tuple[str, str]:
     return reduce(axes, dims, bool(call["keepdim"])), "rigid(self)"
 
 
-@couples(*aten("cumsum.default flip.default roll.default triu.default tril.default"))
+@couples(*aten("cumsum.default triu.default tril.default"))
 def along(call: Call) -> tuple[str, str]:
     """Linear maps along axes that know the order of their entries."""
+    return _along(call)
+
+
+@couples(*aten("flip.default"), exact=True)
+def flip(call: Call) -> tuple[str, str]:
+    return _along(call)
+
+
+@couples(*aten("roll.default"), exact=True, modest="turns commute with turns, and no group here holds turns alone")
+def roll(call: Call) -> tuple[str, str]:
+    return _along(call)
+
+
+def _along(call: Call) -> tuple[str, str]:
     axes = _letters(call.rank("self"))
     given = call["dims"] if call["dims"] is not None else call["dim"]
     dims = (
@@ -132,7 +146,8 @@ def diff(call: Call) -> tuple[str, str]:
     return f"{' '.join(axes)} -> {' '.join(out)}", "self"
 
 
-histc = couples("aten.histc.default", "aten.bincount.default", "x! -> _", "rigid(self)")
+histc = couples("aten.histc.default", "x -> _", "rigid(self)")
+bincount = couples("aten.bincount.default", "x -> _", "rigid(self)", modest="the size of the result is in the numbers")
 
 
 @couples("aten.one_hot.default")

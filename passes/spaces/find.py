@@ -15,6 +15,7 @@ from fxmerge.coupling.tolerance import Tolerances, occurrences
 from fxmerge.coupling.views import Held, Promise
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Cat, Leaf, Opaque, Prod, Space, Spaces
+from passes.operators import Operators
 from passes.rules import BUILTIN
 from passes.spaces.fixed_tables import tables
 from passes.spaces.heads import within
@@ -30,7 +31,9 @@ class InferenceOf:
     """Whether fixed tables that are added may move too. A merge folds them; a model's own parameters cannot."""
 
     def __call__(self, program: Program) -> Inference:
-        return Inference(program, self.rules, tables=tables(program) if self.tables else frozenset())
+        return Inference(
+            program, self.rules, tables=tables(program, Operators(self.rules)) if self.tables else frozenset()
+        )
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.coupling import has_tensor
-from fxmerge.ir.program import Program, target_name
-from passes.rules.names import aten
-
-ROWS = frozenset(
-    aten(
-        "view.default _unsafe_view.default reshape.default permute.default transpose.int unsqueeze.default squeeze.dim "
-        "squeeze.dims squeeze.default expand.default slice.Tensor select.int clone.default alias.default "
-        "contiguous.default detach.default lift_fresh_copy.default index.Tensor index_select.default embedding.default "
-        "_to_copy.default to.dtype to.dtype_layout to.device type_as.default"
-    )
-)
-"""Operators behind which a table, their first operand, is still that table."""
-
-ADDS = frozenset(aten("add.Tensor add_.Tensor"))
+from fxmerge.ir.program import Program
+from passes.operators import OPERATORS, Operators
 
 
-def tables(program: Program) -> frozenset[str]:
+def tables(program: Program, operators: Operators = OPERATORS) -> frozenset[str]:
     """Names of the buffers that are only ever added, with no factor, to values made from inputs or parameters."""
     live = _alive(program)
     nodes = [node for node in program.graph.nodes if node.op == "get_attr" and node.target not in program.parameters]
@@ -34,7 +22,7 @@ def tables(program: Program) -> frozenset[str]:
     for node in nodes:
         name = str(node.target)
         value = program.tensors.get(name)
-        fits[name] = fits.get(name, True) and _is_table(value) and _only_added(node, live)
+        fits[name] = fits.get(name, True) and _is_table(value) and _only_added(node, live, operators)
     return frozenset(name for name, fit in fits.items() if fit)
 
 
@@ -55,7 +43,7 @@ def _alive(program: Program) -> set[fx.Node]:
     return found
 
 
-def _only_added(node: fx.Node, live: set[fx.Node]) -> bool:
+def _only_added(node: fx.Node, live: set[fx.Node], operators: Operators) -> bool:
     if not node.users:
         return False
     for user in node.users:
@@ -63,20 +51,14 @@ def _only_added(node: fx.Node, live: set[fx.Node]) -> bool:
             continue  # its size is read
         if user.op != "call_function":
             return False
-        name = target_name(user.target)
-        if name in ROWS:
-            if user.args[0] is not node or node in _rest(user) or not _only_added(user, live):
+        moved = operators.moved(user)
+        if moved is not None:
+            if moved.source is not node or node in moved.by or not _only_added(user, live, operators):
                 return False
-        elif name in ADDS:
+        elif operators.sums(user):
             others = [n for n in user.all_input_nodes if n is not node]
             if user.kwargs.get("alpha", 1) != 1 or len(others) != 1 or others[0] not in live:
                 return False
         else:
             return False
     return True
-
-
-def _rest(call: fx.Node) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    fx.node.map_arg((call.args[1:], call.kwargs), found.append)
-    return found

@@ -19,12 +19,9 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.coupling import Call, RuleSet, Signature, has_tensor, labels_of, signature
-from fxmerge.ir.program import Program, prune, target_name
+from fxmerge.ir.program import Program, prune
+from passes.operators import Operators, is_random
 from passes.spelling.cleanup import cleanup
-from passes.supernet.sites import ADDS, MOVES, PICKS
-
-KEPT = MOVES | PICKS | {"aten.cat.default", "aten.stack.default", "operator.getitem"}
-"""What moves numbers and leaves them as they are."""
 
 
 def compute_weights(program: Program, rules: RuleSet) -> Program:
@@ -63,12 +60,13 @@ class _Weights:
     known: dict[fx.Node, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.operators = Operators(self.rules)
         for node in self.program.graph.nodes:
             below = [self.parameters.get(n) for n in node.all_input_nodes]
             if node.op == "get_attr":
                 own = node.target in self.program.parameters
                 self.parameters[node] = frozenset([str(node.target)]) if own else frozenset()
-            elif node.op == "call_function" and None not in below and not _is_random(node):
+            elif node.op == "call_function" and None not in below and not is_random(node):
                 self.parameters[node] = frozenset[str]().union(*(names for names in below if names))
 
     def found(self) -> Iterator[fx.Node]:
@@ -85,8 +83,10 @@ class _Weights:
 
     def unmoved(self, node: fx.Node) -> fx.Node | None:
         """The value that moves alone lead from to `node`, if something was computed to get it."""
-        while node in self.parameters and _is_call(node, MOVES | {"operator.getitem"}):
-            node = node.all_input_nodes[0]
+        while node in self.parameters and (moved := self.operators.moved(node)) is not None:
+            if moved.by or moved.cast:
+                break
+            node = moved.source
         is_computed = node.op == "call_function" and self.parameters.get(node) and self.computes(node)
         return node if is_computed and isinstance(node.meta["val"], Tensor) else None
 
@@ -96,7 +96,7 @@ class _Weights:
         while todo:
             each = todo.pop()
             if each.op == "call_function" and has_tensor(each):
-                if target_name(each.target) not in KEPT and not _fills(each):
+                if not self.operators.keeps(each) and not _fills(each):
                     return True
                 todo.extend(each.all_input_nodes)
         return False
@@ -112,15 +112,14 @@ class _Weights:
         if sign is not None and torch.Tag.pointwise not in getattr(user.target, "tags", ()) and places <= sign.linear:
             return rank > 1 or self._contracts(sign, operands)
         size = sum(self.program.tensors[name].numel() for name in self.parameters[node])
-        adds = target_name(user.target) in ADDS and node.meta["val"].numel() <= size
+        adds = operand in self.operators.joined(user) and node.meta["val"].numel() <= size
         return adds and rank > 0 and self.is_pointwise(node)
 
     def is_pointwise(self, node: fx.Node) -> bool:
         """Whether a value is computed entry by entry: a function of its own, such as a net on fixed places, is not."""
         if node.op != "call_function" or not has_tensor(node):
             return True
-        own = _is_call(node, KEPT) or torch.Tag.pointwise in getattr(node.target, "tags", ())
-        own = own or target_name(node.target).startswith("aten._to_copy")
+        own = self.operators.keeps(node) or self.operators.pointwise(node)
         return own and all(self.is_pointwise(n) for n in node.all_input_nodes)
 
     def _contracts(self, sign: Signature, operands: Sequence[fx.Node | None]) -> bool:
@@ -145,16 +144,6 @@ class _Weights:
                     self.known[node] = target(*args, **kwargs)
         value = self.known[node]
         return value.contiguous() if isinstance(value, Tensor) else value
-
-
-def _is_call(node: fx.Node, names: Collection[str]) -> bool:
-    return node.op == "call_function" and target_name(node.target) in names
-
-
-def _is_random(node: fx.Node) -> bool:
-    """Whether a call draws numbers: dropout does, unless it is said not to train."""
-    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return seeded and Call.of(node)["train"] is not False
 
 
 def _fills(node: fx.Node) -> bool:

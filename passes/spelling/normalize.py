@@ -18,17 +18,14 @@ from torch import Tensor, fx
 from fxmerge.coupling import Call
 from fxmerge.ir.program import Program, prune, target_name
 from fxmerge.rewrite import Rewrite, Trace, apply
+from passes.operators import OPERATORS
 from passes.rewrites import REWRITES
+from passes.rewrites.common import called
 from passes.spelling.split_recurrent import split_recurrent
 
-ASSERTIONS = frozenset(
-    {"aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten._assert_async.msg"}
-)
-COPIES = ("alias", "detach", "lift_fresh_copy", "contiguous", "clone", "lift", "lift_fresh")
-SAME = frozenset(f"aten.{name}.default" for name in COPIES)
-"""Operators that return the numbers of their operand, whatever their arguments."""
+REWRITTEN = ("aten.permute.default", "aten.reshape.default", "aten.copy.default")
+"""Left to rewrites when they do nothing: other rewrites make more of them."""
 
-CASTS = frozenset({"aten._to_copy.default", "aten.to.dtype", "aten.to.dtype_layout", "aten.type_as.default"})
 ENDLESS = 1 << 31
 """A slice that ends here, or later, ends where its operand does."""
 
@@ -48,7 +45,7 @@ def without_no_ops(program: Program) -> Program:
         if node.op != "call_function":
             continue
         name = target_name(node.target)
-        if name in ASSERTIONS:
+        if _returns_nothing(node):
             graph.erase_node(node)
         elif name in VIEWS:
             node.target = torch.ops.aten.reshape.default
@@ -59,22 +56,20 @@ def without_no_ops(program: Program) -> Program:
     return program.evolve(graph=graph)
 
 
+def _returns_nothing(node: fx.Node) -> bool:
+    """Whether a call has no result: it asserts something."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.returns and not node.users
+
+
 def _returned(node: fx.Node) -> fx.Node | None:
     """The operand that a call returns as it is."""
-    name = target_name(node.target)
-    first = node.args[0] if node.args else None
-    if not isinstance(first, fx.Node) or not isinstance(first.meta.get("val"), Tensor):
+    moved = OPERATORS.moved(node)
+    if moved is None or moved.cast or not isinstance(node.meta["val"], Tensor):
         return None
-    value, before = node.meta["val"], first.meta["val"]
-    if not isinstance(value, Tensor) or value.dtype != before.dtype or value.device != before.device:
-        return None
-    call = Call.of(node)
-    same = name in SAME or name in CASTS
-    if name in ("aten.dropout.default", "aten.feature_dropout.default"):
-        same = not call["train"] or call["p"] == 0
-    elif name == "aten.expand.default":
-        same = value.shape == before.shape
-    elif name == "aten.slice.Tensor":
-        end, size = call["end"], before.shape[call.dim("dim", "self")]
+    same = moved.still and not called(node, *REWRITTEN)
+    if target_name(node.target) == "aten.slice.Tensor":
+        call = Call.of(node)
+        end, size = call["end"], moved.source.meta["val"].shape[call.dim("dim", "self")]
         same = call["start"] in (None, 0) and call["step"] == 1 and (end is None or end >= ENDLESS or end == size)
-    return first if same else None
+    return moved.source if same else None

@@ -19,13 +19,8 @@ from torch import fx, ops
 import passes.spelling.recurrent_layer  # noqa: F401  (registers the operators)
 from fxmerge.coupling import Call, operator_name
 from fxmerge.ir.program import Program, prune
+from passes.operators import OPERATORS
 from passes.rules.recurrent import STACKS, kind_of
-
-KEEPS = frozenset(
-    f"aten.{name}" for name in ("select.int", "slice.Tensor", "expand.default", "unsqueeze.default", "reshape.default",
-                                "repeat.default", "_to_copy.default", "transpose.int", "permute.default")
-)  # fmt: skip
-"""Moves behind which zeros are still zeros."""
 
 ZEROS = frozenset(f"aten.{name}" for name in ("zeros.default", "new_zeros.default", "zeros_like.default"))
 
@@ -100,8 +95,8 @@ class _Stack:
         return None if self._is_zero(states) else self._call(ops.aten.select.int, states, 0, number)
 
     def _is_zero(self, node: fx.Node) -> bool:
-        while node.op == "call_function" and operator_name(node) in KEEPS:
-            node = node.all_input_nodes[0]
+        while (moved := OPERATORS.moved(node)) is not None:
+            node = moved.source
         if node.op == "get_attr" and node.target not in self.program.parameters:
             return not bool(self.program.tensors[str(node.target)].count_nonzero())
         return node.op == "call_function" and operator_name(node) in ZEROS

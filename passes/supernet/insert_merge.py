@@ -17,6 +17,7 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from passes.line_up.pairs import line_up
+from passes.operators import Operators
 from passes.supernet.join import join, takes_one_input
 from passes.supernet.maps import Maps
 from passes.supernet.resize import widen
@@ -44,7 +45,7 @@ def insert_merge(
 def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scale: float | None) -> State:
     """Parents that line up, with their sites and the maps that these need."""
     first = parents[template] if width_scale is None else widen(parents[template], rules, width_scale)
-    pairs = [line_up(first, parent) for parent in parents]
+    pairs = [line_up(first, parent, Operators(rules)) for parent in parents]
     sites = first.get(SitesOf(rules))
     if not sites.mergeable:
         raise LineUpError(

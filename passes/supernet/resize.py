@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -99,25 +99,18 @@ def _resize_call(old: fx.Node, new: fx.Node, sites: Sites, sizes: Mapping[str, i
     name = target_name(old.target).removeprefix("aten.").partition(".")[0]
     axes = sites.spaces.axes.get(old, ())
     args = list(new.args)
-    if name in ("view", "_unsafe_view", "reshape", "expand") and len(axes) == len(args[1]):  # type: ignore[arg-type]
-        args[1] = [_literal(given, axis, sizes) for given, axis in zip(args[1], axes, strict=True)]  # type: ignore[arg-type]
-    elif name in ("layer_norm", "rms_norm", "native_layer_norm"):
-        count = len(args[1])  # type: ignore[arg-type]
-        args[1] = [_size(axis, sizes) for axis in axes[len(axes) - count :]]
-    elif name in ("split", "split_with_sizes"):
+    if name in ("split", "split_with_sizes"):
         parts = [part[_dim(old, 2)] for part in axes]  # type: ignore[index]
         found = [_size(part, sizes) for part in parts]
         args[1] = found[0] if isinstance(args[1], int) else found
     elif name == "slice":
         args = _resize_slice(old, args, sites, sizes)
-    elif name in ("zeros", "ones", "full", "empty"):
-        args[0] = [_literal(g, axis, sizes) for g, axis in zip(args[0], axes, strict=True)]  # type: ignore[arg-type]
-    elif name in ("new_zeros", "new_ones", "new_full", "new_empty"):
-        args[1] = [_literal(g, axis, sizes) for g, axis in zip(args[1], axes, strict=True)]  # type: ignore[arg-type]
     elif name in ("conv1d", "conv2d", "convolution") and isinstance(args[-1], int) and args[-1] > 1:
         _, channels, *_ = sites.spaces.axes[old.all_input_nodes[0]]
         if args[-1] == channels.size:  # one filter a channel
             args[-1] = _size(channels, sizes)
+    elif isinstance(old.meta.get("val"), Tensor):
+        args = [_resize_list(given, axes, sizes) for given in args]
     new.args = tuple(args)
 
 
@@ -134,6 +127,17 @@ def _resize_slice(old: fx.Node, args: list[Any], sites: Sites, sizes: Mapping[st
             at = args[place] % axis.size
             args[place] = int(index[at]) if at else 0
     return args
+
+
+def _resize_list(given: Any, axes: Sequence[AxisExpr], sizes: Mapping[str, int]) -> Any:
+    """An argument that spells out the sizes of the result, or of its last axes, at the new sizes."""
+    if not isinstance(given, list | tuple) or not 0 < len(given) <= len(axes):
+        return given
+    pairs = list(zip(given, axes[len(axes) - len(given) :], strict=True))
+    numbers = [(size, axis) for size, axis in pairs if isinstance(size, int)]
+    if any(size not in (axis.size, -1) for size, axis in numbers) or any(isinstance(size, Tensor) for size in given):
+        return given
+    return [_literal(size, axis, sizes) for size, axis in pairs]
 
 
 def _literal(given: Any, axis: AxisExpr, sizes: Mapping[str, int]) -> Any:

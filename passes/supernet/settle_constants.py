@@ -21,8 +21,9 @@ from fxmerge.coupling import Call, RuleSet
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program, target_name
 from passes.line_up.constants import Difference, differences
+from passes.operators import Operators
 from passes.spelling.compute_weights import compute_weights
-from passes.supernet.sites import MOVES, Site, Sites
+from passes.supernet.sites import Site, Sites
 from passes.supernet.state import State
 
 TINY, SMALLEST, APART = 1e-2, 1e-4, 1e3
@@ -32,8 +33,6 @@ HUGE = 1e3
 FACTORS = {"aten.mul.Tensor": 1, "aten.mul.Scalar": 1, "aten.div.Tensor": -1, "aten.div.Scalar": -1}
 """Calls that multiply by a constant, or divide."""
 ATTENTION = "aten.scaled_dot_product_attention.default"
-KEEPS_FACTORS = MOVES | {"aten.relu.default", "aten.leaky_relu.default", "aten.abs.default"}
-"""Operators behind which a positive factor is what it was in front of them."""
 SUMS = frozenset({"aten.add.Tensor", "aten.sub.Tensor"})
 
 
@@ -137,7 +136,7 @@ def _absorbed(
 ) -> Program:
     """`parent` with the template's factors, and weights that make up for it."""
     graph, where = parent.copy_graph()
-    work = _Absorb(sites, graph, where)
+    work = _Absorb(sites, Operators(rules), graph, where)
     for each in factors:
         ratio, node = _ratio(each), each.other
         assert ratio is not None
@@ -161,6 +160,7 @@ class _Absorb:
     """Multiplies weights in a copy of a parent's graph."""
 
     sites: Sites
+    operators: Operators
     graph: fx.Graph
     where: dict[fx.Node, fx.Node]
     scaled: dict[tuple[fx.Node, fx.Node], fx.Node] = field(default_factory=dict)
@@ -187,7 +187,8 @@ class _Absorb:
             return all(self.before(n, node, ratio, dry=dry) for n in rest) and (
                 site is None or self._scale(site, None, ratio, dry)
             )
-        through = (name in KEEPS_FACTORS and ratio > 0) or name in MOVES or name in FACTORS
+        moved = self.operators.moved(node)
+        through = moved is not None or name in FACTORS or (ratio > 0 and self.operators.keeps_factors(node))
         return through and len(data) == 1 and site is None and self.before(data[0], node, ratio, dry=dry)
 
     def behind(self, node: fx.Node, ratio: float) -> bool:

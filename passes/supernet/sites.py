@@ -14,39 +14,12 @@ from fxmerge.coupling import Call, RuleSet, Signature, has_tensor, labels_of, si
 from fxmerge.coupling.law import RESULT
 from fxmerge.ir.program import Program, target_name
 from fxmerge.ir.space import AxisExpr, Spaces, leaves
+from passes.operators import Operators
 from passes.spaces.find import SpacesOf
 from passes.spaces.fixed_tables import tables
 
 Role = Literal["write", "read"]
 Value = Literal["size", "constant", "parameter", "data"]
-
-MOVES = frozenset(
-    f"aten.{name}"
-    for name in (
-        "view.default", "_unsafe_view.default", "reshape.default", "permute.default", "transpose.int", "t.default",
-        "unsqueeze.default", "squeeze.dim", "squeeze.dims", "squeeze.default", "expand.default", "slice.Tensor",
-        "select.int", "split.Tensor", "split_with_sizes.default", "chunk.default", "unbind.int", "clone.default",
-        "alias.default", "contiguous.default", "detach.default", "flip.default", "flatten.using_ints",
-        "unflatten.int", "numpy_T.default", "narrow.default", "expand_as.default", "view_as.default",
-    )
-)  # fmt: skip
-"""Operators that only move the numbers of their first operand; a parameter behind them is still that parameter."""
-
-PICKS = frozenset({"aten.index.Tensor", "aten.index_select.default", "aten.embedding.default"})
-"""Operators that pick rows of a tensor by an index; moves when the index is constant."""
-
-TURNS_ONLY = frozenset({"aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.numpy_T.default"})
-"""Moves that only reorder axes."""
-
-TURNS = TURNS_ONLY | {"aten.clone.default", "aten.alias.default", "aten.detach.default", "aten._to_copy.default"}
-
-ADDS = frozenset(
-    f"aten.{name}" for name in (
-        "add.Tensor", "sub.Tensor", "cat.default", "stack.default", "where.self", "where.ScalarOther",
-        "where.ScalarSelf", "masked_fill.Scalar",
-    )
-)  # fmt: skip
-"""Operators in which a parameter joins a space that already exists."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +112,11 @@ class _Finder:
 
     @cached_property
     def tables(self) -> frozenset[str]:
-        return tables(self.program)
+        return tables(self.program, self.operators)
+
+    @cached_property
+    def operators(self) -> Operators:
+        return Operators(self.rules)
 
     @property
     def spaces(self) -> Spaces:
@@ -175,14 +152,14 @@ class _Finder:
         return "parameter" if self._moves(node) else "data"
 
     def _moves(self, node: fx.Node) -> bool:
-        name = target_name(node.target)
-        if name == "operator.getitem" or name in MOVES:
-            return True
-        first = next(iter(node.all_input_nodes), None)
-        others = [n for n in node.all_input_nodes if n is not first]
-        picks = name in PICKS and all(self.values[n] != "parameter" for n in others)
-        same = name == "aten._to_copy.default" and _dtype(node) == _dtype(first)
-        return first is not None and self.values[first] == "parameter" and (picks or same)
+        """Whether a call gives a parameter's numbers on as they are; those of rows, if it is told which."""
+        moved = self.operators.moved(node)
+        return (
+            moved is not None
+            and not moved.cast
+            and self.values[moved.source] == "parameter"
+            and all(self.values[n] != "parameter" for n in moved.by)
+        )
 
     # -- sites ---------------------------------------------------------------------------------------
 
@@ -197,7 +174,7 @@ class _Finder:
         if inner is not None:
             return Site(node, tuple(self._operand(n, node, inner.get(n, {})) for n in own), "inner")
         others = [n for n in arguments if self.values[n] in ("data", "constant")]
-        if target_name(node.target) in ADDS and others and isinstance(node.meta["val"], Tensor):
+        if others and self.operators.joined(node).issuperset(own) and isinstance(node.meta["val"], Tensor):
             axes = {
                 n: {j: AxisUse("write", n, j) for j, size in enumerate(n.meta["val"].shape) if size != 1} for n in own
             }
@@ -215,7 +192,7 @@ class _Finder:
         linear = all(given[i] in sign.linear for i, n in enumerate(arguments) if n in own)
         # a contraction, or rows of a table: homogeneous in its parameters, which "linear" alone (a fill, say) is not
         pure = any(u.role == "read" for found in roles.values() for u in (found or {}).values())
-        pure = pure or target_name(node.target) in PICKS
+        pure = pure or self.operators.looks_up(node)
         if not linear or not pure or len(set(arguments)) < len(arguments) or None in roles.values():
             return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
         return Site(node, tuple(self._operand(n, node, roles[n] or {}) for n in own), "linear")
@@ -270,7 +247,7 @@ class _Finder:
         while root.op != "get_attr":
             chain.append(root)
             root = next(n for n in root.all_input_nodes if self.values[n] == "parameter")
-        places, covers = _trace(self.program, root, chain[::-1])
+        places, covers = _trace(self.program, root, chain[::-1], self.operators)
         uses = []
         for place in places:
             found = {axes.get(j) for j in place}
@@ -349,14 +326,15 @@ def operands(node: fx.Node) -> list[fx.Node]:
 
 
 def _trace(
-    program: Program, root: fx.Node, chain: list[fx.Node]
+    program: Program, root: fx.Node, chain: list[fx.Node], operators: Operators
 ) -> tuple[list[tuple[int, ...]], tuple[Tensor | None, ...]]:
     """Where each axis of `root` went behind `chain`: the axes it became, and which of its positions arrived."""
     rank = root.meta["val"].ndim
     places: list[tuple[int, ...]] = [(a,) for a in range(rank)]
     covers: list[Tensor | None] = [None] * rank
-    if all(target_name(n.target) in TURNS for n in chain):
-        return _turned(root, chain), tuple(covers)
+    turned = _turned(rank, chain, operators)
+    if turned is not None:
+        return turned, tuple(covers)
     for axis in range(rank):
         shape = [1] * rank
         size = shape[axis] = root.meta["val"].shape[axis]
@@ -364,7 +342,7 @@ def _trace(
             places[axis] = ()
             continue
         positions = torch.arange(size, dtype=torch.float64).reshape(shape).expand(root.meta["val"].shape)
-        value = _run(program, root, positions, chain)
+        value = _run(program, root, positions, chain, operators)
         varies = tuple(j for j in range(value.ndim) if value.shape[j] > 1 and bool((value.diff(dim=j) != 0).any()))
         places[axis] = varies
         if len(varies) == 1:
@@ -377,17 +355,18 @@ def _trace(
     return places, tuple(covers)
 
 
-def _turned(root: fx.Node, chain: list[fx.Node]) -> list[tuple[int, ...]]:
-    """Where each axis went behind permutations alone, read off the strides (so sizes 1 are told apart too)."""
-    shape = root.meta["val"].shape
-    value = torch.empty_strided(shape, tuple(range(1, len(shape) + 1)), device="meta")
+def _turned(rank: int, chain: list[fx.Node], operators: Operators) -> list[tuple[int, ...]] | None:
+    """Where each axis went behind calls that only turn axes (so sizes 1 are told apart too)."""
+    order = list(range(rank))
     for node in chain:
-        if target_name(node.target) in TURNS_ONLY:
-            value = node.target(value, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-    return [(value.stride().index(a + 1),) for a in range(len(shape))]
+        moved = operators.moved(node)
+        if moved is None or moved.turned is None:
+            return None
+        order = [order[axis] for axis in moved.turned]
+    return [(order.index(axis),) for axis in range(rank)]
 
 
-def _run(program: Program, root: fx.Node, positions: Tensor, chain: list[fx.Node]) -> Tensor:
+def _run(program: Program, root: fx.Node, positions: Tensor, chain: list[fx.Node], operators: Operators) -> Tensor:
     """The value at the end of `chain` when the root tensor holds `positions`."""
     known: dict[fx.Node, Any] = {root: positions}
 
@@ -406,8 +385,9 @@ def _run(program: Program, root: fx.Node, positions: Tensor, chain: list[fx.Node
         return known[node]
 
     for node in chain:
-        if target_name(node.target) == "aten._to_copy.default":
-            known[node] = value(node.all_input_nodes[0])
+        moved = operators.moved(node)
+        if moved is not None and moved.still:  # a cast to the parameter's own type, say: positions keep theirs
+            known[node] = value(moved.source)
     result: Tensor = value(chain[-1])
     return result
 
@@ -417,8 +397,3 @@ def _joined(found: set[AxisUse | None]) -> AxisUse | None:
     uses = [u for u in found if u is not None]
     same = len(uses) == len(found) and len({(u.role, u.on) for u in uses}) == 1
     return AxisUse(uses[0].role, uses[0].on, None) if same and uses else None
-
-
-def _dtype(node: fx.Node | None) -> Any:
-    value = None if node is None else node.meta.get("val")
-    return value.dtype if isinstance(value, Tensor) else None

@@ -13,11 +13,12 @@ from torch import Tensor, fx
 from fxmerge.ir.program import target_name
 from fxmerge.ir.space import AxisExpr, Leaf
 from fxmerge.ir.supernet import Stream
-from passes.supernet.sites import ADDS, MOVES, Sites
+from passes.operators import OPERATORS
+from passes.supernet.sites import Sites
 
 NORMS = {"aten.layer_norm.default": True, "aten.rms_norm.default": False}
 """Norms, and whether they subtract the mean."""
-PLAIN = MOVES | ADDS | {"aten.mean.dim", "aten.sum.dim_IntList", "operator.getitem"}
+SUMS = {"aten.mean.dim", "aten.sum.dim_IntList"}
 
 
 def streams(sites: Sites) -> dict[str, Stream]:
@@ -56,4 +57,7 @@ def _adds(node: fx.Node) -> bool:
 def _is_plain(node: fx.Node, sites: Sites) -> bool:
     name = target_name(node.target)
     site = sites.sites.get(node)
-    return name in PLAIN or name in NORMS or (site is not None and site.kind == "linear")
+    tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    values = {n for n in tensors if n.meta["val"].is_floating_point()}
+    moves = OPERATORS.moved(node) is not None or (bool(values) and values <= OPERATORS.joined(node))
+    return moves or name in SUMS or name in NORMS or (site is not None and site.kind == "linear")

@@ -23,14 +23,15 @@ from passes.line_up.carry_moves.moved_view import Form, divided
 from passes.line_up.carry_moves.through_calls import behind
 from passes.line_up.carry_moves.through_moves import moved
 from passes.line_up.carry_moves.view_graph import Value, Writer, aten
+from passes.operators import OPERATORS, Operators
 
 
-def carry_moves(program: Program) -> Program:
+def carry_moves(program: Program, operators: Operators = OPERATORS) -> Program:
     """`program`, normalised, with its moves as late as they can stand, in one spelling.
 
     Raises `LineUpError` where the sizes of a move are such that it cannot be written again.
     """
-    writer = Writer(program)
+    writer = Writer(program, operators)
     for node in program.graph.nodes:
         writer.node = node
         if node.op == "output":

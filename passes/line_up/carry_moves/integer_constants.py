@@ -12,7 +12,6 @@ from torch import fx
 from fxmerge.coupling import Call
 from fxmerge.ir.program import target_name
 from passes.line_up.carry_moves.moved_view import Form
-from passes.line_up.carry_moves.through_moves import RESHAPES
 from passes.line_up.carry_moves.view_graph import Writer, aten
 
 MADE = {f"aten.{name}.default": value for name, value in (
@@ -20,8 +19,6 @@ MADE = {f"aten.{name}.default": value for name, value in (
     ("full_like", None), ("new_full", None))}  # fmt: skip
 """Operators that fill a tensor with a number; None where the number is an argument."""
 
-PICKED = {f"aten.{name}" for name in ("expand.default", "slice.Tensor", "select.int", "gather.default")}
-MOVES = RESHAPES | PICKED | {"aten.permute.default"}
 COUNTS = frozenset({"aten.arange.default", "aten.arange.start", "aten.arange.start_step"})
 
 
@@ -47,7 +44,8 @@ def _number(writer: Writer, node: fx.Node) -> int | None:
     if name in MADE:
         number = Call.of(node).arguments["fill_value"] if MADE[name] is None else MADE[name]
         return int(number) if isinstance(number, int) else None
-    return writer.uniform.get(node.args[0]) if name in MOVES and node.args else None  # type: ignore[arg-type]
+    moved = writer.operators.moved(node)
+    return None if moved is None or moved.cast else writer.uniform.get(moved.source)
 
 
 def _full(writer: Writer, node: fx.Node, number: int) -> Form | None:

@@ -12,20 +12,6 @@ from passes.line_up.carry_moves.batch_axes import batched
 from passes.line_up.carry_moves.moved_view import Form, Group
 from passes.line_up.carry_moves.view_graph import Writer, aten, one_atom
 
-POINTWISE = frozenset(
-    f"aten.{name}"
-    for name in (
-        "gelu.default", "relu.default", "silu.default", "tanh.default", "sigmoid.default", "erf.default", "exp.default",
-        "neg.default", "sqrt.default", "rsqrt.default", "abs.default", "log.default", "sin.default", "cos.default",
-        "hardswish.default", "hardsigmoid.default", "hardtanh.default", "leaky_relu.default", "elu.default",
-        "softplus.default", "mish.default", "reciprocal.default", "pow.Tensor_Scalar", "clamp.default",
-        "clamp_min.default", "clamp_max.default", "logical_not.default", "eq.Scalar", "ne.Scalar", "_to_copy.default",
-        "rsub.Scalar", "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "maximum.default", "minimum.default",
-        "where.self", "masked_fill.Scalar", "logical_and.default", "logical_or.default",
-    )
-)  # fmt: skip
-"""Operators whose result at a place depends on their operands at that place alone."""
-
 UNMINDFUL = frozenset({"dtype", "approximate", "alpha", "rounding_mode"})
 """Keyword arguments that say nothing of axes or memory."""
 
@@ -41,7 +27,7 @@ def behind(writer: Writer, node: fx.Node) -> Form | None:
         return _batched(writer, node, ["self", "other"])
     if name == "aten.cat.default":
         return _cat(writer, node)
-    if name in POINTWISE:
+    if writer.operators.pointwise(node):
         return _pointwise(writer, node)
     if name == "aten.embedding.default":
         return _embedding(writer, node)

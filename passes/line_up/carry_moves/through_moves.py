@@ -12,13 +12,6 @@ from fxmerge.ir.program import target_name
 from passes.line_up.carry_moves.moved_view import Form, Group, Size, size
 from passes.line_up.carry_moves.view_graph import Writer, aten, one_atom
 
-RESHAPES = frozenset(
-    f"aten.{name}"
-    for name in (
-        "reshape.default", "view.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
-        "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims",
-    )
-)  # fmt: skip
 SPLITS = frozenset({"aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int"})
 
 
@@ -28,10 +21,13 @@ def moved(writer: Writer, node: fx.Node, form: Form) -> Form | list[Form] | None
     `form` is that of the call's first operand.
     """
     name = target_name(node.target)
-    if name in RESHAPES:
+    how = writer.operators.moved(node)
+    if how is None or how.cast or how.source is not node.args[0]:
+        return None
+    if how.turned is not None and not how.still:
+        return form.permute(how.turned)
+    if how.reshaped:
         return form.reshape(writer.measured[node])
-    if name == "aten.permute.default":
-        return form.permute([int(axis) for axis in Call.of(node)["dims"]])
     if name == "aten.expand.default":
         return _expand(writer, node, form)
     if name == "aten.repeat_interleave.self_int":

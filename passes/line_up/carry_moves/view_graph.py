@@ -13,6 +13,7 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
 from passes.line_up.carry_moves.dynamic_sizes import Sizes, measure
 from passes.line_up.carry_moves.moved_view import Atom, Form, Group, Size, size
+from passes.operators import Operators
 
 aten = torch.ops.aten
 
@@ -24,6 +25,7 @@ class Writer:
     """`graph` is made of the calls of `program` one by one; `node` is the one at hand."""
 
     program: Program
+    operators: Operators
     graph: fx.Graph = field(default_factory=fx.Graph)
     values: dict[fx.Node, Value] = field(default_factory=dict)
     """What each node of the program has become."""

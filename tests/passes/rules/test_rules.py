@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fxmerge.coupling import Rule, couples
+from fxmerge.coupling import Rule, couples, moves
 from fxmerge.coupling.law import names, parse
 from fxmerge.rewrite import operator
 from fxmerge.testing import AuditError, Example, audit
@@ -24,7 +24,8 @@ def test_rule_holds_for_every_operator_it_names(rule: Rule) -> None:
     for op in rule.ops:
         calls = examples(op)
         if calls or op not in OPTIONAL:
-            assert audit(replace(rule, ops=(op,)), *calls).error < 1e-9
+            report = audit(replace(rule, ops=(op,)), *calls)
+            assert report.error < 1e-9 and report.notes == ()
 
 
 @pytest.mark.parametrize("rule", list(BUILTIN), ids=lambda rule: rule.ops[0])
@@ -106,6 +107,42 @@ def test_a_rule_that_claims_too_much_is_caught(what: str) -> None:
     rule, (op, args) = WRONG[what]
     with pytest.raises(AuditError, match=rf"the rule of {op} \(from .*test_rules\) claims too much"):
         audit(rule, Example(op, args))
+
+
+A, B = z(5, 3), z(5, 3)
+FACTS = {
+    "a softmax that works entry by entry": (
+        couples("aten.softmax.int", "... -> ...", "rigid(self)"), ("aten.softmax.int", (A, -1)), "works entry by entry",
+    ),
+    "a difference that commutes": (
+        couples("aten.sub.Tensor", "..., ... -> ...", "self + other", commutes=True),
+        ("aten.sub.Tensor", (A, B)),
+        "commutes",
+    ),
+    "a gate that only moves numbers": (
+        moves("aten.silu.default")(lambda move: [*map(move.rigid, move.held("self"))]),
+        ("aten.silu.default", (A,)),
+        "holds numbers of its operands alone",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FACTS)
+def test_what_a_rule_says_besides_its_coupling_is_audited(what: str) -> None:
+    rule, (op, args), said = FACTS[what]
+    with pytest.raises(AuditError, match=f"the rule of {op} .* claims too much: that the operator {said}"):
+        audit(rule, Example(op, args))
+
+
+def test_what_a_rule_could_say_besides_its_coupling_is_noted() -> None:
+    calls = Example("aten.maximum.default", (A, B))
+    report = audit(couples("aten.maximum.default", "..., ... -> ...", "rigid(self + other)"), calls)
+    assert report.notes == ("aten.maximum.default: it seems that the operator commutes",)
+
+
+def test_a_rule_that_says_why_it_claims_less_is_left_alone() -> None:
+    report = audit(couples("aten.relu.default", "a! b -> a! b", "positive(self)", modest="rows are times"))
+    assert report.notes == ()
 
 
 def test_a_rule_that_claims_too_little_is_noted() -> None:

@@ -1,0 +1,214 @@
+"""What an operator is: the one place that every analysis and rewriting asks.
+
+Everything follows from the operator's coupling rule, and from torch's own tags. What a rule cannot show, it says
+(`exact`, `commutes`). So an operator that an extension adds with one rule is known everywhere.
+
+    Operators(rules).moved(node)       the call holds the numbers of one operand, in other places perhaps
+    Operators(rules).pointwise(node)   an entry of the result depends on the entries at its place alone
+    Operators(rules).joined(node)      operands that the call only adds to others, or puts beside them
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.coupling import Call, Rule, RuleSet, signature
+from fxmerge.coupling.axes import Axis, Class, Coupler, factors
+from fxmerge.coupling.law import Apply, Operand, Sum, added_in, parse
+from fxmerge.coupling.move import Move
+from fxmerge.coupling.views import Held, restore
+from passes.rules import BUILTIN
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A call whose result holds the numbers of `source` and no others."""
+
+    source: fx.Node
+    by: tuple[fx.Node, ...] = ()
+    """Whole numbers that choose them (rows of a table, say)."""
+    turned: tuple[int, ...] | None = None
+    """For each axis of the result the axis of the source that it is, where nothing else happens."""
+    reshaped: bool = False
+    """Whether the numbers stay in their order, under other sizes."""
+    cast: bool = False
+    """Whether they change their type, or their device."""
+
+    @property
+    def still(self) -> bool:
+        """Whether every number stays in its place."""
+        return self.turned is not None and list(self.turned) == sorted(self.turned)
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Facts of the operators that a set of rules knows, one call at a time."""
+
+    rules: RuleSet = BUILTIN
+
+    def moved(self, node: fx.Node) -> Moved | None:
+        """How a call moves the numbers of one operand; None if it does anything else with them."""
+        if node.target is operator.getitem:
+            source = node.args[0]
+            return Moved(source) if isinstance(source, fx.Node) else None
+        rule = self._rule(node)
+        if rule is None or not rule.keeps_numbers or is_random(node):
+            return None
+        if rule.moves is None:
+            read = [operand for _, operand in Call.of(node).operands if operand is not None]
+            return _of_one(node, read, None, False)
+        sketch = _sketch(node, rule)
+        return None if sketch is None else _of_one(node, list(sketch.read), sketch.turned(), sketch.reshaped())
+
+    def keeps(self, node: fx.Node) -> bool:
+        """Whether every number of the result is a number of an operand, be they moved or put side by side."""
+        moved, rule = self.moved(node), self._rule(node)
+        if moved is not None:
+            return not moved.cast
+        return rule is not None and rule.keeps_numbers and bool(self.joined(node))
+
+    def pointwise(self, node: fx.Node) -> bool:
+        """Whether every entry of the result depends on its operands' entries at that place alone."""
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            return True
+        rule = self._rule(node)
+        if rule is None or rule.moves is not None:
+            moved = None if rule is None else self.moved(node)
+            return moved is not None and moved.still
+        found = signature(self.rules, node)
+        return found is not None and found.entrywise
+
+    def joined(self, node: fx.Node) -> frozenset[fx.Node]:
+        """Operands that meet others in one space and nothing more: they are added, put beside them, or chosen from."""
+        rule, call = self._rule(node), Call.of(node)
+        if rule is None:
+            return frozenset()
+        operands = {name: operand for name, operand in call.operands if operand is not None}
+        if rule.moves is not None:
+            sketch = _sketch(node, rule)
+            values = [n for n in sketch.read if n.meta["val"].is_floating_point()] if sketch is not None else []
+            return frozenset(values) if len(values) > 1 else frozenset()
+        found = signature(self.rules, node)
+        names = added_in(parse(found.law)) if found is not None and found.law else frozenset()
+        return frozenset(operands[name] for name in names if name in operands)
+
+    def sums(self, node: fx.Node) -> bool:
+        """Whether a call is the plain sum of its two operands."""
+        rule, found = self._rule(node), signature(self.rules, node) if self._rule(node) is not None else None
+        if rule is None or found is None or not found.law or not rule.commutes:
+            return False
+        law = parse(found.law)
+        return isinstance(law, Sum) and all(isinstance(term, Operand) for term in law.terms)
+
+    def keeps_factors(self, node: fx.Node) -> bool:
+        """Whether a positive factor of the one operand is the same factor of the result."""
+        found = signature(self.rules, node)
+        law = parse(found.law) if found is not None and found.law else None
+        return isinstance(law, Apply) and law.degree == 1 and isinstance(law.argument, Operand)
+
+    def looks_up(self, node: fx.Node) -> bool:
+        """Whether a call picks rows of one operand by whole numbers in another."""
+        found = self.moved(node)
+        return found is not None and bool(found.by)
+
+    def commutes(self, node: fx.Node) -> bool:
+        """Whether the two operands of a call may stand in either order."""
+        rule = self._rule(node)
+        return rule is not None and rule.commutes
+
+    def fills(self, node: fx.Node) -> str:
+        """How a call fills a tensor from shapes alone (see `fxmerge.coupling.fills`); empty if it does not."""
+        rule = self._rule(node)
+        return rule.fills if rule is not None else ""
+
+    def _rule(self, node: fx.Node) -> Rule | None:
+        return self.rules.find(node) if node.op == "call_function" else None
+
+
+OPERATORS = Operators()
+"""The operators that come with fxmerge."""
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a call draws numbers: dropout does, unless it does not train or drops none."""
+    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return seeded and Call.of(node)["train"] is not False and Call.of(node)["p"] != 0
+
+
+def _of_one(node: fx.Node, read: Sequence[fx.Node], turned: tuple[int, ...] | None, reshaped: bool) -> Moved | None:
+    if not read:
+        return None
+    source, *by = read
+    before, after = source.meta.get("val"), node.meta.get("val")
+    after = after[0] if isinstance(after, tuple | list) and after else after
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor) or before.is_complex() != after.is_complex():
+        return None
+    if any(n.meta["val"].is_floating_point() or n.meta["val"].is_complex() for n in by):
+        return None
+    cast = before.dtype != after.dtype or before.device != after.device
+    return Moved(source, tuple(by), None if by else turned, reshaped and not by, cast)
+
+
+# -- what a rule does with axes ------------------------------------------------------------------------------
+
+
+@dataclass
+class _Sketch:
+    """A ledger for one call: it hands out fresh axes and notes which operands are asked for."""
+
+    read: dict[fx.Node, tuple[Axis, ...]] = field(default_factory=dict)
+    result: Sequence[Held] = ()
+    computes: bool = False
+    """Whether the rule says how numbers follow from others."""
+    coupler: Coupler = field(default_factory=lambda: Coupler(lambda a, b: None, lambda axis, reason: None))
+
+    def held(self, node: fx.Node) -> tuple[Held, ...]:
+        return self.read.setdefault(node, tuple(Axis(Class(int(size))) for size in node.meta["val"].shape))
+
+    def number(self, node: fx.Node) -> Tensor | None:
+        return None
+
+    def equate(self, a: Axis, b: Axis) -> None:
+        pass
+
+    def rigid(self, axis: Axis) -> None:
+        pass
+
+    def pin(self, axis: Axis, reason: str) -> None:
+        pass
+
+    def follow(self, node: fx.Node, law: str, labels: Mapping[str, Mapping[str, Axis]]) -> None:
+        self.computes = True
+
+    def turned(self) -> tuple[int, ...] | None:
+        places: Mapping[int, int] = {id(axis): number for number, axis in enumerate(self._source())}
+        found = [places.get(id(axis)) for axis in self.result]
+        order = tuple(place for place in found if place is not None)
+        return order if len(order) == len(found) and sorted(order) == sorted(places.values()) else None
+
+    def reshaped(self) -> bool:
+        before = [axis for axis in self._source() if axis.size != 1]
+        after = [factor for axis in restore(self.result, self.coupler) for factor in factors(axis)]
+        return [id(axis) for axis in before] == [id(axis) for axis in after]
+
+    def _source(self) -> tuple[Axis, ...]:
+        return next(iter(self.read.values()), ())
+
+
+def _sketch(node: fx.Node, rule: Rule) -> _Sketch | None:
+    """What a rule for moves does with the axes of a call; None if it does not know the call, or says how to compute."""
+    sketch = _Sketch()
+    if rule.moves is None:
+        return None
+    try:
+        result = rule.moves(Move(node, Call.of(node).arguments, sketch))
+        if isinstance(node.meta.get("val"), Tensor):
+            sketch.result = tuple(result)
+    except Exception:  # the analysis reports what a rule raises
+        return None
+    return None if sketch.computes else sketch
