@@ -45,7 +45,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         files.weights_beside(path).write_text("new weights")
 
     monkeypatch.setattr("fxmerge.output.formats.export_onnx", write)
-    monkeypatch.setattr("fxmerge.output.formats.compare_onnx", lambda *_: 0.0)
+    monkeypatch.setattr("fxmerge.output.formats.OnnxModel", lambda path: None)
+    monkeypatch.setattr("fxmerge.output.formats.compare_runs", lambda *_, **__: {})
     return monkeypatch
 
 
@@ -114,7 +115,7 @@ def test_a_failed_run_leaves_what_there_was(
         for name, text in before.items():
             (tmp_path / name).write_text(text)
     if what == "check":
-        stub.setattr("fxmerge.output.formats.compare_onnx", _fails)
+        stub.setattr("fxmerge.output.formats.compare_runs", _fails)
     else:
         real = os.replace
 
