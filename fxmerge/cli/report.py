@@ -21,9 +21,11 @@ from fxmerge.ir.space import Use
 from fxmerge.pipeline.extension import BUILTIN_OWNER
 
 CHECKS = (
+    ("rewrite_max_abs", "parents as rewritten = parents as given"),
     ("all_gradients", "a gradient reached every M and U"),
     ("fold_max_abs", "folded model = SuperNet"),
     ("onnx_max_abs", "ONNX Runtime = folded model"),
+    ("written_max_abs", "what was written, read back = folded model"),
 )
 """The verifications of a merge: key of the result, what it says."""
 

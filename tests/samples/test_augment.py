@@ -48,7 +48,8 @@ def test_a_guess_is_one_candidate_of_several_and_none_is_always_among_them() -> 
     signal = torch.sin(torch.linspace(0, 60, 1024) + torch.rand(8, 1) * 6)
     for value, expected in (
         (blobs(8)[:, None], ("image", "vector", "none")),
-        (signal, ("flat-image", "vector", "none")),
+        (signal, ("vector", "none")),
+        (blobs(8).flatten(1), ("flat-image", "vector", "none")),
         (torch.randn(8, 30), ("vector", "none")),
         (torch.randint(9, (8, 12)), ("tokens", "none")),
         (torch.randint(9, (8, 12, 3)), ("none",)),
