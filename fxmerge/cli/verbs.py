@@ -15,6 +15,19 @@ from rich.console import Console
 from rich.text import Text
 
 from fxmerge.cli import exits
+from fxmerge.cli.arguments import (
+    ARCH,
+    EXTENSION,
+    IGNORE,
+    INPUTS,
+    JSON,
+    KEY,
+    OVERWRITE,
+    PICKLE,
+    QUIET,
+    SOURCE,
+    VERBOSE,
+)
 from fxmerge.cli.bars import Bars, duration
 from fxmerge.cli.class_names import check_class_names, read_class_names
 from fxmerge.cli.flags import with_config_flags
@@ -29,30 +42,6 @@ app = typer.Typer(
 
 WIDE = 200
 """Columns of what is written to a pipe or a file."""
-
-SOURCE = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A bundle, a .pt2, a state dict with --arch, or a Hugging Face folder.")
-]
-ARCH = Annotated[
-    str | None,
-    typer.Option(metavar="FACTORY", help="module:callable, timm:NAME, torchvision:NAME or config.json."),
-]
-INPUTS = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Sample inputs (.npz, .npy, .safetensors), for a SOURCE without any.")
-]
-PICKLE = Annotated[bool, typer.Option(help="Run the code inside a pickled module. Only for files you trust.")]
-KEY = Annotated[str | None, typer.Option(metavar="NAME", help="Which weights of a checkpoint, where it holds several.")]
-IGNORE = Annotated[
-    list[str] | None,
-    typer.Option(metavar="PATTERN", help="Tensors that are no weights, as '*.total_ops'."),
-]
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
-EXTENSION = Annotated[
-    list[str] | None, typer.Option(metavar="FILE:NAME", help="Load rules, passes and methods from a Python file.")
-]
-OVERWRITE = Annotated[bool, typer.Option(help="Replace outputs that exist.")]
-VERBOSE = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show the traceback of an error.")]
-QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
 
 
 def main(args: Sequence[str] | None = None) -> int:
