@@ -37,7 +37,8 @@ def _shared(state: State) -> SuperNet:
     names = tuple(port.name for port in first.inputs)
     made = _finish(state, first.inputs, Heads(trunk).results(), (names,) * len(state.parents))
     where = {ours: node.name for ours, node in trunk.where.items()}
-    twins = {name: tuple(pairs[ours] for pairs in state.pairs) for ours, name in where.items()}
+    paired = {ours: name for ours, name in where.items() if all(ours in pairs for pairs in state.pairs)}
+    twins = {name: tuple(pairs[ours] for pairs in state.pairs) for ours, name in paired.items()}
     return replace(made, streams=streams(state.sites), trunk=where, twins=twins)
 
 

@@ -187,7 +187,7 @@ def test_images_of_an_impossible_size_are_not_made(tmp_path: Path) -> None:
     config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], num_labels=2)
     model = transformers.ResNetForImageClassification(config)
     model.config.image_size = 10**6
-    with pytest.raises(SourceError, match=r"images of 1000000 x 1000000\nadd --inputs FILE"):
+    with pytest.raises(SourceError, match=r"images of 3 x 1000000 x 1000000\nadd --inputs FILE"):
         huggingface.dummy_inputs(model)
 
 

@@ -63,7 +63,7 @@ def test_it_is_far_better_than_the_average(family: str) -> None:
 def test_training_starts_from_it() -> None:
     parents = [parent("vit", seed, task) for seed, task in ((3, "a"), (4, "b"))]
     plain = merged(parents, "condense{rows=200}").result["tasks"]
-    found = merged(parents, "distill{init=condense,steps=20,lr=0.001,augment=none}").result
+    found = merged(parents, 'distill{init=condense,steps=20,lr=0.001,augment="none"}').result
     assert found["init"] == "condense"
     assert all(a["feature_r2"] > b["feature_r2"] - 0.05 for a, b in zip(found["tasks"], plain, strict=True))
 
