@@ -21,8 +21,8 @@ from fxmerge.messages import printable
 Array = np.ndarray[Any, np.dtype[Any]] | Tensor
 
 SUFFIXES = (".npz", ".npy", ".safetensors")
-MOST_NUMBERS, MOST_BYTES = 3 << 26, 1 << 30
-"""What is read of a file: the first rows, up to these, all arrays together. 60,000 images of 32 x 32 x 3 fit."""
+MOST_NUMBERS, MOST_BYTES = 3 << 26, 1 << 29
+"""What is read of a file: its first rows, all arrays together; 40,000 images of 32 x 32 x 3 fit in float32."""
 
 MOST_ARRAYS = 1000
 FREE_BYTES = 1 << 28
