@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxmerge
-from fxmerge.errors import CaptureError, OptionError, VerificationError
+from fxmerge.errors import OptionError, VerificationError
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import run_onnx
 
@@ -142,7 +142,7 @@ def test_of_unlabeled_data_only_the_inputs_are_used(parents: Parents, tmp_path: 
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-def test_sizes_that_depend_on_the_data_are_refused_with_their_place() -> None:
+def test_rows_picked_by_what_the_data_holds_merge_too() -> None:
     class Picks(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -155,6 +155,14 @@ def test_sizes_that_depend_on_the_data_are_refused_with_their_place() -> None:
             y[kept] = self.inner(x[kept])
             return self.head(y)
 
-    parents = [fxmerge.capture(Picks().eval(), (torch.randn(8, 5),), task=task) for task in "ab"]
-    with pytest.raises(CaptureError, match=r"depends on what the inputs hold.*test_merge\.py"):
-        fxmerge.merge(parents, method="average")
+    nets = [Picks().eval() for _ in "ab"]
+    parents = [fxmerge.capture(net, (torch.randn(8, 5),), task=task) for net, task in zip(nets, "ab", strict=True)]
+    mean = Picks().eval()
+    with torch.no_grad():
+        for own, first, second in zip(*(net.parameters() for net in (mean, *nets)), strict=True):
+            own.copy_((first + second) / 2)
+        for layer, net in zip((mean.head,) * 2, nets, strict=True):  # heads stay per task
+            layer.load_state_dict(net.head.state_dict())
+            x = torch.randn(9, 5)
+            found = fxmerge.merge(parents, method="average")(x)[parents[nets.index(net)].task]
+            torch.testing.assert_close(found, mean(x), rtol=1e-4, atol=1e-5)

@@ -178,7 +178,10 @@ class Detour(Pass):
 
 def test_a_pass_that_loses_how_maps_fold_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     said = refused(monkeypatch, nets(), tmp_path, passes=Detour)
-    assert said == "pass detour of mine 1.0 lost how maps fold: unmerge by maps.u2 would stay in the merged model"
+    assert (
+        said
+        == "pass detour of mine 1.0 lost how maps fold: unmerge by maps.u2 of parent 0 would stay in the merged model"
+    )
 
 
 class TwoScales(nn.Module):
