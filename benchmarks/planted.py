@@ -21,7 +21,7 @@ from fxmerge.coupling.tolerance import occurrences
 from fxmerge.ir.maps import AxisMap, Map
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import Own, Place, SuperNet
-from passes.spaces.check import WIDER
+from fxmerge.ir.wide import WIDER
 from passes.spaces.find import TolerancesOf
 from passes.spaces.heads import within
 

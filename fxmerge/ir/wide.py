@@ -31,19 +31,22 @@ def run_wide(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     maps = copy.deepcopy(dict(program.maps))
     for module in maps.values():
         module.double()
-    attributes: dict[str, Any] = {**tensors, **maps}
-    wide = {name: widen(value) for name, value in inputs.items()}
+    return outputs(program, {**tensors, **maps}, {name: widen(value) for name, value in inputs.items()})
+
+
+def outputs(program: Program, attributes: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs by name, of attributes (tensors and maps) and inputs that are in float64 already."""
     wanted, found = set(program.result), {}
-    for node, value in values(program, attributes, wide):
+    for node, value in values(program, attributes, inputs):
         if node in wanted:
             found[node] = value
     return {port.name: found[node] for port, node in zip(program.outputs, program.result, strict=True)}
 
 
 def values(
-    program: Program, attributes: Mapping[str, Any], inputs: Mapping[str, Tensor], *, keep: bool = False
+    program: Program, attributes: Mapping[str, Any], inputs: Mapping[str, Tensor]
 ) -> Iterator[tuple[fx.Node, Any]]:
-    """Every node with its value in float64, in order; values nobody needs any more are dropped unless `keep`."""
+    """Every node with its value in float64, in order; what nobody needs any more is dropped."""
     ports = dict(zip(program.placeholders, program.inputs, strict=True))
     known: dict[fx.Node, Any] = {}
     left = {node: len(node.users) for node in program.graph.nodes}
@@ -60,7 +63,7 @@ def values(
             yield node, known[node]
             for argument in node.all_input_nodes:
                 left[argument] -= 1
-                if not left[argument] and not keep:
+                if not left[argument]:
                     del known[argument]
 
 

@@ -7,12 +7,11 @@ are replaced by random ones (untrained statistics, zeros and ones, hide mistakes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxmerge.coupling import RuleSet, operator_name
 from fxmerge.coupling.elements import Deviation, Element, Kind
@@ -20,6 +19,7 @@ from fxmerge.coupling.inference import Inference
 from fxmerge.ir.blocks import is_batch
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import MOVABLE
+from fxmerge.ir.wide import outputs, values, widen
 from passes.rules import BUILTIN
 from passes.spaces.find import TolerancesOf
 from passes.spaces.heads import within
@@ -29,13 +29,6 @@ TOLERANCE = 1e-9
 
 ROUNDS: tuple[tuple[Kind, ...], ...] = (("permutation",), ("permutation", "scale", "sign", "dense"))
 """What is drawn in each round: a permutation of every space, then everything its group holds."""
-
-WIDER = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex64: torch.complex128,
-}
 
 
 @dataclass(frozen=True)
@@ -91,10 +84,10 @@ class _Run:
     def __init__(self, program: Program, inference: Inference, seed: int, inputs: Mapping[str, Tensor] | None) -> None:
         self.program, self.inference = program, inference
         generator = torch.Generator().manual_seed(seed)
-        self.tensors = {name: _widen(tensor.detach()) for name, tensor in program.tensors.items()}
+        self.tensors = {name: widen(tensor.detach()) for name, tensor in program.tensors.items()}
         for name in sorted(inference.transformed - program.parameters):
             self.tensors[name] = _unlike_fresh(self.tensors[name], generator)
-        self.inputs = {name: _widen(value) for name, value in (inputs or sample_inputs(program, generator)).items()}
+        self.inputs = {name: widen(value) for name, value in (inputs or sample_inputs(program, generator)).items()}
 
     def transformed(self, element: Element) -> dict[str, Tensor]:
         """The tensors with every space transformed."""
@@ -104,43 +97,11 @@ class _Run:
         return changed
 
     def outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        last: dict[fx.Node, Any] = {}
-        wanted = set(self.program.result)
-        for node, value in self.values(tensors, keep=False):
-            if node in wanted:
-                last[node] = value
-        return {port.name: last[node] for port, node in zip(self.program.outputs, self.program.result, strict=True)}
-
-    def values(self, tensors: Mapping[str, Tensor], keep: bool) -> Iterator[tuple[fx.Node, Any]]:
-        """Every node with its value, in order; values nobody needs any more are dropped unless `keep`."""
-        values: dict[fx.Node, Any] = {}
-        left = {node: len(node.users) for node in self.program.graph.nodes}
-        with _doubles(), torch.no_grad():
-            for node in self.program.graph.nodes:
-                if node.op == "output" or (node.op == "call_function" and node.meta.get("val") is None):
-                    continue
-                values[node] = self._value(node, values, tensors)
-                yield node, values[node]
-                for argument in node.all_input_nodes:
-                    left[argument] -= 1
-                    if not left[argument] and not keep:
-                        del values[argument]
-
-    def _value(self, node: fx.Node, values: Mapping[fx.Node, Any], tensors: Mapping[str, Tensor]) -> Any:
-        if node.op == "placeholder":
-            port = self.program.inputs[self.program.placeholders.index(node)]
-            return self.inputs[port.name]
-        if node.op == "get_attr":
-            return tensors[str(node.target)]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        args, kwargs = fx.node.map_aggregate(
-            (args, kwargs), lambda a: WIDER.get(a, a) if isinstance(a, torch.dtype) else a
-        )
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return outputs(self.program, tensors, self.inputs)
 
     def first_bad(self, changed: Mapping[str, Tensor], element: Element) -> str | None:
         """The first operator whose result is not what its axes predict."""
-        pairs = zip(self.values(self.tensors, keep=False), self.values(changed, keep=False), strict=True)
+        pairs = zip(*(values(self.program, tensors, self.inputs) for tensors in (self.tensors, changed)), strict=True)
         for (node, before), (_, after) in pairs:
             for number, (x, y, axes) in enumerate(_sides(before, after, self.inference.values.get(node))):
                 expected = element.act(x, axes)
@@ -187,18 +148,3 @@ def _unlike_fresh(statistic: Tensor, generator: torch.Generator) -> Tensor:
     value = statistic * (torch.rand(statistic.shape, generator=generator, dtype=torch.float64) + 0.5)
     positive = bool((statistic > 0).all())
     return value if positive else value + torch.randn(statistic.shape, generator=generator, dtype=torch.float64) * 0.3
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.to(WIDER.get(tensor.dtype, tensor.dtype))
-
-
-@contextmanager
-def _doubles() -> Iterator[None]:
-    """float64 where an operator takes the default dtype."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
