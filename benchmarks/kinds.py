@@ -15,11 +15,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fxmerge
-from benchmarks.kind_nets import KINDS, Kind
+from benchmarks import kind_layouts, kind_nets
+from benchmarks.kind import Kind
 from benchmarks.table import RESULTS, Row, save
 from fxmerge.ir.capture.inputs import bind, flatten
 from fxmerge.output.runtime import run_onnx
 
+KINDS: tuple[Kind, ...] = (*kind_nets.KINDS, *kind_layouts.KINDS)
 BATCHES = (1, 2, 7)
 TRAINING = {"steps": 10, "batch_size": 8, "augment": "none"}
 CLOSE = 1e-5

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kind_nets import KINDS, Kind
-from benchmarks.kinds import CLOSE, whole_way
+from benchmarks.kind import Kind
+from benchmarks.kinds import CLOSE, KINDS, whole_way
 
 BOTH = ("len(x)", "dict", "nn.Transformer, time first", "batch written into the model")
 """Kinds that are written as ONNX after training too; an export takes most of the time."""
