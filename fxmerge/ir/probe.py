@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fxmerge.ir.blocks import is_batch
 from fxmerge.ir.program import Port, Program
+from fxmerge.ir.row_blocks import is_batch
 
 ROWS = 3
 """More would cost time and show little: a program that computes something else does so on every row."""

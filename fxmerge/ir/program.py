@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxmerge.errors import DataError
-from fxmerge.ir.blocks import Block, block_of, in_blocks, is_batch
 from fxmerge.ir.module import module_of
+from fxmerge.ir.row_blocks import Block, block_of, in_blocks, is_batch
 from fxmerge.ir.shapes import propagate
 
 T = TypeVar("T")

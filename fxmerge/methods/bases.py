@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import Place, Stream, SuperNet
-from fxmerge.methods.blocks import Block, Merge, Unmerge, blocks_of
+from fxmerge.methods.map_nodes import Block, Merge, Unmerge, blocks_of
 from fxmerge.methods.regress import Moments, beside_ones, eliminate, principal, rows_of, thinned
 from fxmerge.methods.walk import Batch, Values
 

@@ -20,7 +20,7 @@ from fxmerge.ir.merge import NODES
 from fxmerge.ir.space import Leaf
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.bases import parents_of
-from fxmerge.methods.blocks import Block, Merge, Unmerge
+from fxmerge.methods.map_nodes import Block, Merge, Unmerge
 from fxmerge.methods.probe import matrix_of, multiplies, sums
 from fxmerge.methods.regress import Moments, rows_of, thinned
 from fxmerge.methods.walk import Batch, Values

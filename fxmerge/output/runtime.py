@@ -19,9 +19,9 @@ from fxmerge.errors import SourceError, VerificationError
 from fxmerge.io.child import ChildError, ask
 from fxmerge.io.files import weights_beside
 from fxmerge.io.guard import check_file
-from fxmerge.ir.blocks import Block, in_blocks
 from fxmerge.ir.difference import Difference, difference, largest
 from fxmerge.ir.program import Port, Program
+from fxmerge.ir.row_blocks import Block, in_blocks
 from fxmerge.messages import printable
 
 _DTYPES = {

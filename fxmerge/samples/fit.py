@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fxmerge.errors import DataError
-from fxmerge.ir.blocks import is_batch
 from fxmerge.ir.program import Port, Program
+from fxmerge.ir.row_blocks import is_batch
 from fxmerge.messages import listed, nearest, printable, reason
 from fxmerge.samples.arrays import Array, as_tensor
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from fxmerge.coupling import RuleSet, operator_name
 from fxmerge.coupling.elements import Deviation, Element, Kind
 from fxmerge.coupling.inference import Inference
-from fxmerge.ir.blocks import is_batch
 from fxmerge.ir.program import Program
+from fxmerge.ir.row_blocks import is_batch
 from fxmerge.ir.space import MOVABLE
 from fxmerge.ir.wide import outputs, values, widen
 from passes.rules import BUILTIN

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fxmerge.ir.blocks import is_batch
 from fxmerge.ir.capture.sizes import LARGEST
 from fxmerge.ir.program import Program
+from fxmerge.ir.row_blocks import is_batch
 
 
 def bounded(program: Program, sample: Mapping[str, Tensor]) -> Program:
