@@ -90,6 +90,13 @@ class _Merge:
     """How far the parents are from what was made of them."""
 
     def run(self, parents: list[Parent], data: Any) -> Merged:
+        """The merge; a value whose size no step can know is said with its place, whichever step asked for it."""
+        try:
+            return self._stages(parents, data)
+        except GuardOnDataDependentSymNode as error:
+            raise _unsized(self.given) from error
+
+    def _stages(self, parents: list[Parent], data: Any) -> Merged:
         with self.stages("capture"):
             given = self.given = load_parents(parents, self.config, data)
             check_metrics(self.config.metric, given)
@@ -197,14 +204,11 @@ class _Merge:
         """The parents joined, and held to what was given."""
         check, record = self.verifier, self.verifier.record
         normal = [self._run("parent", program) for program in given]
-        try:
-            lined = self.pipeline.line_up(normal, self.known, record)
-            self.rewrite = check.parents(given, lined, samples)
-            joined = self.pipeline.join(lined, self.known, record)
-            if any(mine is not theirs for mine, theirs in zip(joined.parents, lined, strict=True)):
-                self.rewrite = check.parents(given, joined.parents, samples)
-        except GuardOnDataDependentSymNode as error:
-            raise _unsized(normal) from error
+        lined = self.pipeline.line_up(normal, self.known, record)
+        self.rewrite = check.parents(given, lined, samples)
+        joined = self.pipeline.join(lined, self.known, record)
+        if any(mine is not theirs for mine, theirs in zip(joined.parents, lined, strict=True)):
+            self.rewrite = check.parents(given, joined.parents, samples)
         check.join(joined, samples)
         program = self._run("supernet", joined.program)
         inputs = probe(joined.program, figures.probes(joined.program, joined, samples)[0])

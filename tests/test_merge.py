@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxmerge
-from fxmerge.errors import OptionError, VerificationError
+from fxmerge.errors import CaptureError, OptionError, VerificationError
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import run_onnx
 
@@ -140,6 +141,22 @@ def test_of_unlabeled_data_only_the_inputs_are_used(parents: Parents, tmp_path: 
         for labels in (0, 1)
     ]
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("options", [{"method": "average"}, {"method": "foldable", "steps": 2, "batch_size": 4}])
+def test_outputs_as_long_as_the_data_says_are_refused_with_their_place(options: dict[str, Any]) -> None:
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(5, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.head(x[x.sum(-1) > 0])
+
+    parents = [fxmerge.capture(Picks().eval(), (torch.randn(8, 5),), task=task) for task in "ab"]
+    with pytest.raises(CaptureError, match=r"depends on what the inputs hold.*test_merge\.py"):
+        fxmerge.merge(parents, **options)
 
 
 def test_rows_picked_by_what_the_data_holds_merge_too() -> None:

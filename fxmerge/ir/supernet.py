@@ -184,9 +184,6 @@ class SuperNet:
             tensors[name] = own.average(weights).to(tensors[name].dtype)
         return replace(self, program=self.program.evolve(tensors=tensors))
 
-    def feature_ports(self, *, final_only: bool = True) -> tuple[Feature, ...]:
-        return tuple(f for f in self.features if f.final or not final_only)
-
     def teacher(self, k: int, features: Sequence[Feature]) -> Program:
         """Parent k with the given features of its own as outputs."""
         return self.parents[k].showing({f.port: f.node for f in features if f.parent == k})
