@@ -6,7 +6,7 @@ Every trial trains on a small share of the samples and is judged by samples that
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
@@ -48,6 +48,8 @@ def begin(job: Job, start: Start) -> Begun:
 class _Trial:
     job: Job
     start: Start
+    tried: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Error by init and augmentation: no trial runs twice."""
 
     @property
     def steps(self) -> int:
@@ -56,11 +58,11 @@ class _Trial:
 
     def best_init(self) -> str:
         """Name of the start with the smallest reconstruction error."""
-        pool, held = self.pools(self.job.pools.kinds[0] if self.job.pools else "")
+        likeliest = self.job.pools.kinds[0] if self.job.pools else ""
         errors = {}
         for number, init in enumerate(TRIED):
             self.job.progress(number, len(TRIED), f"try init {init.name}")
-            errors[init.name] = self.error(init.name, pool, held)
+            errors[init.name] = self.error(init.name, likeliest)
         best = min(errors, key=lambda name: errors[name])
         self.job.notes.append(f"init {best}: smallest {self.said(errors)}")
         return best
@@ -73,7 +75,7 @@ class _Trial:
         errors = {}
         for number, kind in enumerate(pools.kinds):
             job.progress(number, len(pools.kinds), f"try augmentation {kind}")
-            errors[kind] = self.error(init, *self.pools(kind))
+            errors[kind] = self.error(init, kind)
         likeliest = pools.kinds[0]
         best = min(errors, key=lambda kind: errors[kind] * (CLEARLY if kind == likeliest else 1))
         why = "none other is clearly better" if best == likeliest else "clearly better than the likeliest"
@@ -90,8 +92,13 @@ class _Trial:
             return job.pool, job.pool
         return job.pools.trial(kind, self.steps / max(job.settings.steps, 1)), job.pools.held()
 
-    def error(self, init: str, pool: Pool, held: Pool) -> float:
-        """Reconstruction error on `held` after a trial on `pool`: 1 is what the best constant answer gets."""
+    def error(self, init: str, kind: str) -> float:
+        """Reconstruction error on held-back inputs after a trial: 1 is what the best constant answer gets."""
+        if (init, kind) not in self.tried:
+            self.tried[init, kind] = self._measured(init, *self.pools(kind))
+        return self.tried[init, kind]
+
+    def _measured(self, init: str, pool: Pool, held: Pool) -> float:
         settings = replace(self.job.settings, steps=self.steps)
         short = replace(self.job, pool=pool, settings=settings, progress=silent, state=None, notes=[])
         supernet, program = self.start(short, find_init(init))
