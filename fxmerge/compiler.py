@@ -21,7 +21,7 @@ from fxmerge.inspection import check, examine, inspect
 from fxmerge.ir.difference import Difference
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
-from fxmerge.ir.shapes import first_unsized
+from fxmerge.ir.shapes import first_unsized, unsized
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.messages import nearest
 from fxmerge.methods import Job, Method, Outcome
@@ -99,6 +99,8 @@ class _Merge:
     def _stages(self, parents: list[Parent], data: Any) -> Merged:
         with self.stages("capture"):
             given = self.given = load_parents(parents, self.config, data)
+            if any(unsized(node) for program in given for node in program.result):
+                raise _unsized(given)
             check_metrics(self.config.metric, given)
             samples = self._samples(given, data)
         with self.stages("analyse"):

@@ -55,10 +55,15 @@ def first_unsized(program: Program) -> fx.Node | None:
     """The first value of which a size depends on what the inputs hold, not on their shapes."""
     node: fx.Node
     for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
+        if unsized(node):
             return node
     return None
+
+
+def unsized(node: fx.Node) -> bool:
+    """Whether the size of a value depends on what the inputs hold, not on their shapes."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape)
 
 
 class _Propagate(fx.Interpreter):

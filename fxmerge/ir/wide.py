@@ -50,27 +50,27 @@ def values(
     ports = dict(zip(program.placeholders, program.inputs, strict=True))
     known: dict[fx.Node, Any] = {}
     left = {node: len(node.users) for node in program.graph.nodes}
-    with doubles(), torch.no_grad():
-        for node in program.graph.nodes:
-            if node.op == "output" or (node.op == "call_function" and node.meta.get("val") is None):
-                continue
-            if node.op == "placeholder":
-                known[node] = inputs[ports[node].name]
-            elif node.op == "get_attr":
-                known[node] = attributes[str(node.target)]
-            else:
-                known[node] = _call(node, known)
-            yield node, known[node]
-            for argument in node.all_input_nodes:
-                left[argument] -= 1
-                if not left[argument]:
-                    del known[argument]
+    for node in program.graph.nodes:
+        if node.op == "output" or (node.op == "call_function" and node.meta.get("val") is None):
+            continue
+        if node.op == "placeholder":
+            known[node] = inputs[ports[node].name]
+        elif node.op == "get_attr":
+            known[node] = attributes[str(node.target)]
+        else:
+            known[node] = _call(node, known)
+        yield node, known[node]
+        for argument in node.all_input_nodes:
+            left[argument] -= 1
+            if not left[argument]:
+                del known[argument]
 
 
 def _call(node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
     args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: WIDER.get(a, a) if isinstance(a, torch.dtype) else a)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    with doubles(), torch.no_grad():  # around the call alone: a generator's reader must not run in float64 too
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 @contextmanager

@@ -35,19 +35,24 @@ class Bases:
         self.targets = {name: self._targets(name) for name in reads}
         self.streams = {s: [self._twins(n) for n in (t.post or t.places)] for s, t in supernet.streams.items()}
 
+        self.bases: dict[str, list[Tensor]] = {}
+        """By stream that may be turned: the merge matrix of every parent."""
+        self.kept: dict[str, list[tuple[int, int]]] = {}
+        """By other space: (parent, unit) of every merged unit."""
+
     def choose(self) -> frozenset[str]:
         """Set the merge maps; the spaces whose maps are left as they were."""
         values = [Values(p, self.batches, w) for p, w in zip(parents_of(self.supernet), self._wanted(), strict=True)]
-        bases = {s: self._basis(s, self.supernet.streams[s], spots, values) for s, spots in self.streams.items()}
-        spaces = {b.space for n in self.targets for b in self.blocks[n]} - bases.keys()
-        kept = {space: self._kept(space, values) for space in sorted(spaces)}
+        self.bases = {s: self._basis(s, self.supernet.streams[s], spots, values) for s, spots in self.streams.items()}
+        spaces = {b.space for n in self.targets for b in self.blocks[n]} - self.bases.keys()
+        self.kept = {space: self._kept(space, values) for space in sorted(spaces)}
         left = set()
         for name, place in self.supernet.places.items():
             for block in self.blocks[name] if place.role == "write" else ():
-                if block.space in bases and block.plain:
-                    block.set(bases[block.space])
-                elif block.space in kept:
-                    block.set(block.selection(kept[block.space]))
+                if block.space in self.bases and block.plain:
+                    block.set(self.bases[block.space])
+                elif block.space in self.kept:
+                    block.set(block.selection(self.kept[block.space]))
                 else:
                     left.add(block.space)
         return frozenset(left)

@@ -64,7 +64,7 @@ class Condense:
         left = bases.choose()
         if left:
             job.notes.append(f"condense: no closed form for the spaces {', '.join(sorted(left))}: they are averaged")
-        tensors = Prefix(net, bases.blocks, batches, self.ridge).solve()
+        tensors = Prefix(net, bases, batches, self.ridge).solve()
         return net.with_program(net.program.evolve(tensors=tensors))
 
 

@@ -19,21 +19,24 @@ from torch import Tensor, fx
 from fxmerge.ir.merge import NODES
 from fxmerge.ir.space import Leaf
 from fxmerge.ir.supernet import SuperNet
-from fxmerge.methods.bases import parents_of
+from fxmerge.methods.bases import Bases, parents_of
 from fxmerge.methods.map_nodes import Block, Merge, Unmerge
 from fxmerge.methods.probe import matrix_of, multiplies, sums
 from fxmerge.methods.regress import Moments, rows_of, thinned
 from fxmerge.methods.walk import Batch, Values
 
+FULL = 1e-6
+"""Directions that maps reach by less than this share count as not reached (what a norm subtracts needs no correction)."""
+
 
 class Prefix:
     """The walk: merged values as far as they are solved, the parents' beside them."""
 
-    def __init__(
-        self, supernet: SuperNet, blocks: dict[str, list[Block]], batches: Sequence[Batch], ridge: float
-    ) -> None:
-        self.supernet, self.blocks, self.batches, self.ridge = supernet, blocks, batches, ridge
-        self.tensors = self._with_plain_norms()
+    def __init__(self, supernet: SuperNet, bases: Bases, batches: Sequence[Batch], ridge: float) -> None:
+        self.supernet, self.bases, self.blocks, self.batches, self.ridge = supernet, bases, bases.blocks, batches, ridge
+        self.post = {supernet.trunk[n]: space for space, stream in supernet.streams.items() for n in stream.post}
+        """By name of a norm whose result goes on as the stream: the stream."""
+        self.tensors = self._own_tensors()
         self.merged = Values(supernet.program.evolve(tensors=self.tensors), batches)
         self.parents = [Values(parent, batches) for parent in parents_of(supernet)]
         self.shifts: dict[tuple[str, int], Tensor] = {}
@@ -59,6 +62,8 @@ class Prefix:
                 self._shift(merged)
                 self._correct(node, merged)
             self.merged.of(node)
+            if node.name in self.post:
+                self._fit_norm(node)
             for needed in self._behind(node):
                 self.merged.release(needed)
             for k, theirs in self._asked(node):
@@ -68,6 +73,9 @@ class Prefix:
     # -- what is looked at -----------------------------------------------------------------------------
 
     def _behind(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """What is computed anew when a node is solved, and what that needs."""
+        if node.name in self.post:
+            return tuple(node.all_input_nodes)
         merged = Merge.of(node)
         return merged.behind if merged else ()
 
@@ -77,7 +85,8 @@ class Prefix:
         if unmerged:
             return [(unmerged.k, theirs)] if (theirs := self._seen(unmerged)) is not None else []
         total = self._total(node)
-        return list(enumerate(self.supernet.twins[total.name])) if total else []
+        name = node.name if node.name in self.post else self._goal(total).name if total else ""
+        return list(enumerate(self.supernet.twins.get(name, ())))
 
     def _seen(self, unmerged: Unmerge) -> fx.Node | None:
         """What the parent itself has where the SuperNet unmerges for it."""
@@ -100,6 +109,10 @@ class Prefix:
             return None
         return total if other.op == "call_function" and sums(total, node) else None
 
+    def _goal(self, total: fx.Node) -> fx.Node:
+        """Where the parents show what a sum should be: a norm forgives its size, so behind one that follows."""
+        return next((user for user in _readers(total) if user.name in self.post), total)
+
     def _other(self, total: fx.Node, node: fx.Node) -> fx.Node | None:
         """The other operand of a sum of two values of one shape."""
         others = [n for n in total.all_input_nodes if n is not node and isinstance(n.meta.get("val"), Tensor)]
@@ -108,18 +121,43 @@ class Prefix:
 
     # -- norms -----------------------------------------------------------------------------------------
 
-    def _with_plain_norms(self) -> dict[str, Tensor]:
-        """Norms of turned streams scale by one and shift by nothing: what reads them absorbs the parents'."""
+    def _own_tensors(self) -> dict[str, Tensor]:
+        """Norms of turned streams scale by one and shift by nothing: what reads them absorbs the parents'.
+
+        Along a space of which whole units are kept, every unit brings its own scale, shift and statistics.
+        """
         net = self.supernet
         tensors, spaces = dict(net.program.tensors), net.spaces
         assert spaces is not None
         nodes = {n.target: n for n in net.program.graph.nodes if n.op == "get_attr"}
         for name in net.own:
-            axes = spaces.tensors[name]
-            if len(axes) == 1 and isinstance(axes[0], Leaf) and axes[0].space in net.streams:
-                value = tensors[name]
-                tensors[name] = torch.ones_like(value) if multiplies(nodes[name]) else torch.zeros_like(value)
+            axes, node = spaces.tensors[name], nodes[name]
+            if len(axes) != 1 or not isinstance(axes[0], Leaf):
+                continue
+            if axes[0].space in net.streams:
+                tensors[name] = torch.ones_like(tensors[name]) if multiplies(node) else torch.zeros_like(tensors[name])
+            elif axes[0].space in self.bases.kept and node.name in net.twins:
+                own = [p.tensors[str(n.target)] for p, n in zip(net.parents, net.twins[node.name], strict=True)]
+                kept = [own[k][unit] for k, unit in self.bases.kept[axes[0].space]]
+                tensors[name] = torch.stack(kept).to(tensors[name].dtype)
         return tensors
+
+    def _fit_norm(self, node: fx.Node) -> None:
+        """Fit scale and shift of a norm whose result goes on as the stream, coordinate by coordinate."""
+        own = [n for n in node.all_input_nodes if n.op == "get_attr" and n.target in self.supernet.own]
+        if any(len(n.users) > 1 for n in own):
+            return
+        bases, twins = self.bases.bases[self.post[node.name]], self.supernet.twins[node.name]
+        goals = [torch.cat([rows_of(v, -1) for v in self.parents[k].of(n)]) @ bases[k].T for k, n in enumerate(twins)]
+        goal, given = torch.stack(goals).sum(0), torch.cat([rows_of(v, -1) for v in self.merged.of(node)])
+        centred = given - given.mean(0)
+        scale = (centred * (goal - goal.mean(0))).sum(0) / centred.square().sum(0).clamp(min=1e-30)
+        for tensor in own:
+            fitted = scale if multiplies(tensor) else goal.mean(0) - scale * given.mean(0)
+            name = str(tensor.target)
+            self.tensors[name] = self.merged.tensors[name] = fitted.to(self.tensors[name].dtype)
+            self.merged.again(tensor)
+        self.merged.again(node)
 
     # -- readers ---------------------------------------------------------------------------------------
 
@@ -193,7 +231,7 @@ class Prefix:
             constant = self._correct_writer(merged, blocks[0], basis, rest, biased)
         if biased:
             matrices = torch.cat([blocks[0].map.dense[k].detach().double() for k in merged.parents], 1)
-            least = torch.linalg.pinv(matrices) @ constant
+            least = torch.linalg.pinv(matrices, rtol=FULL) @ constant
             widths = [len(blocks[0].own[k]) for k in merged.parents]
             for call, part in zip(merged.calls, torch.split(least, widths), strict=True):
                 bias = self._bias(call)
@@ -208,7 +246,8 @@ class Prefix:
         other = self._other(total, node)
         assert other is not None
         written, there = [self.merged.of(call) for call in merged.calls], self.merged.of(other)
-        wanted = [self.parents[k].of(self.supernet.twins[total.name][k]) for k in merged.parents]
+        twins = self.supernet.twins[self._goal(total).name]
+        wanted = [self.parents[k].of(twins[k]) for k in merged.parents]
         found = []
         for i in range(len(self.batches)):
             goal, y = (torch.cat([rows_of(v[i], merged.axis) for v in side], 1) for side in (wanted, written))
@@ -238,7 +277,7 @@ class Prefix:
             rows = rows_of(x, shown[0].axis)
             moments.add(thinned(rows, len(self.batches)), thinned(missing, len(self.batches)))
         change, constant = moments.ridge(self.ridge, biased)
-        least = torch.linalg.pinv(side) @ change
+        least = torch.linalg.pinv(side, rtol=FULL) @ change
         for k, part in zip(merged.parents, torch.split(least, widths), strict=True):
             block.set_one(k, block.map.dense[k].double() + part)
         return constant
