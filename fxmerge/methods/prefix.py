@@ -26,7 +26,7 @@ from fxmerge.methods.regress import Moments, rows_of, thinned
 from fxmerge.methods.walk import Batch, Values
 
 FULL = 1e-6
-"""Directions that maps reach by less than this share count as not reached (what a norm subtracts needs no correction)."""
+"""Directions that maps reach by less than this share count as not reached: what a norm subtracts needs nothing."""
 
 
 class Prefix:
