@@ -44,6 +44,7 @@ from fxmerge.samples.pool import Pools, Recipe
 from fxmerge.stages import Stages
 from fxmerge.training.fit import Settings, silent
 from fxmerge.training.memory import budget
+from fxmerge.training.optimizers import OPTIMIZERS
 from fxmerge.verification import Verifier, require_template, unfolded
 from fxmerge.version import __version__
 
@@ -225,7 +226,7 @@ class _Merge:
             return knowledge().fold_trunk(self.plan).run("fold", program, self.known, self.verifier.record)
 
         recipe = Recipe(trained.augment, trained.pool, trained.batch_size, config.seed)
-        pools = Pools(supernet, samples, recipe) if samples is not None and self.method.needs_data else None
+        pools = Pools(supernet, samples, recipe, tell) if samples is not None and self.method.needs_data else None
         return Job(
             supernet=supernet,
             pool=None if pools is None else pools.pool(pools.kinds[0]),
@@ -233,8 +234,9 @@ class _Merge:
             settings=Settings(
                 steps=trained.steps,
                 batch_size=trained.batch_size,
-                lr=trained.lr,
+                lr=trained.lr or Settings.lr,
                 weight_decay=trained.weight_decay,
+                optimizer=OPTIMIZERS.get(trained.optimizer, Settings.optimizer),
                 seed=config.seed,
                 device=figures.device_of(config.device),
                 dtype=getattr(torch, trained.dtype),
@@ -291,6 +293,7 @@ class _Merge:
                 held_back=figures.rows_of(held[k]) if held else 0,
                 agreement=figures.agreement(outputs),
                 feature_r2=figures.feature_score(outcome.program, supernet, k, own) if own else None,
+                stages=figures.stages(outcome, supernet, k, own, self.trained.loss) if own else {},
                 outputs=tuple(score.figures() for score in outputs),
             )
 
@@ -329,7 +332,7 @@ class _Merge:
             out=self.config.out,
             parents=parents,
             merged=sizes,
-            training=Training.of(outcome.log, outcome.augmentation) if outcome.log else None,
+            training=Training.of(outcome.log, outcome.augmentation, outcome.chosen) if outcome.log else None,
         )
 
     def _merged(self, program: Program, supernet: SuperNet, facts: Result, samples: Samples | None = None) -> Merged:

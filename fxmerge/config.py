@@ -72,9 +72,12 @@ class MergeConfig(BaseModel):
     overwrite: bool = option(False, "Replace outputs that exist.", "Files")
 
     method: str = option(
-        "foldable", "How M and U are found; `fxmerge methods` lists them. Options may follow: name{rank=12}.", "Method"
+        "auto", "How M and U are found; `fxmerge methods` lists them. Options may follow: name{rank=12}.", "Method"
     )
-    init: str = option("auto", "What a trained method starts from: first, average, or auto.", "Method", of_method=True)
+    init: str = option(
+        "auto", "What a trained method starts from: condense, average, first, parent1, …, or auto.", "Method",
+        of_method=True,
+    )  # fmt: skip
     rank: int | None = option(
         None, "Rank of M and U beside their diagonals, 0 for none (default: dense in narrow models, else 12).",
         "Method", ge=0, of_method=True,
@@ -82,7 +85,7 @@ class MergeConfig(BaseModel):
     full: bool = option(False, "Dense M and U.", "Method", of_method=True)
     like: int = option(0, "The parent whose shape the merged model has, counted from 0.", "Method", ge=0)
     width_scale: float | None = option(None, "Make every merged width this many times larger.", "Method", gt=0, le=64)
-    augment: Literal["auto", "none", "image", "tokens", "vector"] = option(
+    augment: Literal["auto", "none", "image", "tokens", "vector", "written"] = option(
         "auto", "How unlabeled samples are varied; auto fits the kind of input.", "Method", of_method=True
     )
     pool: int | None = option(None, "Samples a task after augmentation.", "Method", ge=1, of_method=True)
@@ -96,9 +99,29 @@ class MergeConfig(BaseModel):
         "(default: found).", "Method", ge=0,
     )  # fmt: skip
 
-    steps: int | None = option(None, "Training steps (default 600).", "Training", ge=0, of_method=True)
+    steps: int | None = option(
+        None, "Training steps (default 1500 of auto, 600 of other methods).", "Training", ge=0, of_method=True
+    )
+    polish: int | None = option(
+        None, "Steps of training after the fold; with 0 the closed form is the result.", "Training", ge=0,
+        metavar="N", of_method=True,
+    )  # fmt: skip
+    budget: float | None = option(
+        None, "Seconds that trials and training may take together, in place of a number of steps.", "Training",
+        metavar="SECONDS", gt=0, of_method=True,
+    )  # fmt: skip
+    optimizer: Literal["auto", "adamw", "muon"] = option(
+        "auto", "AdamW, or Muon, which steps matrices alike in all directions; auto tries both.", "Training",
+        of_method=True,
+    )  # fmt: skip
+    loss: Literal["auto", "features"] = option(
+        "auto", "What is compared with the parents: final features, or (auto) what fits the kind of each output.",
+        "Training", of_method=True,
+    )  # fmt: skip
     batch_size: int = option(64, "Samples a training step.", "Training", ge=1, of_method=True)
-    lr: float | None = option(None, "Peak learning rate (default 0.003).", "Training", gt=0, of_method=True)
+    lr: float | None = option(
+        None, "Peak learning rate (default: tried by auto, else 0.003).", "Training", gt=0, of_method=True
+    )
     weight_decay: float | None = option(
         None, "Weight decay of matrices (default 0.001).", "Training", ge=0, of_method=True
     )

@@ -17,8 +17,9 @@ from fxmerge.io.files import sha256
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.base import Outcome
 from fxmerge.methods.student import teachers
-from fxmerge.methods.wanted import wanted
+from fxmerge.methods.wanted import Loss, wanted
 from fxmerge.output.readings import metric_of, reading
 from fxmerge.output.scores import Score, real_places
 from fxmerge.samples.pool import pool_of
@@ -92,20 +93,33 @@ def agreement(found: Sequence[Score]) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
-def feature_score(program: Program, supernet: SuperNet, k: int, samples: Samples) -> float | None:
-    """R² of what the loss compares for parent k, as `program` gives it on these samples: 1 is perfect."""
+def feature_score(
+    program: Program, supernet: SuperNet, k: int, samples: Samples, loss: Loss = "features"
+) -> float | None:
+    """R² of what the loss compares for parent k, as `program` gives it on these samples: 1 is perfect.
+
+    Of answers that `loss` measures otherwise, one less their error.
+    """
     known = {port.name for port in program.outputs}
-    compared = {w.feature.port: w for w in wanted(supernet) if w.feature.parent == k and w.feature.port in known}
+    every = wanted(supernet, loss=loss)
+    compared = {w.feature.port: w for w in every if w.feature.parent == k and w.feature.port in known}
     if not compared:
         return None
     student = program.only(compared, inputs=True)
-    order = [compared[port.name].feature for port in student.outputs]
+    chosen = [compared[port.name] for port in student.outputs]
     alone = replace(supernet, program=student, parents=(supernet.parents[k],), inputs=(supernet.inputs[k],))
-    targets = Targets(teachers(alone, [replace(f, parent=0) for f in order]))
+    teacher = teachers(alone, [replace(each.feature, parent=0) for each in chosen])
+    targets = Targets(teacher, kinds=tuple(each.kind for each in chosen))
     pool = pool_of(student, supernet.given(k, samples))
     found = score(student.module, pool, targets, Settings(batch_size=rows_at_once(student)))
-    weights = [compared[port.name].weight for port in student.outputs]
+    weights = [each.weight for each in chosen]
     return sum(w * s for w, s in zip(weights, found, strict=True)) / sum(weights)
+
+
+def stages(outcome: Outcome, supernet: SuperNet, k: int, samples: Samples, loss: Loss) -> dict[str, float]:
+    """What every stage of a merge reached on these samples, by what it was trained on."""
+    found = {each.name: feature_score(each.program, supernet, k, samples, loss) for each in outcome.stages}
+    return {name: score for name, score in found.items() if score is not None}
 
 
 def probes(program: Program, supernet: SuperNet, samples: Sequence[Samples] | None) -> list[Samples]:

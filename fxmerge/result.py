@@ -115,11 +115,13 @@ class Training:
     """At most a hundred or so of them, over all steps."""
     samples_per_second: float
     augmentation: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """What trials chose, and their errors on held-back samples."""
 
     @classmethod
-    def of(cls, log: Log, augmentation: Mapping[str, Any]) -> Training:
+    def of(cls, log: Log, augmentation: Mapping[str, Any], chosen: Mapping[str, Any]) -> Training:
         losses = tuple(round(loss, 6) for loss in log.losses[:: max(1, len(log.losses) // 100)])
-        return cls(log.steps, log.loss_first, log.loss_last, losses, log.samples_per_second, augmentation)
+        return cls(log.steps, log.loss_first, log.loss_last, losses, log.samples_per_second, augmentation, chosen)
 
 
 @dataclass(frozen=True)

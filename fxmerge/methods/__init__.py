@@ -1,5 +1,6 @@
 """Merging methods: each fills the maps of a SuperNet, no more. The names are those of the papers."""
 
+from fxmerge.methods.auto import AUTO
 from fxmerge.methods.average import AVERAGE
 from fxmerge.methods.base import Init, Job, Method, Outcome, Trained
 from fxmerge.methods.condense import CONDENSE
@@ -7,7 +8,7 @@ from fxmerge.methods.distill import DISTILL
 from fxmerge.methods.foldable import FOLDABLE
 from fxmerge.methods.inits import INITS
 
-METHODS: tuple[Method, ...] = (AVERAGE, FOLDABLE, DISTILL, CONDENSE)
+METHODS: tuple[Method, ...] = (AUTO, CONDENSE, FOLDABLE, DISTILL, AVERAGE)
 """The built-in methods, the default one second."""
 
 __all__ = ["INITS", "METHODS", "Init", "Job", "Method", "Outcome", "Trained"]

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.wanted import Loss
 from fxmerge.training.fit import Log, Pool, Progress, Settings
+from fxmerge.training.optimizers import Choice
 
 
 class Init(Protocol):
@@ -40,13 +42,17 @@ class Trained:
     """What training starts from."""
     inner: float = 0.0
     """Weight of the inner features in the loss, beside the final ones' weight of one."""
-    augment: Literal["auto", "none", "image", "tokens", "vector"] = "auto"
+    augment: Literal["auto", "none", "image", "tokens", "vector", "written"] = "auto"
     pool: int | None = None
     """Samples a task after augmentation."""
     steps: int = 600
     batch_size: int = 64
-    lr: float = 3e-3
+    lr: float | None = 3e-3
+    """None where trials choose it."""
     weight_decay: float = 1e-3
+    optimizer: Choice = "adamw"
+    loss: Loss = "features"
+    """What is compared: final features of everything, or ("auto") what fits the kind of each output."""
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -96,6 +102,14 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """The merge as it was when a stage was done, for its figures."""
+
+    name: str
+    program: Program
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The merged model before its last fold: `program` still may hold merge and unmerge nodes."""
 
@@ -108,6 +122,10 @@ class Outcome:
     """Maps, or weights, that no gradient reached."""
     augmentation: Mapping[str, Any] = field(default_factory=dict)
     """How the inputs were varied that it was trained on."""
+    stages: tuple[Stage, ...] = ()
+    """Where there was more than one: every stage, the last one too."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """What trials chose, and their errors."""
 
 
 class Method(Protocol):

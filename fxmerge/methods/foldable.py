@@ -12,6 +12,7 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import GradientWatch
 from fxmerge.methods.base import Init, Job, Outcome, Trained
 from fxmerge.methods.inits import FromAverage
+from fxmerge.methods.polish import polished
 from fxmerge.methods.student import student_of, train, trainable, unreached
 from fxmerge.methods.trial import begin
 
@@ -37,6 +38,8 @@ class Foldable(Trained):
     """Rank of M and U beside their diagonals, 0 for none; None for dense ones in narrow models and `RANK` in wide."""
     full: bool = False
     """Dense M and U."""
+    polish: int | None = None
+    """Steps of training of all weights after the fold."""
 
     def __post_init__(self) -> None:
         if self.full and self.rank is not None:
@@ -47,7 +50,7 @@ class Foldable(Trained):
         watch = GradientWatch(begun.supernet.maps())
         student, log = train(begun.program, begun.supernet, begun.job)
         watch.close()
-        return Outcome(
+        outcome = Outcome(
             begun.supernet.program,
             init=begun.init,
             log=log,
@@ -55,6 +58,7 @@ class Foldable(Trained):
             trainable=trainable(student),
             unreached=unreached((*watch.missing, *log.untouched), student, log),
         )
+        return polished(begun.job, outcome, begun.supernet, self.name, self.polish) if self.polish else outcome
 
     def plan(self, job: Job) -> Outcome:
         """The outcome before any training."""

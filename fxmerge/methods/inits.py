@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from fxmerge.errors import OptionError
@@ -39,6 +40,28 @@ class FromFirst:
 
 
 @dataclass(frozen=True)
+class FromParent:
+    """The same for another parent than the template: what it lacks in width is zero, what it has too much is cut."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"parent{self.number}"
+
+    @property
+    def summary(self) -> str:
+        return f"start from parent {self.number}, counted from 0"
+
+    def __call__(self, job: Job, form: Form) -> SuperNet:
+        count = len(job.supernet.parents)
+        if self.number >= count:
+            raise OptionError(f"there is no {self.name}: the parents are counted from 0", f"{count} parents were given")
+        weights = [float(k == self.number) for k in range(count)]
+        return job.supernet.start(weights, form, job.settings.seed)
+
+
+@dataclass(frozen=True)
 class FromCondense:
     """M and U of the closed form. Only dense maps can hold them."""
 
@@ -58,13 +81,23 @@ class FromCondense:
 
 
 TRIED: tuple[Init, ...] = (FromAverage(), FromFirst())
-"""What `auto` chooses from."""
+"""What `auto` chooses from for maps that train."""
 INITS: tuple[Init, ...] = (*TRIED, FromCondense())
+PARENT = re.compile(r"parent(\d{1,6})")
+
+
+def starts_for(parents: int, template: int) -> tuple[str, ...]:
+    """Names of all starts of a folded model."""
+    return ("condense", "average", "first", *(f"parent{k}" for k in range(parents) if k != template))
 
 
 def find_init(name: str) -> Init:
     """The start of this name. Raises `OptionError` naming the nearest one."""
     known = {init.name: init for init in INITS}
+    if found := PARENT.fullmatch(name):
+        return FromParent(int(found[1]))
     if name not in known:
-        raise OptionError(f"unknown init {name!r}{nearest(name, known)}", f"known are: auto, {', '.join(known)}")
+        raise OptionError(
+            f"unknown init {name!r}{nearest(name, known)}", f"known are: auto, {', '.join(known)}, parent0, …"
+        )
     return known[name]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from fxmerge.ir.program import Port, Program
+from fxmerge.ir.program import Port, Program, target_name
 from fxmerge.ir.supernet import Feature, SuperNet
 from fxmerge.methods.base import Job
 from fxmerge.methods.wanted import reads, wanted
-from fxmerge.training.fit import Log, fit
+from fxmerge.training.fit import Group, Log, fit, groups_of
 from fxmerge.training.labels import Mask, Targets
 from fxmerge.training.pool import Pool
 
@@ -20,7 +20,7 @@ def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]
     assert job.pool is not None
     student = student_of(program, supernet, job)
     targets = targets_of(student, supernet, job)
-    log = fit(student.module, None, job.pool, targets, job.settings, job.progress, job.state)
+    log = fit(student.module, groups(student), job.pool, targets, job.settings, job.progress, job.state)
     constant = [port.name for port, one in zip(student.outputs, log.constant, strict=True) if one]
     job.notes.extend(f"{name} has one value for all samples: nothing can be learnt from it" for name in constant)
     return student, log
@@ -28,13 +28,23 @@ def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]
 
 def student_of(program: Program, supernet: SuperNet, job: Job) -> Program:
     """The part of `program` that shows what the loss compares, with everything in it that is trained marked so."""
-    student = program.only(each.feature.port for each in wanted(supernet, job.options.inner))
+    student = program.only(each.feature.port for each in wanted(supernet, job.options.inner, job.options.loss))
     of_maps = {id(parameter) for module in student.maps.values() for parameter in module.parameters()}
     for name, parameter in student.module.named_parameters():
         # Maps say themselves what of them is trained, and a parent's own tensors are its teacher's too.
         if id(parameter) not in of_maps and name not in student.origins:
             parameter.requires_grad_(True)
     return student
+
+
+def groups(student: Program) -> tuple[Group, ...]:
+    """What is trained of a student: tables that are looked up apart, whatever else they do."""
+    tables = {str(n.target) for n in student.graph.nodes if n.op == "get_attr" and any(map(_looks_up, n.users))}
+    return groups_of(student.module, tables)
+
+
+def _looks_up(call: fx.Node) -> bool:
+    return target_name(call.target) == "aten.embedding.default"
 
 
 def trainable(student: Program) -> int:
@@ -57,10 +67,15 @@ def unreached(names: Iterable[str], student: Program, log: Log) -> tuple[str, ..
 def targets_of(student: Program, supernet: SuperNet, job: Job) -> Targets:
     """What the parents show, in the order of the student's outputs, weighted, padding masked."""
     assert job.pool is not None
-    by_port = {each.feature.port: each for each in wanted(supernet, job.options.inner)}
+    by_port = {each.feature.port: each for each in wanted(supernet, job.options.inner, job.options.loss)}
     chosen = [by_port[port.name] for port in student.outputs]
     masks = tuple(padding(student, port, job.pool) for port in student.outputs)
-    return Targets(teachers(supernet, [each.feature for each in chosen]), tuple(each.weight for each in chosen), masks)
+    return Targets(
+        teachers(supernet, [each.feature for each in chosen]),
+        tuple(each.weight for each in chosen),
+        masks,
+        tuple(each.kind for each in chosen),
+    )
 
 
 def teachers(supernet: SuperNet, features: Sequence[Feature]) -> nn.Module:

@@ -2,6 +2,7 @@
 
     output of a task   all of it read from final features       -->  those features, in front of the frozen head
                        a map reaches it on some other path too  -->  the output itself as well
+                       answers at many places, if asked for     -->  the output itself, by its kind (`answers`)
 
 So a map that serves any output gets its gradient, whatever the outputs are: by construction, not by luck.
 """
@@ -9,14 +10,19 @@ So a map that serves any output gets its gradient, whatever the outputs are: by 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import fx
 
 from fxmerge.ir.merge import head, merge
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import Feature, SuperNet
+from fxmerge.training.answers import kind_of
+from fxmerge.training.measures import Kind, Squares
+
+Loss = Literal["auto", "features"]
+SQUARES = Kind(Squares)
 
 
 @dataclass(frozen=True)
@@ -25,24 +31,32 @@ class Wanted:
 
     feature: Feature
     weight: float
+    kind: Kind = field(default=SQUARES, compare=False)
+    """How it is measured."""
 
 
-def wanted(supernet: SuperNet, inner: float = 0.0) -> tuple[Wanted, ...]:
-    """What is compared, each output of a task with the same weight in all; `inner` is that of every inner feature."""
+def wanted(supernet: SuperNet, inner: float = 0.0, loss: Loss = "features") -> tuple[Wanted, ...]:
+    """What is compared, each output of a task with the same weight in all; `inner` is that of every inner feature.
+
+    With `loss` "auto" outputs with answers at many places are compared as what they are, not by their features.
+    """
+    kinds: dict[str, Kind] = {}
     nodes = {port.name: node for port, node in zip(supernet.program.outputs, supernet.program.result, strict=True)}
     weights: dict[str, float] = {}
     known = {f.port: f for f in (*supernet.features, *output_features(supernet))}
     for k in range(len(supernet.parents)):
         own = [f for f in supernet.features if f.parent == k]
         outputs = [f for f in output_features(supernet) if f.parent == k]
-        found = {f.port: _of_output(f, own, nodes, supernet.program) for f in outputs}
+        if loss == "auto":
+            kinds |= {f.port: kind for f in outputs if (kind := kind_of(supernet, k, f.node)) is not None}
+        found = {f.port: [f.port] if f.port in kinds else _of_output(f, own, nodes, supernet.program) for f in outputs}
         count = sum(bool(ports) for ports in found.values())
         for ports in found.values():
             for port in ports:
                 weights[port] = weights.get(port, 0.0) + 1 / (count * len(ports))
     if inner:
         weights |= {f.port: inner for f in supernet.features if f.port not in weights}
-    return tuple(Wanted(known[port], weight) for port, weight in weights.items())
+    return tuple(Wanted(known[port], weight, kinds.get(port, SQUARES)) for port, weight in weights.items())
 
 
 def output_features(supernet: SuperNet) -> tuple[Feature, ...]:

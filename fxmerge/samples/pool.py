@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxmerge.errors import DataError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.samples import token_rows
 from fxmerge.samples.augment import Maker, candidates, recipe
+from fxmerge.samples.written import ROWS as ROWS_WRITTEN
+from fxmerge.samples.written import Writer
+from fxmerge.training.fit import Progress
 from fxmerge.training.pool import Inputs, Pool, Table, digest
 
 Samples = dict[str, Tensor]
@@ -34,6 +38,8 @@ BATCHES = 4
 """Batches in a block, where they are small enough."""
 ENOUGH = 8
 """With fewer samples of a task nothing is tried."""
+WRITTEN = "written"
+"""The kind of pool of which the parents write most."""
 HELD = 256
 """Samples of a task that a trial is judged by at most."""
 
@@ -56,6 +62,8 @@ class Pools:
     samples: Sequence[Samples]
     """Of every parent, by its own input names."""
     recipe: Recipe
+    progress: Progress | None = None
+    """Told what takes long."""
 
     @cached_property
     def own(self) -> list[tuple[str, ...]]:
@@ -67,9 +75,45 @@ class Pools:
         """The kinds to choose from, the likeliest first: the user's, or what the inputs may be."""
         if self.recipe.kind != "auto":
             return (self.recipe.kind,)
+        first = (WRITTEN,) if self.writers else ()
         varied = [kinds[:-1] or kinds for kinds in self.own]
         joined = ("+".join(sorted({part for kinds in varied for part in kinds[n].split("+")})) for n in (0, -1))
-        return tuple(dict.fromkeys([*(kind.replace("none+", "") for kind in joined), "none"]))
+        return tuple(dict.fromkeys([*first, *(kind.replace("none+", "") for kind in joined), "none"]))
+
+    @cached_property
+    def writers(self) -> dict[int, Writer]:
+        """By parent: those that can write more text for all."""
+        if not self.supernet.together or len({_shape(own) for own in self.samples}) > 1:
+            return {}
+        found = {k: Writer.of(self.supernet, k, own) for k, own in enumerate(self.samples)}
+        return {k: writer for k, writer in found.items() if writer is not None}
+
+    @cached_property
+    def written(self) -> dict[int, Samples]:
+        """What the parents write, by parent: of samples that are not held back, so it serves trials too."""
+        if not self.writers:
+            raise DataError("no parent can write text", "choose another --augment")
+        made = {}
+        for k, writer in self.writers.items():
+            own = self.samples[k]
+            held = _held(own) if self.triable else 0
+            rest = {name: value[held:] for name, value in own.items()}
+            told = partial(self._told, writer.program.task)
+            made[k] = writer.write(rest, self.recipe.rows or ROWS_WRITTEN, self.recipe.seed + k, told)
+        return made
+
+    def _told(self, task: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(done, total, f"{task} writes text")
+
+    def _with_written(self, samples: Sequence[Samples]) -> list[Samples]:
+        """Samples of every task, and what its parent wrote."""
+        return [
+            {name: torch.cat([value, self.written[k][name]]) for name, value in own.items()}
+            if k in self.written
+            else own
+            for k, own in enumerate(samples)
+        ]
 
     def pool(self, kind: str) -> Pool:
         """The pool of a kind, of all samples."""
@@ -98,6 +142,10 @@ class Pools:
         return self._pool(few, "none")
 
     def _pool(self, samples: Sequence[Samples], kind: str, fewest: int = 0) -> Pool:
+        if kind == WRITTEN:
+            pool = self._pool(self._with_written(samples), "none", fewest)
+            about = {"kind": kind, "steps": ["written-by-parents"], "samples": sum(map(rows_of, samples))}
+            return replace(pool, about={**pool.about, **about})
         given = [self.supernet.given(k, own) for k, own in enumerate(samples)]
         names = [port.name for port in self.supernet.program.inputs]
         if self.supernet.together:

@@ -1,17 +1,17 @@
 """Train a student to give the features its teachers give, on a fixed pool of unlabeled inputs.
 
 The one loop behind every trained method: the student is a SuperNet (only M, U and norms learn), a folded net, or a
-plain net. The loss is the mean squared error of each feature, divided by that feature's own spread, so 1 is
-what the best constant answer gets. Teachers label the pool once; the student reads it as often as its steps need.
+plain net. The loss is what it misses of each feature by that feature's own measure, so 1 is what the best constant
+answer gets. Teachers label the pool once; the student reads it as often as its steps need.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import DataError, OptionError
-from fxmerge.training.labels import SPREAD_ROWS, Labels, Mask, Targets, Teachers, real
+from fxmerge.training.labels import SPREAD_ROWS, Labels, Mask, Targets, Teachers
+from fxmerge.training.optimizers import OptimizerFactory, adamw
 from fxmerge.training.pool import Part, Pool, parts
 from fxmerge.training.resume import Interrupted, between_steps, keep, recall, restore
 
@@ -39,6 +40,10 @@ __all__ = [
 ]
 
 
+FREE = ("device", "optimizer", "memory")
+"""Settings that a kept run may be continued with others of; its optimizer is named beside."""
+
+
 class Progress(Protocol):
     """What is told how far work has come: `done` of `total`, and a few words."""
 
@@ -56,10 +61,8 @@ class Group:
     parameters: tuple[nn.Parameter, ...]
     rate: float = 1.0
     decay: bool = True
-
-
-OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-"""Makes an optimizer of param groups that each have "params", "lr" and "weight_decay"."""
+    matrices: bool = False
+    """Whether they map one space to another: not so vectors, and tables that are looked up."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,7 @@ class Settings:
     """float32, or bfloat16 for mixed precision; float64 asks for a student and a pool of float64."""
     memory: int = 1 << 30
     """Bytes that inputs and teachers' features may take together; what does not fit is made again when it is read."""
-    optimizer: OptimizerFactory | None = None
-    """AdamW unless given."""
+    optimizer: OptimizerFactory = adamw
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,17 @@ class Log:
         return sum(last) / len(last)
 
 
-def groups_of(student: nn.Module) -> tuple[Group, ...]:
-    """The student's trainable parameters: matrices with weight decay, vectors (norms, biases) without."""
-    trained = [p for p in student.parameters() if p.requires_grad]
-    matrices, vectors = (tuple(p for p in trained if (p.dim() > 1) == wide) for wide in (True, False))
-    return tuple(group for group in (Group(matrices), Group(vectors, decay=False)) if group.parameters)
+def groups_of(student: nn.Module, tables: Collection[str] = ()) -> tuple[Group, ...]:
+    """The student's trainable parameters: matrices with weight decay, vectors (norms, biases) without.
+
+    `tables` are names of parameters that are looked up, not multiplied with.
+    """
+    trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    wide = tuple(p for name, p in trained.items() if p.dim() > 1 and name not in tables)
+    looked_up = tuple(p for name, p in trained.items() if p.dim() > 1 and name in tables)
+    vectors = tuple(p for p in trained.values() if p.dim() <= 1)
+    groups = (Group(wide, matrices=True), Group(looked_up), Group(vectors, decay=False))
+    return tuple(group for group in groups if group.parameters)
 
 
 def fit(
@@ -130,15 +138,28 @@ def fit(
     With `state`, Ctrl-C writes the run to that file and raises `Interrupted`; a call with the same arguments
     and the same file continues where it stopped and removes the file when done.
     """
-    _check(pool, settings)
+    with labels_of(pool, targets, settings) as labels:
+        return fit_labelled(student, groups, labels, settings, progress, state)
+
+
+def fit_labelled(
+    student: nn.Module,
+    groups: Sequence[Group] | None,
+    labels: Labels,
+    settings: Settings,
+    progress: Progress = silent,
+    state: Path | None = None,
+) -> Log:
+    """`fit` on a pool whose teachers are at hand: for several students, each is labelled once."""
+    _check(labels.pool, settings)
     device = torch.device(settings.device)
     home = next((p.device for p in student.parameters()), torch.device("cpu"))
-    with _deterministic(device), labels_of(pool, targets, settings) as labels:
+    with _deterministic(device):
         try:
             student.to(device)
             enough = min(SPREAD_ROWS, max(256, 2 * settings.steps * settings.batch_size))
             labels.measure(enough, lambda done, total: progress(done, total, "parents' features"))
-            run = _Run(student, groups or groups_of(student), pool, labels, settings)
+            run = _Run(student, groups or groups_of(student), labels, settings)
             if state is not None and state.exists():
                 run.load(state)
             run.train(progress, state)
@@ -160,27 +181,30 @@ def labels_of(pool: Pool, targets: Targets, settings: Settings) -> Iterator[Labe
         targets.teacher.to(home)
 
 
-@torch.no_grad()
 def score(student: nn.Module, pool: Pool, targets: Targets, settings: Settings) -> tuple[float, ...]:
-    """R² of every feature over the pool: 1 is perfect, 0 what the best constant answer gets."""
+    """Of every feature over the pool, one less its error by its measure: 1 is perfect, 0 the best constant answer."""
     with labels_of(pool, targets, settings) as labels:
-        labels.measure(rows=None)
-        errors = [0.0] * len(labels.spread)
-        for table, number in pool.blocks():
-            everything = torch.arange(len(labels.block(table, number).inputs[0]))
-            for rows in torch.split(everything, settings.batch_size):
-                found = _errors(student, Part(table, number, rows), labels, settings)
-                errors = [e + float(f) * len(rows) / pool.rows for e, f in zip(errors, found, strict=True)]
+        return score_labelled(student, labels, settings)
+
+
+@torch.no_grad()
+def score_labelled(student: nn.Module, labels: Labels, settings: Settings) -> tuple[float, ...]:
+    """`score` on a pool whose teachers are at hand."""
+    labels.measure(rows=None)
+    pool, errors = labels.pool, [0.0] * len(labels.measures)
+    for table, number in pool.blocks():
+        everything = torch.arange(len(labels.block(table, number).inputs[0]))
+        for rows in torch.split(everything, settings.batch_size):
+            found = _errors(student, Part(table, number, rows), labels, settings)
+            errors = [e + float(f) * len(rows) / pool.rows for e, f in zip(errors, found, strict=True)]
     return tuple(1 - error for error in errors)
 
 
 class _Run:
     """One training run: the student, its optimizer and what was logged so far."""
 
-    def __init__(
-        self, student: nn.Module, groups: Sequence[Group], pool: Pool, labels: Labels, settings: Settings
-    ) -> None:
-        self.student, self.pool, self.labels, self.settings = student, pool, labels, settings
+    def __init__(self, student: nn.Module, groups: Sequence[Group], labels: Labels, settings: Settings) -> None:
+        self.student, self.pool, self.labels, self.settings = student, labels.pool, labels, settings
         names = {id(p): name for name, p in student.named_parameters()}
         parameters = [p for group in groups for p in group.parameters]
         if not parameters:
@@ -190,11 +214,16 @@ class _Run:
         self.losses: list[float] = []
         self.seconds = 0.0
         self.rates = [settings.lr * group.rate for group in groups]
-        self.optimizer = (settings.optimizer or _adamw)([self._param_group(group) for group in groups])
+        self.optimizer = settings.optimizer([self._param_group(group) for group in groups])
 
     def _param_group(self, group: Group) -> dict[str, Any]:
         decay = self.settings.weight_decay if group.decay else 0.0
-        return {"params": list(group.parameters), "lr": self.settings.lr * group.rate, "weight_decay": decay}
+        return {
+            "params": list(group.parameters),
+            "lr": self.settings.lr * group.rate,
+            "weight_decay": decay,
+            "matrices": group.matrices,
+        }
 
     def train(self, progress: Progress, state: Path | None) -> None:
         total = self.settings.steps
@@ -243,7 +272,7 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a kept state to be this run's."""
-        kept = replace(self.settings, device="", optimizer=None, memory=0)
+        kept = {f.name: getattr(self.settings, f.name) for f in fields(self.settings) if f.name not in FREE}
         return {
             "settings": repr(kept) + type(self.optimizer).__name__,
             "parameters": {name: list(p.shape) for name, p in self.trained.items()},
@@ -272,11 +301,6 @@ class _Run:
         self.losses, self.seconds, self.untouched = kept["losses"], kept["seconds"], set(kept["untouched"])
 
 
-def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW that forgets in a hundred steps: with the usual thousand, the start of a short run weighs on all of it."""
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
-
-
 def one_cycle(step: int, steps: int, warmup: float) -> float:
     """Share of the peak rate at a step: a cosine from 1/25 up to 1 and then down to almost 0."""
     top = warmup * steps
@@ -287,7 +311,7 @@ def one_cycle(step: int, steps: int, warmup: float) -> float:
 
 
 def _errors(student: nn.Module, part: Part, labels: Labels, settings: Settings) -> list[Tensor]:
-    """Mean squared error of every feature on rows of a block, as a share of its spread."""
+    """What the student misses of every feature on rows of a block, by its measure."""
     device = torch.device(settings.device)
     block = labels.block(part.table, part.number)
     inputs = [value[part.rows].to(device) for value in block.inputs]
@@ -295,11 +319,9 @@ def _errors(student: nn.Module, part: Part, labels: Labels, settings: Settings) 
         given = student(*inputs)
     errors = []
     for i, (mine, theirs) in enumerate(zip(given, block.features, strict=True)):
-        wanted = theirs[part.rows].to(device)
-        square = (labels.rows_first(i, mine, len(part.rows)).to(wanted.dtype) - wanted).square()
-        if (mask := labels.masks[i]) is not None:
-            square = real(square, inputs[mask.position], mask.axis)
-        errors.append((square.mean() if square.numel() else square.sum()) / labels.spread[i])
+        pair = (labels.rows_first(i, mine, len(part.rows)), theirs[part.rows].to(device))
+        ours, wanted = (labels.places(i, value, inputs) for value in pair)
+        errors.append(labels.measures[i].error(ours, wanted))
     return errors
 
 

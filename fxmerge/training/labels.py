@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxmerge.errors import OptionError
 from fxmerge.training.layout import Layout, layouts
+from fxmerge.training.measures import Kind, Squares
 from fxmerge.training.pool import Inputs, Pool
 
 CHUNK = 256
@@ -38,6 +39,8 @@ class Targets:
     weights: tuple[float, ...] = ()
     """Weight of every feature in the loss; all 1 when empty."""
     masks: tuple[Mask | None, ...] = ()
+    kinds: tuple[Kind, ...] = ()
+    """Of every feature; all `Squares` when empty."""
 
 
 class Teachers(nn.Module):
@@ -87,10 +90,13 @@ class Labels:
         features = len(self.block(0, 0).features)
         self.weights = targets.weights or (1.0,) * features
         self.masks = targets.masks or (None,) * features
-        self.spread: tuple[float, ...] = (1.0,) * features
-        """Of each feature: mean squared distance from its mean over the rows (and positions that count)."""
-        self.constant: tuple[bool, ...] = (False,) * features
-        """Whether each feature has one value in all of them."""
+        self.kinds = targets.kinds or (Kind(Squares),) * features
+        self.measures = tuple(kind.measure() for kind in self.kinds)
+
+    @property
+    def constant(self) -> tuple[bool, ...]:
+        """Whether each feature has one value in all rows that were measured."""
+        return tuple(measure.constant for measure in self.measures)
 
     def block(self, table: int, number: int) -> Block:
         """A block with its features; the last one read is always at hand."""
@@ -112,8 +118,8 @@ class Labels:
         return made
 
     def measure(self, rows: int | None = SPREAD_ROWS, progress: Callable[[int, int], None] | None = None) -> None:
-        """Set the spread of every feature, from the first rows of every table or from all."""
-        moments = [_Moments() for _ in self.spread]
+        """Let the measure of every feature see the first rows of every table, or all."""
+        self.measures = tuple(kind.measure() for kind in self.kinds)
         tables = self.pool.tables
         total = sum(min(t.rows, rows or t.rows) for t in tables)
         done = 0
@@ -121,13 +127,19 @@ class Labels:
             if rows is not None and number * tables[t].block >= rows:
                 continue
             block = self.block(t, number)
-            for moment, value, place in zip(moments, block.features, self.masks, strict=True):
-                moment.add(value if place is None else real(value, block.inputs[place.position], place.axis))
+            for i, (measure, value) in enumerate(zip(self.measures, block.features, strict=True)):
+                measure.see(self.places(i, value, block.inputs))
             done += len(block.inputs[0])
             if progress is not None:
                 progress(min(done, total), total)
-        self.spread = tuple(moment.spread for moment in moments)
-        self.constant = tuple(moment.constant for moment in moments)
+        for measure in self.measures:
+            measure.settle()
+
+    def places(self, feature: int, value: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """The values of a feature at the places that count, its channels last."""
+        if (mask := self.masks[feature]) is not None:
+            return real(value, inputs[mask.position], mask.axis)
+        return value.movedim(self.kinds[feature].axis, -1) if value.ndim > 1 else value
 
     def rows_first(self, feature: int, value: Tensor, rows: int) -> Tensor:
         """The values of a feature with one entry of the first axis for every row."""
@@ -175,39 +187,3 @@ def _chunks(inputs: Inputs, size: int) -> Iterator[list[Tensor]]:
 def real(value: Tensor, mask: Tensor, axis: int) -> Tensor:
     """The places of a feature that a mask (B, T) says are no padding, one after another; T runs along `axis`."""
     return value.movedim(axis, 1)[mask != 0]
-
-
-class _Moments:
-    """Count, sum and sum of squares of a feature, per channel (its last axis), in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0.0
-        self.total: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
-
-    def add(self, value: Tensor) -> None:
-        rows = value.double()
-        rows = rows.reshape(-1, rows.shape[-1]) if rows.dim() > 1 else rows[:, None]
-        self.count += len(rows)
-        self.total = self.total + rows.sum(0)
-        self.squares = self.squares + rows.square().sum(0)
-
-    @property
-    def scale(self) -> float:
-        """Mean square."""
-        return float(torch.as_tensor(self.squares / max(self.count, 1.0)).mean())
-
-    @property
-    def variance(self) -> float:
-        """Mean over the channels of their variance."""
-        mean = torch.as_tensor(self.total / max(self.count, 1.0))
-        return float((torch.as_tensor(self.squares / max(self.count, 1.0)) - mean.square()).clamp(min=0).mean())
-
-    @property
-    def constant(self) -> bool:
-        return not self.variance > 1e-12 * max(self.scale, 1e-30)
-
-    @property
-    def spread(self) -> float:
-        """The variance; of a feature that never varies its mean square, or 1 where it is zero."""
-        return self.variance if not self.constant else self.scale if self.scale > 1e-30 else 1.0

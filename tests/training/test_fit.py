@@ -244,7 +244,7 @@ def test_a_feature_that_never_varies_is_measured_by_its_own_size() -> None:
     labels = Labels(pool(), Targets(still), torch.device("cpu"), torch.float32, 1 << 30)
     labels.measure()
     assert labels.constant == (True, True)
-    assert labels.spread == pytest.approx((1e8, 1.0))
+    assert [measure.spread for measure in labels.measures] == pytest.approx([1e8, 1.0])
 
 
 @pytest.mark.parametrize("real", [False, True], ids=["raised", "signal"])

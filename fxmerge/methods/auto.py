@@ -1,0 +1,58 @@
+"""The default: the best of several starts, folded, then trained whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fxmerge.methods.base import Job, Outcome, Trained
+from fxmerge.methods.inits import FromAverage, find_init, starts_for
+from fxmerge.methods.polish import Start, polish
+from fxmerge.methods.student import student_of, trainable
+from fxmerge.methods.wanted import Loss
+from fxmerge.training.optimizers import Choice
+
+
+@dataclass(frozen=True)
+class Auto(Trained):
+    """Closed form, average and each parent as starts; optimizer, rate and augmentation by short trials.
+
+    All trials are judged on held-back inputs; what a user names is not searched (see `polish`).
+    """
+
+    name: ClassVar[str] = "auto"
+    summary: ClassVar[str] = (
+        "the best of several starts (closed form, average, each parent), folded, then all weights trained (default)"
+    )
+    needs_data: ClassVar[bool] = True
+
+    steps: int = 1500
+    lr: float | None = None
+    optimizer: Choice = "auto"
+    loss: Loss = "auto"
+    polish: int | None = None
+    """Steps of training after the fold, in place of `steps`; with 0 the start is the result."""
+    budget: float | None = None
+    """Seconds that trials and training may take together, in place of a number of steps."""
+
+    def __call__(self, job: Job) -> Outcome:
+        steps = self.steps if self.polish is None else self.polish
+        if steps == 0:
+            init = find_init("condense" if self.init == "auto" else self.init)
+            return Outcome(init(job, "full").program, init=init.name)
+        return polish(job, list(self._starts(job)), steps, self.budget)
+
+    def plan(self, job: Job) -> Outcome:
+        """The outcome before anything is tried."""
+        start = Start.of(job, self.init, FromAverage()(job, "full"))
+        return Outcome(start.program, self.init, trainable=trainable(student_of(start.program, start.supernet, job)))
+
+    def _starts(self, job: Job) -> Iterator[Start]:
+        named = starts_for(len(job.supernet.parents), job.supernet.template) if self.init == "auto" else (self.init,)
+        for number, name in enumerate(named):
+            job.progress(number, len(named), f"start {name}")
+            yield Start.of(job, name, find_init(name)(job, "full"))
+
+
+AUTO = Auto()

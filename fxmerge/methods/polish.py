@@ -1,0 +1,241 @@
+"""Train the folded weights, from the best of several starts: the last stage of a merge.
+
+    rung 1   every start x optimizer, at a middle rate, for a fortieth of the steps
+    rung 2   the best optimizer of the two best starts, at three rates, for a twentieth
+    rung 3   the best rate of both, for a tenth, unless one is clearly behind
+    then     how inputs are varied, where that is left open; and all steps with what was best
+
+Every trial trains on the same inputs and is judged on held-back ones: successive halving (Jamieson and Talwalkar 2016).
+What a user names is not searched.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fxmerge.errors import OptionError
+from fxmerge.ir.program import Program
+from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.base import Job, Outcome, Stage
+from fxmerge.methods.student import groups, student_of, targets_of, train, trainable, unreached
+from fxmerge.methods.trial import CLEARLY, FEWEST
+from fxmerge.training.fit import Settings, fit_labelled, labels_of, score_labelled
+from fxmerge.training.labels import Labels
+from fxmerge.training.optimizers import OPTIMIZERS
+from fxmerge.training.pool import Pool
+
+RATE = 3e-3
+"""The rate in the middle."""
+APART = 3.0
+"""Rates of rung 2 are this many times apart."""
+SHARES = (40, 20, 10)
+"""A trial of a rung takes one step in so many of the whole run."""
+BEHIND = 1.25
+"""A start whose error in rung 2 is this many times the best's is out."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A SuperNet whose trunk is folded into ordinary weights; the tasks' heads keep their unmerge maps."""
+
+    name: str
+    supernet: SuperNet
+    program: Program
+
+    @classmethod
+    def of(cls, job: Job, name: str, supernet: SuperNet) -> Start:
+        """Its maps are its own: all programs of a SuperNet share theirs, and the next start sets them anew."""
+        return cls(name, supernet, frozen(job.fold_trunk(supernet.program)))
+
+
+@dataclass(frozen=True)
+class Try:
+    """A start with a way to train it."""
+
+    start: Start
+    optimizer: str
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.start.name} with {self.optimizer} at {self.rate:.2g}"
+
+    def settings(self, settings: Settings, steps: int) -> Settings:
+        return replace(settings, optimizer=OPTIMIZERS[self.optimizer], lr=self.rate, steps=steps)
+
+
+def polish(job: Job, starts: Sequence[Start], steps: int, budget: float | None = None) -> Outcome:
+    """The best of the starts, trained for so many steps; where there is nothing to choose it is simply trained.
+
+    With a budget the steps are those that it has the seconds for, trials and all.
+    """
+    with ExitStack() as stack:
+        search = _Search(job, starts, steps, stack)
+        if budget is not None:
+            search.steps = steps = search.affordable(budget)
+        best = search.best()
+        job = search.with_best_augmentation(best)
+    supernet, program = best.start.supernet, best.start.program
+    before = frozen(program)
+    job = replace(job, settings=best.settings(job.settings, steps))
+    student, log = train(program, supernet, job)
+    return Outcome(
+        program,
+        init=best.start.name,
+        log=log,
+        augmentation=job.pool.about if job.pool else {},
+        trainable=trainable(student),
+        unreached=unreached(log.untouched, student, log),
+        stages=(Stage(best.start.name, before), Stage("polish", program)),
+        chosen={"start": best.start.name, "optimizer": best.optimizer, "lr": best.rate, "tried": search.said()},
+    )
+
+
+def polished(job: Job, outcome: Outcome, supernet: SuperNet, name: str, steps: int) -> Outcome:
+    """What a method made, folded and trained on; its own facts stand beside."""
+    found = polish(replace(job, state=None), [Start.of(job, name, supernet)], steps)
+    missed = (*outcome.unreached, *found.unreached)
+    return replace(found, init=outcome.init, trainable=outcome.trainable, unreached=missed)
+
+
+def frozen(program: Program) -> Program:
+    """The program as it is now, whatever is trained of it later."""
+    tensors = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
+    return program.evolve(tensors=tensors, maps=copy.deepcopy(dict(program.maps)))
+
+
+class _Search:
+    def __init__(self, job: Job, starts: Sequence[Start], steps: int, stack: ExitStack) -> None:
+        self.job, self.starts, self.steps, self.stack = job, starts, steps, stack
+        self.errors: dict[tuple[int, str, float, int, str], float] = {}
+        """By start, optimizer, rate, steps and augmentation: no trial runs twice."""
+        self.labelled: dict[str, Labels] = {}
+        options = job.options
+        optimizers = ("muon", "adamw") if options.optimizer == "auto" else (options.optimizer,)
+        self.field = [Try(start, each, options.lr or RATE) for start in starts for each in optimizers]
+
+    def affordable(self, seconds: float) -> int:
+        """Steps that there is time for, by what a short trial takes."""
+        spent = time.perf_counter()
+        self._measured(self.field[0], FEWEST, self._likeliest)
+        begun = time.perf_counter()
+        self._measured(self.field[0], FEWEST, self._likeliest)
+        each = (time.perf_counter() - begun) / FEWEST
+        left = seconds - (begun - spent)
+        return max(FEWEST, int(left / (each * (1 + self.overhead))))
+
+    @property
+    def overhead(self) -> float:
+        """Steps of all trials beside those of the run itself."""
+        rates = 2 * 3 * (self.job.options.lr is None)
+        return len(self.field) / SHARES[0] + rates / SHARES[1] + 2 / SHARES[2]
+
+    def best(self) -> Try:
+        options, rate, field = self.job.options, self.job.options.lr or RATE, self.field
+        field = self._of_each_start(self._ranked(field, 0))[:2] if len(field) > 1 else field
+        if options.lr is None:
+            wider = [replace(each, rate=rate * factor) for each in field for factor in (1.0, 1 / APART, APART)]
+            field = self._of_each_start(self._ranked(wider, 1))
+            if len(field) > 1 and self._error(field[1], 1) > BEHIND * self._error(field[0], 1):
+                field = field[:1]
+        if len(field) > 1:
+            field = self._ranked(field, 2)
+        if self.errors:
+            self.job.notes.append(f"polish {field[0]}: smallest error on held-back inputs ({self._told()})")
+        return field[0]
+
+    def with_best_augmentation(self, best: Try) -> Job:
+        """The job with the inputs varied in the likeliest way, unless another is clearly better."""
+        job, pools = self.job, self.job.pools
+        if pools is None or not pools.triable or len(pools.kinds) < 2:
+            return job
+        likeliest = pools.kinds[0]
+        errors = {kind: self._error(best, 1, kind) for kind in pools.kinds}
+        kind = min(errors, key=lambda kind: errors[kind] * (CLEARLY if kind == likeliest else 1))
+        tried = {each: round(error, 6) for each, error in errors.items()}
+        told = ", ".join(f"{each} {error:.3f}" for each, error in errors.items())
+        job.notes.append(f"augmentation {kind}: error on held-back inputs {told}")
+        pool = pools.pool(kind)
+        return replace(job, pool=replace(pool, about={**pool.about, "tried": tried}))
+
+    def said(self) -> list[dict[str, Any]]:
+        """Every trial with its error, for the result."""
+        return [
+            {"start": self.starts[i].name, "optimizer": o, "lr": r, "steps": n, "augmentation": k, "error": round(e, 6)}
+            for (i, o, r, n, k), e in self.errors.items()
+        ]
+
+    # -- trials ----------------------------------------------------------------------------------------
+
+    @property
+    def _likeliest(self) -> str:
+        return self.job.pools.kinds[0] if self.job.pools else ""
+
+    @property
+    def _trials(self) -> int:
+        """About how many there will be."""
+        return len(self.field) + 6 * (self.job.options.lr is None) + 2
+
+    def _ranked(self, field: Sequence[Try], rung: int) -> list[Try]:
+        return sorted(field, key=lambda each: self._error(each, rung))
+
+    def _of_each_start(self, ranked: Sequence[Try]) -> list[Try]:
+        best: dict[int, Try] = {}
+        for each in ranked:
+            best.setdefault(id(each.start), each)
+        return list(best.values())
+
+    def _error(self, one: Try, rung: int, kind: str = "") -> float:
+        """On held-back inputs after a trial; infinite where training diverged."""
+        kind = kind or self._likeliest
+        steps = min(self.steps, max(FEWEST, self.steps // SHARES[rung]))
+        number = next(i for i, start in enumerate(self.starts) if start is one.start)
+        key = (number, one.optimizer, one.rate, steps, kind)
+        if key not in self.errors:
+            self.job.progress(len(self.errors), max(len(self.errors) + 1, self._trials), f"try {one}")
+            self.errors[key] = self._measured(one, steps, kind)
+        return self.errors[key]
+
+    def _measured(self, one: Try, steps: int, kind: str) -> float:
+        settings = one.settings(self.job.settings, steps)
+        student = student_of(one.start.program, one.start.supernet, self.job)
+        parts = groups(student)
+        before = [(p, p.detach().clone()) for group in parts for p in group.parameters]
+        try:
+            fit_labelled(student.module, parts, self._labels(student, one, kind), settings)
+            scores = score_labelled(student.module, self._labels(student, one, "held " + kind), settings)
+        except OptionError:
+            return math.inf
+        finally:
+            with torch.no_grad():
+                for parameter, value in before:
+                    parameter.copy_(value)
+        error = 1 - sum(scores) / len(scores)
+        return error if math.isfinite(error) else math.inf
+
+    def _labels(self, student: Program, one: Try, kind: str) -> Labels:
+        """A pool with what the parents say of it, once for all trials."""
+        if kind not in self.labelled:
+            pool = self._pool(kind)
+            job = replace(self.job, pool=pool)
+            targets = targets_of(student, one.start.supernet, job)
+            self.labelled[kind] = self.stack.enter_context(labels_of(pool, targets, self.job.settings))
+        return self.labelled[kind]
+
+    def _pool(self, kind: str) -> Pool:
+        pools, held = self.job.pools, kind.startswith("held ")
+        if pools is None or not pools.triable:
+            assert self.job.pool is not None
+            return self.job.pool
+        return pools.held() if held else pools.trial(kind, 1.0)
+
+    def _told(self) -> str:
+        last = {(i, o, r): e for (i, o, r, _, _), e in self.errors.items()}
+        return ", ".join(f"{self.starts[i].name} {o} {r:.2g} {e:.3f}" for (i, o, r), e in last.items())
