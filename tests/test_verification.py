@@ -249,7 +249,7 @@ def test_the_passes_that_are_listed_are_those_that_run_in_their_order(monkeypatc
         return seen[-1]
 
     monkeypatch.setattr(compiler.Watch, "from_environment", remembered)
-    options = {"steps": 2, "batch_size": 4, "pool": 16, "init": "average"}
+    options = {"method": "foldable", "steps": 2, "batch_size": 4, "pool": 16, "init": "average"}
     fxmerge.merge(nets("chunk", "slice"), **options)
     ran = list(dict.fromkeys(name for name, _ in seen[0].times))
     listed = list(dict.fromkeys(name.strip() for name, _, _ in compiler.catalogue("passes")))

@@ -199,7 +199,10 @@ def test_too_few_samples_for_a_batch(refuse: Refuse) -> None:
         (("merge", "a.pt", "b.pt", *OUT, "--like", "7"), "--like 7 of 2 parents"),
         (("merge", "a.pt", "b.pt", *OUT, "--steps", "many"), "--steps"),
         (("merge", "a.pt", "b.pt", *OUT, "--steps", "-3"), "--steps -3"),
-        (("merge", "a.pt", "b.pt", *OUT, "--rank", "3", "--full"), "--rank and --full exclude each other"),
+        (
+            ("merge", "a.pt", "b.pt", *OUT, "--method", "foldable", "--rank", "3", "--full"),
+            "--rank and --full exclude each other",
+        ),
         (("merge", "a.pt", "b.pt", *OUT, "--device", "gpu"), "--device gpu"),
         (("merge", "a.pt", "b.pt", *OUT, "--resume", "folder"), "no state of an interrupted merge"),
         (("capture", "a.pt", "--out", "c.pt", "--labels", "missing.txt"), "--labels missing.txt"),

@@ -79,7 +79,7 @@ def test_merge_writes_a_model_its_figures_and_a_report(here: Path, capsys: pytes
         "--result", "m.json", "--report", "m.html", "--seed", "3",
     )  # fmt: skip
     assert code == 0, err
-    for text in ("merged by foldable", "agreement with parent", "ONNX Runtime = folded model", "written: m.onnx"):
+    for text in ("merged by auto", "agreement with parent", "ONNX Runtime = folded model", "written: m.onnx"):
         assert text in out
     assert sorted(p.name for p in here.iterdir() if not p.is_symlink()) == ["m.html", "m.json", "m.onnx"]
     result = json.loads((here / "m.json").read_text())

@@ -60,7 +60,7 @@ def test_a_fixed_batch_is_trained_written_and_evaluated_in_blocks(tmp_path: Path
     x = torch.randn(10, 6)
     models = parents(Written, x[:4])
     out = tmp_path / "merged.onnx"
-    merged = fxmerge.merge(models, data=x, out=str(out), steps=3, batch_size=8, augment="none")
+    merged = fxmerge.merge(models, data=x, out=str(out), method="foldable", steps=3, batch_size=8, augment="none")
     assert merged(x)["a"].shape == (10, 3)
     torch.testing.assert_close(run_onnx(out, {"x": x})["a.logits"], merged(x)["a"], rtol=1e-4, atol=1e-5)
     np.savez(tmp_path / "x.npz", x=x.numpy(), labels=np.arange(10) % 3)

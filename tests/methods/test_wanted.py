@@ -103,7 +103,7 @@ def test_every_map_that_serves_an_output_is_behind_what_is_compared(name: str, k
     forward, outputs = NETS[name]
     x = torch.randn(24, 6)
     parents = [fxmerge.capture(Layers(k, forward), (x,), task=f"t{k}") for k in range(2)]
-    how: dict[str, Any] = {"init": "average", "augment": "none", "batch_size": 8, "steps": 3}
+    how: dict[str, Any] = {"method": "foldable", "init": "average", "augment": "none", "batch_size": 8, "steps": 3}
     merged = fxmerge.merge(parents, data=x, **how)
     assert merged.result["checks"]["all_gradients"] is True
     assert len(parents[0].outputs) == outputs

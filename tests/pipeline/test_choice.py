@@ -79,7 +79,7 @@ def test_a_method_that_declares_nothing_and_needs_data_trains() -> None:
         ({"method": "distill", "rank": 2}, r"distill has no option 'rank'.*\n.*its options are init, .*: foldable"),
         ({"method": "power", "steps": 3}, r"power has no option 'steps'.*\n.*its options are exponent, side"),
         ({"init": "averag"}, r"unknown init 'averag', did you mean 'average'\?"),
-        ({"full": True, "rank": 2}, r"--rank and --full exclude each other"),
+        ({"method": "foldable", "full": True, "rank": 2}, r"--rank and --full exclude each other"),
         ({"method": "foldable{full=true}", "rank": 2}, r"--rank and --full exclude each other"),
         ({"method": "foldable{rank=2}", "rank": 2}, r"rank is given twice"),
         ({"method": "foldable{rnak=2}"}, r"foldable has no option 'rnak', did you mean 'rank'\?"),
@@ -98,7 +98,7 @@ def test_what_a_method_does_not_have_is_refused(options: dict[str, Any], message
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"full": True, "rank": 2}, "--rank and --full exclude each other"),
+        ({"method": "foldable", "full": True, "rank": 2}, "--rank and --full exclude each other"),
         ({"method": "average", "lr": 0.1}, "average has no option 'lr'"),
         ({"like": 1, "width_scale": 2.0}, "--like and --width-scale exclude each other"),
         ({"opset": 20, "out": "m.pt2"}, "--opset 20 is of ONNX"),
@@ -146,7 +146,7 @@ def test_loud_and_quiet_at_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_rank_zero_cannot_fill_a_wider_model_and_more_can(parents: Parents) -> None:
     programs = parents("mlp", 2)
-    quick = {"width_scale": 2.0, "steps": 6, "batch_size": 6, "pool": 24, "init": "average"}
+    quick = {"method": "foldable", "width_scale": 2.0, "steps": 6, "batch_size": 6, "pool": 24, "init": "average"}
     with pytest.raises(OptionError, match=r"with --rank 0 nothing would fill \d+ units.*\ngive --rank 1 or more"):
         fxmerge.merge(programs, rank=0, **quick)
     for advised in ({"rank": 1}, {"full": True}):

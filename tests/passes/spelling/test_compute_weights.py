@@ -173,7 +173,7 @@ def test_merged_as_the_weight_that_is_multiplied(kind: str) -> None:
     one, two = capture(kind), capture(kind, "b", 1)
     twin = fxmerge.merge([one, one.evolve(task="twin")], method="average")
     torch.testing.assert_close(twin(X)["twin"], one(X))
-    settings = {"steps": 4, "batch_size": 8, "pool": 24, "init": "average", "augment": "none"}
+    settings = {"method": "foldable", "steps": 4, "batch_size": 8, "pool": 24, "init": "average", "augment": "none"}
     merged = fxmerge.merge([one, two], data=X, **settings)
     trunk = {name for name in merged.state_dict() if "head" not in name}
     assert trunk == {"stem.weight", "stem.bias", "mid.weight", "mid.bias"}

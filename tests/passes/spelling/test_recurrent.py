@@ -202,7 +202,12 @@ def test_the_whole_way(name: str, tmp_path: Path) -> None:
     for task, width in (("a", 6), ("b", 8)):
         fxmerge.save(net(name, width, width), tmp_path / f"{task}.pt", inputs=(inputs(12),), task=task)
     merged = fxmerge.merge(
-        [tmp_path / "a.pt", tmp_path / "b.pt"], steps=5, batch_size=8, out=str(tmp_path / "m.onnx"), augment="none"
+        [tmp_path / "a.pt", tmp_path / "b.pt"],
+        method="foldable",
+        steps=5,
+        batch_size=8,
+        augment="none",
+        out=str(tmp_path / "m.onnx"),
     )
     written = onnx.load(tmp_path / "m.onnx").graph.node
     assert {"LSTM", "GRU", "RNN"} & {n.op_type for n in written} and not {"Loop", "Scan"} & {n.op_type for n in written}

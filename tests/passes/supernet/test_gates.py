@@ -78,6 +78,6 @@ def test_what_is_planted_is_undone(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["two linear maps", "stacked experts", "picked experts"])
 def test_the_default_method_trains_every_map(kind: str) -> None:
     parents = [capture(kind), capture(kind, "b", 1)]
-    settings = {"steps": 4, "batch_size": 32, "pool": 32, "init": "average", "augment": "none"}
+    settings = {"method": "foldable", "steps": 4, "batch_size": 32, "pool": 32, "init": "average", "augment": "none"}
     checks = fxmerge.merge(parents, data=X, **settings).result["checks"]
     assert checks["all_gradients"] and checks["fold_max_abs"] < 1e-5

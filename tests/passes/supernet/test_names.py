@@ -13,7 +13,7 @@ import passes
 
 X = torch.randn(32, 5, generator=torch.Generator().manual_seed(0))
 WORDS = ("maps", "parents", "class")
-QUICK = {"steps": 4, "batch_size": 8, "pool": 32, "init": "average", "augment": "none"}
+QUICK = {"method": "foldable", "steps": 4, "batch_size": 8, "pool": 32, "init": "average", "augment": "none"}
 
 
 class Named(nn.Module):

@@ -1,0 +1,116 @@
+"""The default: starts are tried, the best is folded and trained, and what was chosen is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxmerge
+from benchmarks.models import GPT
+from fxmerge.errors import OptionError
+from tests.methods.test_condense import parent
+
+SHORT: dict[str, Any] = {"steps": 24, "batch_size": 8, "pool": 64, "augment": "none"}
+
+
+def two(family: str = "mlp") -> tuple[list[Any], dict[str, Any]]:
+    both = [parent(family, seed, task) for seed, task in ((3, "a"), (4, "b"))]
+    return [program for program, _ in both], {program.task: x for program, x in both}
+
+
+def test_it_tries_starts_optimizers_and_rates_and_says_which_was_best() -> None:
+    programs, data = two()
+    result = fxmerge.merge(programs, data=data, **SHORT).result
+    chosen = result["training"]["chosen"]
+    assert result["method"] == "auto"
+    assert result["init"] == chosen["start"]
+    tried = {(t["start"], t["optimizer"]) for t in chosen["tried"]}
+    starts = ("condense", "average", "first", "parent1")
+    assert tried == {(start, optimizer) for start in starts for optimizer in ("muon", "adamw")}
+    assert {round(t["lr"], 4) for t in chosen["tried"]} == {0.001, 0.003, 0.009}
+    assert all(set(task["stages"]) == {result["init"], "polish"} for task in result["tasks"])
+    assert result["training"]["steps"] == 24
+    assert any(note.startswith("polish ") for note in result["notes"])
+
+
+def test_what_is_named_is_not_searched() -> None:
+    programs, data = two()
+    named = {"init": "parent1", "optimizer": "adamw", "lr": 0.002}
+    chosen = fxmerge.merge(programs, data=data, **SHORT, **named).result["training"]["chosen"]
+    assert (chosen["start"], chosen["optimizer"], chosen["lr"], chosen["tried"]) == ("parent1", "adamw", 0.002, [])
+
+
+def test_trials_leave_the_starts_as_they_were() -> None:
+    programs, data = two()
+    options = {**SHORT, "optimizer": "muon", "lr": 0.003}
+    searched = fxmerge.merge(programs, data=data, **options)
+    alone = fxmerge.merge(programs, data=data, **options, init=searched.result["init"])
+    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in searched.state_dict().items())
+
+
+def test_without_polish_the_closed_form_is_the_result() -> None:
+    programs, data = two()
+    bare, condensed = (
+        fxmerge.merge(programs, data=data, **how) for how in ({"polish": 0, "augment": "none"}, {"method": "condense"})
+    )
+    assert bare.result["init"] == "condense"
+    assert bare.result["training"] == {}
+    assert bare.state_dict().keys() == condensed.state_dict().keys()
+
+
+def test_a_published_method_may_be_polished() -> None:
+    programs, data = two()
+    how = {**SHORT, "method": "foldable", "init": "average", "steps": 10}
+    plain, polished = (fxmerge.merge(programs, data=data, **how, polish=n).result for n in (0, 30))
+    assert set(polished["tasks"][0]["stages"]) == {"foldable", "polish"}
+    assert plain["tasks"][0]["stages"] == {}
+    assert sum(t["feature_r2"] for t in polished["tasks"]) > sum(t["feature_r2"] for t in plain["tasks"])
+
+
+def test_a_budget_is_steps_that_there_is_time_for() -> None:
+    programs, data = two()
+    few, many = (
+        fxmerge.merge(programs, data=data, **{**SHORT, "steps": 5}, budget=seconds, init="average", optimizer="muon")
+        for seconds in (0.5, 4.0)
+    )
+    assert few.result["training"]["steps"] < many.result["training"]["steps"]
+
+
+def test_parents_that_are_not_there_are_no_start() -> None:
+    programs, data = two()
+    with pytest.raises(OptionError, match="there is no parent7"):
+        fxmerge.merge(programs, data=data, **SHORT, init="parent7")
+
+
+def test_language_models_are_compared_by_distributions_and_write_their_own_text() -> None:
+    both = []
+    for seed, task in ((3, "a"), (4, "b")):
+        torch.manual_seed(seed)
+        model = GPT(20, width=12, heads=2, hidden=16, depth=1, positions=16)
+        both.append(fxmerge.capture(model.eval(), (torch.randint(0, 20, (4, 9)),), task=task))
+    data = {"a": torch.randint(0, 20, (12, 9)), "b": torch.randint(0, 20, (12, 9))}
+    how = {**SHORT, "augment": "auto", "init": "first", "optimizer": "adamw", "lr": 0.01}
+    result = fxmerge.merge(both, data=data, **how).result
+    assert result["training"]["augmentation"]["kind"] in ("written", "tokens", "none")
+    assert "written" in result["training"]["augmentation"]["tried"]
+    assert result["training"]["loss_last"] < result["training"]["loss_first"]
+
+
+def test_a_map_of_answers_is_compared_place_by_place() -> None:
+    class Grid(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(1, 6, 3, 2, 1), nn.Conv2d(6, channels, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.body(x)))
+
+    x = torch.randn(24, 1, 8, 8)
+    programs = [fxmerge.capture(Grid(3 + k).eval(), (x[:4],), task="ab"[k]) for k in range(2)]
+    how = {**SHORT, "init": "average", "optimizer": "muon", "lr": 0.003}
+    results = [fxmerge.merge(programs, data=x, **how, loss=loss).result for loss in ("auto", "features")]
+    first = [r["training"]["loss_first"] for r in results]
+    assert first[0] != pytest.approx(first[1], rel=1e-3), "another thing is compared"
