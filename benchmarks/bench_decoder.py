@@ -31,9 +31,11 @@ def main() -> None:
     for number, name in enumerate(("shakespeare", "wikitext2")):
         train[name], valid = bytes_of(given.data, name)
         settings = {**SETTINGS, **SHAPE, "seed": 40 + number}
-        model = parent(f"decoder-{name}", lambda: GPT(256, **SHAPE), partial(_fit, text=train[name]), settings)
+        model = parent(
+            f"decoder-{name}", lambda: GPT(256, **SHAPE), partial(fit, text=train[name], **SETTINGS), settings
+        )
         test = windows(valid, TEST_WINDOWS, torch.Generator().manual_seed(0))
-        parents.append(Parent(name, model, _perplexity(test), ("input_ids",)))
+        parents.append(Parent(name, model, perplexity(test), ("input_ids",)))
     rows: list[Row] = [_row("parents", parents, [p.model for p in parents])]
     # The tied embedding is each decoder's head and stays its own, as a classifier's head does.
     means = averaged([p.model for p in parents], lambda weight: weight.startswith(("head", "wte")))
@@ -59,15 +61,14 @@ def windows(text: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return text[starts[:, None] + torch.arange(LENGTH + 1)]
 
 
-def _fit(model: nn.Module, text: Tensor) -> None:
+def fit(model: nn.Module, text: Tensor, *, steps: int, batch: int, lr: float) -> None:
+    """Train a decoder on random stretches of a text with AdamW on a one-cycle schedule."""
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS["lr"], weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, SETTINGS["lr"], total_steps=SETTINGS["steps"], pct_start=0.1
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     model.train()
-    for _ in range(SETTINGS["steps"]):
-        part = windows(text, SETTINGS["batch"], generator)
+    for _ in range(steps):
+        part = windows(text, batch, generator)
         loss = F.cross_entropy(model(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -75,7 +76,9 @@ def _fit(model: nn.Module, text: Tensor) -> None:
         schedule.step()
 
 
-def _perplexity(test: Tensor) -> Score:
+def perplexity(test: Tensor) -> Score:
+    """How a decoder is scored on stretches of text: the exponential of its mean loss a byte."""
+
     @torch.no_grad()
     def score(logits: Any) -> float:
         losses = [

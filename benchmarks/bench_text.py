@@ -39,12 +39,14 @@ def main() -> None:
     )
 
 
-def _fit(model: nn.Module, task: Task) -> None:
-    def masked(part: Sequence[Tensor], generator: torch.Generator) -> Sequence[Tensor]:
-        ids, mask = part
-        hidden = (torch.rand(ids.shape, generator=generator) < 0.1) & (ids >= FIRST_WORD)
-        return [ids.masked_fill(hidden, UNKNOWN), mask]
+def masked(part: Sequence[Tensor], generator: torch.Generator) -> Sequence[Tensor]:
+    """Ids and their mask with a tenth of the words unknown."""
+    ids, mask = part
+    hidden = (torch.rand(ids.shape, generator=generator) < 0.1) & (ids >= FIRST_WORD)
+    return [ids.masked_fill(hidden, UNKNOWN), mask]
 
+
+def _fit(model: nn.Module, task: Task) -> None:
     train(model, list(task.train.values()), task.train_labels, seed=0, augment=masked, **SETTINGS)
 
 

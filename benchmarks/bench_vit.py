@@ -35,10 +35,12 @@ def main() -> None:
     )
 
 
-def _fit(model: nn.Module, task: Task, **training: Any) -> None:
-    def moved(part: Sequence[Tensor], generator: torch.Generator) -> Sequence[Tensor]:
-        return [shifted(part[0], 1, generator)]
+def moved(part: Sequence[Tensor], generator: torch.Generator) -> Sequence[Tensor]:
+    """Images moved by a pixel at most."""
+    return [shifted(part[0], 1, generator)]
 
+
+def _fit(model: nn.Module, task: Task, **training: Any) -> None:
     train(model, list(task.train.values()), task.train_labels, seed=0, augment=moved, **training)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,21 +23,37 @@ def parent(
 
     `settings` must hold everything that changes the result: it names the file.
     """
-    digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:12]
-    path = CACHE / f"{name}-{digest}.safetensors"
+    path = path_of(name, settings)
     torch.manual_seed(settings["seed"])
     model = build()
     if path.is_file():
         model.load_state_dict(load_file(path), strict=False)  # the file holds a tied weight once
     else:
-        begin = time.perf_counter()
+        begin, spent = time.perf_counter(), time.process_time()
         fit(model)
         print(f"trained {name} in {time.perf_counter() - begin:.0f} s", flush=True)
-        CACHE.mkdir(exist_ok=True)
+        facts = {"cpu_seconds": f"{time.process_time() - spent:.1f}"}
+        path.parent.mkdir(exist_ok=True)
         shared: dict[int, str] = {}
         kept = {k: v for k, v in model.state_dict().items() if shared.setdefault(v.data_ptr(), k) == k}
-        save_file(kept, path)
+        save_file(kept, path, facts)
     return model.eval()
+
+
+def path_of(name: str, settings: Mapping[str, Any]) -> Path:
+    """Where a model of these settings is kept."""
+    digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:12]
+    return CACHE / f"{name}-{digest}.safetensors"
+
+
+def seconds_of(name: str, settings: Mapping[str, Any]) -> float | None:
+    """The process's own seconds that a kept model took to train, where they are known."""
+    path = path_of(name, settings)
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        facts = file.metadata() or {}
+    return float(facts["cpu_seconds"]) if "cpu_seconds" in facts else None
 
 
 def averaged(parents: list[nn.Module], heads: Callable[[str], bool]) -> list[nn.Module]:

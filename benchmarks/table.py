@@ -64,7 +64,7 @@ def environment() -> Row:
 def save(path: Path, rows: Sequence[Row], **facts: Any) -> None:
     """Write rows, the facts that hold for all of them, and the environment as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"facts": facts, "environment": environment(), "rows": [_rounded(row) for row in rows]}
+    document = {"facts": facts, "environment": environment(), "rows": [rounded(row) for row in rows]}
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"wrote {path.name}")
 
@@ -102,11 +102,12 @@ def _cell(values: Sequence[float], digits: int, spread: bool) -> str:
     return f"{mean} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """The value with every number in it at six digits, as files keep it."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
-        return {str(k): _rounded(v) for k, v in value.items()}
+        return {str(k): rounded(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
+        return [rounded(v) for v in value]
     return value

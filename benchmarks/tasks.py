@@ -34,23 +34,26 @@ class Task:
 
 
 def images(folder: Path, name: str, classes: Sequence[int] = range(10), task: str = "", flat: bool = False) -> Task:
-    """Grey images (N, 1, 28, 28) in 0..1, or flat (N, 784), of the given classes, which are numbered from 0."""
+    """Images (N, C, H, W) in 0..1, or flat (N, C * H * W), of the given classes, which are numbered from 0."""
     data = np.load(_existing(folder, f"{name}.npz"), allow_pickle=False)
     number = torch.full((10,), -1)
     number[list(classes)] = torch.arange(len(classes))
     parts: dict[str, Any] = {}
     for part in ("train", "test"):
         labels = number[torch.tensor(data[f"y_{part}"].astype(np.int64))]
-        x = torch.tensor(data[f"x_{part}"], dtype=torch.float32)[:, None] / 255
+        x = torch.tensor(data[f"x_{part}"], dtype=torch.float32) / 255
+        x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
         parts[part] = {"x": (x.flatten(1) if flat else x)[labels >= 0]}
         parts[f"{part}_labels"] = labels[labels >= 0]
     return Task(task or name, classes=len(classes), **parts)
 
 
-def texts(folder: Path, names: Sequence[str], vocabulary: int) -> list[Task]:
-    """Sentence classification tasks under one word-piece tokenizer, trained on their training sentences."""
-    rows = {name: _tsv(_existing(folder, f"{name}.tsv")) for name in names}
-    encoder = _word_pieces([text for name in names for part, _, text in rows[name] if part == "train"], vocabulary)
+def texts(folder: Path, names: Sequence[str], vocabulary: int, learnt: Sequence[str] = ()) -> list[Task]:
+    """Sentence classification tasks under one word-piece tokenizer, trained on the sentences of `learnt`, or of all."""
+    rows = {name: _tsv(_existing(folder, f"{name}.tsv")) for name in (*names, *learnt)}
+    encoder = _word_pieces(
+        [text for name in (learnt or names) for part, _, text in rows[name] if part == "train"], vocabulary
+    )
     tasks = []
     for name in names:
         parts: dict[str, Any] = {}
