@@ -14,7 +14,7 @@ from fxmerge.output.onnx import OPSETS
 
 def test_defaults_are_those_of_the_interface() -> None:
     config = MergeConfig()
-    assert (config.method, config.init, config.like, config.seed) == ("foldable", "auto", 0, 0)
+    assert (config.method, config.init, config.like, config.seed) == ("auto", "auto", 0, 0)
     assert (config.device, config.dtype) == ("auto", "float32")
 
 

@@ -121,7 +121,7 @@ def test_every_map_that_serves_an_output_is_behind_what_is_compared(name: str, k
 def test_a_head_alone_is_stood_for_by_what_it_reads(kept: list[SuperNet]) -> None:
     x = torch.randn(24, 6)
     parents = [fxmerge.capture(Layers(k, plain), (x,), task=f"t{k}") for k in range(2)]
-    fxmerge.merge(parents, data=x, init="average", augment="none", batch_size=8, steps=2)
+    fxmerge.merge(parents, data=x, method="foldable", init="average", augment="none", batch_size=8, steps=2)
     assert [(each.feature.port.split("/")[0], each.weight) for each in wanted(kept[0])] == [("t0", 1.0), ("t1", 1.0)]
     assert all(each.feature.final for each in wanted(kept[0], 0.5) if each.weight == 1.0)
     assert {each.weight for each in wanted(kept[0], 0.5)} == {1.0, 0.5}
