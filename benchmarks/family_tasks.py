@@ -30,7 +30,7 @@ def difference(got: Tensor, wanted: Tensor) -> float:
 
 
 def divergence(got: Tensor, wanted: Tensor) -> float:
-    """Mean Kullback-Leibler divergence of the next token from what the parent expects."""
+    """Mean Kullback-Leibler divergence from what the parent says of a class or of the next token."""
     classes = wanted.shape[-1]
     mine, theirs = (value.reshape(-1, classes).log_softmax(-1) for value in (got, wanted))
     return float(F.kl_div(mine, theirs, reduction="batchmean", log_target=True))
@@ -111,6 +111,7 @@ def classify(task: Task, augment: Augment | None = None) -> Study:
         partial(accuracy, inputs=list(task.test.values()), labels=task.test_labels),
         task.unlabeled,
         tuple(task.test),
+        apart=divergence,
         alone=partial(train, inputs=inputs, labels=task.train_labels, seed=0, augment=augment),
     )
 

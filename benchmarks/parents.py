@@ -32,7 +32,7 @@ def parent(
         begin, spent = time.perf_counter(), time.process_time()
         fit(model)
         print(f"trained {name} in {time.perf_counter() - begin:.0f} s", flush=True)
-        facts = {"cpu_seconds": f"{time.process_time() - spent:.1f}"}
+        facts = {"cpu_seconds": f"{time.process_time() - spent:.2f}"}
         path.parent.mkdir(exist_ok=True)
         shared: dict[int, str] = {}
         kept = {k: v for k, v in model.state_dict().items() if shared.setdefault(v.data_ptr(), k) == k}

@@ -99,13 +99,8 @@ class Search:
 
 
 def distill(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a merge by distill; the optimizer that it has by itself is left unsaid."""
-    given = {"method": "distill", **options}
-    if given.get("optimizer") == "adamw":
-        del given["optimizer"]
-    elif "optimizer" in given:
-        given["method"] = f"distill{{optimizer={given.pop('optimizer')}}}"
-    return given
+    """Options of a merge by distill."""
+    return {"method": "distill", **options}
 
 
 def held_back(data: Data) -> tuple[Data, Data]:
