@@ -42,6 +42,7 @@ from fxmerge.samples.fit import check_samples, named_tensors, rows_first
 from fxmerge.samples.load import load_samples
 from fxmerge.samples.pool import Pools, Recipe
 from fxmerge.stages import Stages
+from fxmerge.training.answers import USUAL_BATCH, usual_batch
 from fxmerge.training.fit import Settings, silent
 from fxmerge.training.memory import budget
 from fxmerge.training.optimizers import OPTIMIZERS
@@ -187,7 +188,7 @@ class _Merge:
         """What is known of the merge once the parents are."""
         config = self.config
         tasks = tuple(program.task for program in self.given)
-        return Plan(tasks, config.like, config.width_scale or 1.0, self.trained.batch_size)
+        return Plan(tasks, config.like, config.width_scale or 1.0, self.trained.batch_size or USUAL_BATCH)
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -225,7 +226,8 @@ class _Merge:
         def fold_trunk(program: Program) -> Program:
             return knowledge().fold_trunk(self.plan).run("fold", program, self.known, self.verifier.record)
 
-        recipe = Recipe(trained.augment, trained.pool, trained.batch_size, config.seed)
+        batch = trained.batch_size or usual_batch(supernet)
+        recipe = Recipe(trained.augment, trained.pool, batch, config.seed)
         pools = Pools(supernet, samples, recipe, tell) if samples is not None and self.method.needs_data else None
         return Job(
             supernet=supernet,
@@ -233,7 +235,7 @@ class _Merge:
             pools=pools,
             settings=Settings(
                 steps=trained.steps,
-                batch_size=trained.batch_size,
+                batch_size=batch,
                 lr=trained.lr or Settings.lr,
                 weight_decay=trained.weight_decay,
                 optimizer=OPTIMIZERS.get(trained.optimizer, Settings.optimizer),

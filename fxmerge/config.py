@@ -118,7 +118,9 @@ class MergeConfig(BaseModel):
         "auto", "What is compared with the parents: final features, or (auto) what fits the kind of each output.",
         "Training", of_method=True,
     )  # fmt: skip
-    batch_size: int = option(64, "Samples a training step.", "Training", ge=1, of_method=True)
+    batch_size: int | None = option(
+        None, "Samples a training step (default 64, of language models 16).", "Training", ge=1, of_method=True
+    )
     lr: float | None = option(
         None, "Peak learning rate (default: tried by auto, else 0.003).", "Training", gt=0, of_method=True
     )

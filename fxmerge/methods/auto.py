@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -41,7 +42,10 @@ class Auto(Trained):
         if steps == 0:
             init = find_init("condense" if self.init == "auto" else self.init)
             return Outcome(init(job, "full").program, init=init.name)
-        return polish(job, list(self._starts(job)), steps, self.budget)
+        begun = time.perf_counter()
+        starts = list(self._starts(job))
+        left = None if self.budget is None else self.budget - (time.perf_counter() - begun)
+        return polish(job, starts, steps, left)
 
     def plan(self, job: Job) -> Outcome:
         """The outcome before anything is tried."""

@@ -46,7 +46,8 @@ class Trained:
     pool: int | None = None
     """Samples a task after augmentation."""
     steps: int = 600
-    batch_size: int = 64
+    batch_size: int | None = None
+    """None for what is usual for the kind of outputs."""
     lr: float | None = 3e-3
     """None where trials choose it."""
     weight_decay: float = 1e-3

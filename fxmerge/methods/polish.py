@@ -1,7 +1,7 @@
 """Train the folded weights, from the best of several starts: the last stage of a merge.
 
     rung 1   every start x optimizer, at a middle rate, for a fortieth of the steps
-    rung 2   the best optimizer of the two best starts, at three rates, for a twentieth
+    rung 2   the best optimizer of the two best starts, at three rates and beyond the best, for a twentieth
     rung 3   the best rate of both, for a tenth, unless one is clearly behind
     then     how inputs are varied, where that is left open; and all steps with what was best
 
@@ -38,6 +38,8 @@ APART = 3.0
 """Rates of rung 2 are this many times apart."""
 SHARES = (40, 20, 10)
 """A trial of a rung takes one step in so many of the whole run."""
+MOST_RATES = 5
+"""So many are tried of one start at most."""
 BEHIND = 1.25
 """A start whose error in rung 2 is this many times the best's is out."""
 
@@ -117,6 +119,8 @@ class _Search:
         self.errors: dict[tuple[int, str, float, int, str], float] = {}
         """By start, optimizer, rate, steps and augmentation: no trial runs twice."""
         self.labelled: dict[str, Labels] = {}
+        self.pace: float | None = None
+        """Seconds of a step."""
         options = job.options
         optimizers = ("muon", "adamw") if options.optimizer == "auto" else (options.optimizer,)
         self.field = [Try(start, each, options.lr or RATE) for start in starts for each in optimizers]
@@ -131,6 +135,13 @@ class _Search:
         left = seconds - (begun - spent)
         return max(FEWEST, int(left / (each * (1 + self.overhead))))
 
+    def _in_all(self) -> str:
+        """How long everything will take, once a trial has shown it."""
+        if self.pace is None:
+            return ""
+        seconds = self.pace * self.steps * (1 + self.overhead)
+        return f", about {seconds:.0f} s in all" if seconds < 120 else f", about {seconds / 60:.0f} min in all"
+
     @property
     def overhead(self) -> float:
         """Steps of all trials beside those of the run itself."""
@@ -138,11 +149,11 @@ class _Search:
         return len(self.field) / SHARES[0] + rates / SHARES[1] + 2 / SHARES[2]
 
     def best(self) -> Try:
-        options, rate, field = self.job.options, self.job.options.lr or RATE, self.field
+        options, field = self.job.options, self.field
         field = self._of_each_start(self._ranked(field, 0))[:2] if len(field) > 1 else field
         if options.lr is None:
-            wider = [replace(each, rate=rate * factor) for each in field for factor in (1.0, 1 / APART, APART)]
-            field = self._of_each_start(self._ranked(wider, 1))
+            field = [self._with_best_rate(each) for each in field]
+            field = self._ranked(field, 1)
             if len(field) > 1 and self._error(field[1], 1) > BEHIND * self._error(field[0], 1):
                 field = field[:1]
         if len(field) > 1:
@@ -186,6 +197,16 @@ class _Search:
     def _ranked(self, field: Sequence[Try], rung: int) -> list[Try]:
         return sorted(field, key=lambda each: self._error(each, rung))
 
+    def _with_best_rate(self, one: Try) -> Try:
+        """At the best of three rates, and of those beyond while the best is at an end."""
+        rates = [one.rate / APART, one.rate, one.rate * APART]
+        while True:
+            best = self._ranked([replace(one, rate=rate) for rate in rates], 1)[0]
+            beyond = best.rate / APART if best.rate == min(rates) else best.rate * APART
+            if best.rate not in (min(rates), max(rates)) or len(rates) == MOST_RATES:
+                return best
+            rates.append(beyond)
+
     def _of_each_start(self, ranked: Sequence[Try]) -> list[Try]:
         best: dict[int, Try] = {}
         for each in ranked:
@@ -199,7 +220,7 @@ class _Search:
         number = next(i for i, start in enumerate(self.starts) if start is one.start)
         key = (number, one.optimizer, one.rate, steps, kind)
         if key not in self.errors:
-            self.job.progress(len(self.errors), max(len(self.errors) + 1, self._trials), f"try {one}")
+            self.job.progress(len(self.errors), max(len(self.errors) + 1, self._trials), f"try {one}{self._in_all()}")
             self.errors[key] = self._measured(one, steps, kind)
         return self.errors[key]
 
@@ -209,7 +230,8 @@ class _Search:
         parts = groups(student)
         before = [(p, p.detach().clone()) for group in parts for p in group.parameters]
         try:
-            fit_labelled(student.module, parts, self._labels(student, one, kind), settings)
+            log = fit_labelled(student.module, parts, self._labels(student, one, kind), settings)
+            self.pace = log.seconds / log.steps
             scores = score_labelled(student.module, self._labels(student, one, "held " + kind), settings)
         except OptionError:
             return math.inf

@@ -11,6 +11,18 @@ from fxmerge.training.measures import Distributions, Kind, Places
 CHANNELS = ("output", "vocabulary")
 """Roles of the axis along which an output's channels stand."""
 
+USUAL_BATCH = 64
+BATCH_OF_TEXTS = 16
+"""Of rows that have an answer at every token."""
+
+
+def usual_batch(supernet: SuperNet) -> int:
+    """Rows of a training step, unless asked otherwise."""
+    outputs = ((k, node) for k, parent in enumerate(supernet.parents) for node in parent.result)
+    kinds = (kind_of(supernet, k, node) for k, node in outputs)
+    texts = any(kind is not None and kind.measure is Distributions for kind in kinds)
+    return BATCH_OF_TEXTS if texts else USUAL_BATCH
+
 
 def kind_of(supernet: SuperNet, parent: int, node: fx.Node) -> Kind | None:
     """How an output with answers at many places is measured; None for one answer a row, best compared by its features.
