@@ -163,8 +163,12 @@ WIDE = Half("digits59", range(5, 10), {"width": 48, "heads": 6, "hidden": 128}, 
 TRAIN_SHARE = 0.65
 EPOCHS = 60
 
-METHODS: Mapping[str, Mapping[str, Any]] = {"average": {}, "distill": {"lr": 1.2e-2}, "foldable": {"lr": 3e-3}}
-"""Methods compared, each trained one at its best rate in `benchmarks/results/digits.json`."""
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "average": {"method": "average"},
+    "distill": {"method": "distill", "lr": 1.2e-2},
+    "fxmerge": {},
+}
+"""What is compared: distillation at its best rate in `benchmarks/results/digits.json`, and the default."""
 
 
 @dataclass(frozen=True)
@@ -223,14 +227,14 @@ def run(*, seed: int = 0, steps: int = 600, out: Path | None = None, console: Co
     programs = [fxmerge.capture(p.model, (p.unlabeled,), task=p.half.task) for p in parts]
     data = {p.half.task: p.unlabeled for p in parts}
     rows = [{"model": "parents", **_scores(parts, [p.model for p in parts]), "parameters": sum(map(_count, parts))}]
-    for method, options in METHODS.items():
-        with console.status(f"merging by {method}"):
+    for name, options in METHODS.items():
+        with console.status(f"merging by {name}"):
             begin = time.perf_counter()
-            trained = {"steps": steps, **options} if options else {}
-            merged = fxmerge.merge(programs, data=data, method=method, like=1, seed=seed, **trained)
+            trained = {} if name == "average" else {"steps": steps}
+            merged = fxmerge.merge(programs, data=data, like=1, seed=seed, **trained, **options)
             seconds = time.perf_counter() - begin
         answers = [partial(_answer, merged, p.half.task) for p in parts]
-        row = {"model": method, **_scores(parts, answers), "parameters": merged.result["merged"]["parameters"]}
+        row = {"model": name, **_scores(parts, answers), "parameters": merged.result["merged"]["parameters"]}
         rows.append({**row, "seconds": seconds, "checks": merged.result["checks"]})
     with console.status("timing in ONNX Runtime"), tempfile.TemporaryDirectory() as folder:
         target = out or Path(folder) / "merged.onnx"

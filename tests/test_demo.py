@@ -42,9 +42,9 @@ def test_demo_merges_and_writes_a_model_that_runs(tmp_path: Path, monkeypatch: p
     console = Console(record=True, width=120)
     found = demo.run(steps=3, out=tmp_path / "merged.onnx", console=console)
     rows = {row["model"]: row for row in found["rows"]}
-    assert list(rows) == ["parents", "average", "distill", "foldable"]
+    assert list(rows) == ["parents", "average", "distill", "fxmerge"]
     assert found["unlabeled"] == {"digits04": 40, "digits59": 40}
-    assert rows["foldable"]["parameters"] < rows["parents"]["parameters"]
+    assert rows["fxmerge"]["parameters"] < rows["parents"]["parameters"]
     assert found["onnx_max_abs"] < 1e-5
     outputs = run_onnx(tmp_path / "merged.onnx", {"x": torch.rand(7, 1, 8, 8)})
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
@@ -52,4 +52,4 @@ def test_demo_merges_and_writes_a_model_that_runs(tmp_path: Path, monkeypatch: p
         "digits59.logits": (7, 5),
     }
     text = console.export_text()
-    assert "foldable" in text and f"{rows['foldable']['mean']:.3f}" in text
+    assert "fxmerge" in text and f"{rows['fxmerge']['mean']:.3f}" in text

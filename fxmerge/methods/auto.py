@@ -56,7 +56,16 @@ class Auto(Trained):
         named = starts_for(len(job.supernet.parents), job.supernet.template) if self.init == "auto" else (self.init,)
         for number, name in enumerate(named):
             job.progress(number, len(named), f"start {name}")
-            yield Start.of(job, name, find_init(name)(job, "full"))
+            try:
+                start = Start.of(job, name, find_init(name)(job, "full"))
+            except Exception as error:
+                if len(named) == 1:
+                    raise
+                # Others are there: one that cannot be made costs quality, and is said, but stops nothing.
+                what = f"{type(error).__name__}: {error}".splitlines()[0]
+                job.notes.append(f"start {name} could not be made and is left out ({what}); please report it")
+            else:
+                yield start
 
 
 AUTO = Auto()

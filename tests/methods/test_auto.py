@@ -79,6 +79,19 @@ def test_a_budget_is_steps_that_there_is_time_for() -> None:
     assert few.result["training"]["steps"] < many.result["training"]["steps"]
 
 
+def test_a_start_that_cannot_be_made_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, job: Any) -> Any:
+        raise ZeroDivisionError("no such luck")
+
+    monkeypatch.setattr("fxmerge.methods.condense.Condense.solve", broken)
+    programs, data = two()
+    result = fxmerge.merge(programs, data=data, **SHORT).result
+    assert result["init"] in ("average", "first", "parent1")
+    assert any("start condense could not be made" in note and "no such luck" in note for note in result["notes"])
+    with pytest.raises(ZeroDivisionError):
+        fxmerge.merge(programs, data=data, **SHORT, init="condense")
+
+
 def test_parents_that_are_not_there_are_no_start() -> None:
     programs, data = two()
     with pytest.raises(OptionError, match="there is no parent7"):
