@@ -16,7 +16,7 @@ from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import Place, Stream, SuperNet
 from fxmerge.methods.map_nodes import Block, Merge, Unmerge, blocks_of
-from fxmerge.methods.regress import Moments, beside_ones, eliminate, principal, rows_of, thinned
+from fxmerge.methods.regress import Moments, Rows, beside_ones, eliminate, principal
 from fxmerge.methods.walk import Batch, Values
 
 Twins = tuple[fx.Node, ...]
@@ -26,13 +26,15 @@ Twins = tuple[fx.Node, ...]
 class Bases:
     """Sets every merge map of a SuperNet."""
 
-    def __init__(self, supernet: SuperNet, batches: Sequence[Batch], balance: Sequence[float] = ()) -> None:
-        self.supernet, self.batches = supernet, batches
+    def __init__(self, supernet: SuperNet, batches: Sequence[Batch], rows: Rows, balance: Sequence[float] = ()) -> None:
+        self.supernet, self.batches, self.rows = supernet, batches, rows
         self.balance = tuple(balance) or (1.0,) * len(supernet.parents)
         maps = {name: m for name, m in supernet.program.maps.items() if isinstance(m, AxisMap)}
         self.blocks = {name: list(blocks_of(module, supernet.places[name])) for name, module in maps.items()}
         reads = [name for name, place in supernet.places.items() if self._selects(place, name)]
         self.targets = {name: self._targets(name) for name in reads}
+        joins = [(n, m) for n in supernet.program.graph.nodes if (m := Merge.of(n)) and n.name in supernet.twins]
+        self.written = {supernet.twins[n.name]: m.name for n, m in joins}
         self.streams = {s: [self._twins(n) for n in (t.post or t.places)] for s, t in supernet.streams.items()}
 
         self.bases: dict[str, list[Tensor]] = {}
@@ -91,7 +93,8 @@ class Bases:
         assert spaces is not None
         size, scales, moments = spaces.spaces[space].size, [], []
         for spot in spots:
-            rows = [self._rows(values[k].of(node), stream) for k, node in enumerate(spot)]
+            rows = [self.rows.all(values[k].of(node), -1) for k, node in enumerate(spot)]
+            rows = [part - part.mean(1, keepdim=True) for part in rows] if stream.centred else rows
             scales.append(torch.stack([part.square().mean() for part in rows]))
             side = torch.cat(rows, 1)
             moments.append(side.T @ side / len(side))
@@ -105,10 +108,6 @@ class Bases:
         parts = [part / s for part, s in zip(torch.split(basis, widths, 1), scale, strict=True)]
         return [part - part.mean(1, keepdim=True) for part in parts] if stream.centred else parts
 
-    def _rows(self, values: Sequence[Tensor], stream: Stream) -> Tensor:
-        rows = torch.cat([thinned(rows_of(value, -1), len(self.batches)) for value in values])
-        return rows - rows.mean(1, keepdim=True) if stream.centred else rows
-
     # -- units -----------------------------------------------------------------------------------------
 
     def _kept(self, space: str, values: Sequence[Values]) -> list[tuple[int, int]]:
@@ -120,24 +119,44 @@ class Bases:
         return [where[unit] for unit in eliminate(moments, first.units(), min(first.factors[0].size, len(where)))]
 
     def _moments(self, name: str, block: Block, values: Sequence[Values]) -> Moments:
-        """Of what the readers see, and of what they make of it; of what they see alone where rows do not match."""
-        place = self.supernet.places[name]
-        nodes = _nodes(place)
-        moments: Moments | None = None
-        for i in range(len(self.batches)):
-            seen = [rows_of(values[k].of(n)[i], place.axis)[:, block.own[k]] for k, n in enumerate(nodes)]
-            made = [rows_of(values[k].of(n)[i], -1) for call in self.targets[name] for k, n in enumerate(call)]
-            made = made if made and all(len(rows) == len(seen[0]) for rows in made) else seen
-            x, y = (thinned(torch.cat(part, 1), len(self.batches)) for part in (seen, made))
-            moments = moments or Moments.empty(x.shape[1], y.shape[1])
-            moments.add(x, y)
-        assert moments is not None
+        """Of what the readers see, each parent by its own scale, and of what they make of it, place by place.
+
+        Of what they see alone where they look at several places (a kernel), or give others.
+        """
+        axis, twins = self.supernet.places[name].axis, _nodes(self.supernet.places[name])
+        seen = [self._scaled(values[k].of(node), axis, k, block.own[k]) for k, node in enumerate(twins)]
+        calls = [call for call in self.targets[name] if all(map(_is_matrix, call))]
+        made = [part for call in calls for part in self._made(call, values)]
+        if not made or len(calls) < len(self.targets[name]) or any(len(part) != len(seen[0]) for part in made):
+            made = seen
+        x, y = torch.cat(seen, 1), torch.cat(made, 1)
+        moments = Moments.empty(x.shape[1], y.shape[1])
+        moments.add(x, y)
         return moments
+
+    def _made(self, call: Twins, values: Sequence[Values]) -> list[Tensor]:
+        """What readers write: into a stream that is turned, what it will be there."""
+        blocks = self.blocks[self.written[call]]
+        basis = self.bases.get(blocks[0].space) if len(blocks) == 1 and blocks[0].plain else None
+        if basis is None:
+            return [self._scaled(values[k].of(node), -1, k) for k, node in enumerate(call)]
+        turned = [self.rows.all(values[k].of(n), -1) @ m.T for k, (n, m) in enumerate(zip(call, basis, strict=True))]
+        return [torch.stack(turned).sum(0)]
+
+    def _scaled(self, values: Sequence[Tensor], axis: int, k: int, own: Tensor | None = None) -> Tensor:
+        rows = self.rows.all(values, axis)
+        rows = rows if own is None else rows[:, own]
+        return rows * (self.balance[k] / rows.square().mean().sqrt().clamp(min=1e-30))
 
 
 def _nodes(place: Place) -> Twins:
     assert all(isinstance(node, fx.Node) for node in place.of)
     return tuple(node for node in place.of if isinstance(node, fx.Node))
+
+
+def _is_matrix(call: fx.Node) -> bool:
+    """Whether nothing that a call reads beside its data has more than two axes."""
+    return all(n.meta["val"].ndim < 3 for n in call.all_input_nodes if n.op == "get_attr")
 
 
 def parents_of(supernet: SuperNet) -> Iterator[Program]:

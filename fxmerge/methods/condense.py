@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from fxmerge.errors import OptionError
+from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.bases import Bases
 from fxmerge.methods.prefix import Prefix
+from fxmerge.methods.regress import Rows
 from fxmerge.training.pool import Pool
 
 CHUNK = 250
@@ -41,31 +43,42 @@ class Condense:
     """Per parent: the size of its streams before a common basis is taken; one for each when empty."""
 
     def __call__(self, job: Job) -> Outcome:
-        net = self.solve(job)
-        return Outcome(net.program, init=self.name, augmentation=job.pool.about if job.pool else {})
+        _, program = self.start(job)
+        return Outcome(program, init=self.name, augmentation=job.pool.about if job.pool else {})
 
     def plan(self, job: Job) -> Outcome:
         """The outcome before anything is solved."""
         return Outcome(job.supernet.start([1.0] * len(job.supernet.parents), "fixed").program, init=self.name)
 
+    def start(self, job: Job) -> tuple[SuperNet, Program]:
+        """The SuperNet solved, and its trunk folded, with kernels of convolutions that no maps can give."""
+        net, weights = self._solved(job, kernels=True)
+        folded = job.fold_trunk(net.program)
+        return net, folded.evolve(tensors={**folded.tensors, **weights})
+
     def solve(self, job: Job) -> SuperNet:
         """The SuperNet with maps and biases solved, as dense constants; what has no closed form keeps the average."""
+        return self._solved(job, kernels=False)[0]
+
+    def _solved(self, job: Job, kernels: bool) -> tuple[SuperNet, dict[str, Tensor]]:
         count = len(job.supernet.parents)
         if self.balance and len(self.balance) != count:
             raise OptionError(f"{len(self.balance)} numbers to balance {count} parents", "give one for every parent")
         net = job.supernet.start([1.0] * count, "fixed")
         if not net.together or not net.twins:
             job.notes.append("condense: parents with inputs of their own have no closed form yet: merged by average")
-            return net
+            return net, {}
         assert job.pool is not None
         names = [port.name for port in net.program.inputs]
         batches = [dict(zip(names, part, strict=True)) for part in _some(job.pool, self.rows)]
-        bases = Bases(net, batches, self.balance)
+        rows = Rows([[batch[names[i]] for i in job.pool.masks] for batch in batches])
+        bases = Bases(net, batches, rows, self.balance)
         left = bases.choose()
         if left:
             job.notes.append(f"condense: no closed form for the spaces {', '.join(sorted(left))}: they are averaged")
-        tensors = Prefix(net, bases, batches, self.ridge).solve()
-        return net.with_program(net.program.evolve(tensors=tensors))
+        prefix = Prefix(net, bases, batches, rows, self.ridge, kernels)
+        tensors = prefix.solve()
+        return net.with_program(net.program.evolve(tensors=tensors)), prefix.weights
 
 
 def _some(pool: Pool, rows: int) -> Iterator[tuple[Tensor, ...]]:

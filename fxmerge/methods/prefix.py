@@ -11,18 +11,21 @@ M W side by side having full rank), otherwise into M, drawn to the basis that wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxmerge.ir.merge import NODES
+from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.space import Leaf
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.bases import Bases, parents_of
+from fxmerge.methods.goals import Goals, readers
+from fxmerge.methods.kernels import Kernel, operands
 from fxmerge.methods.map_nodes import Block, Merge, Unmerge
-from fxmerge.methods.probe import matrix_of, multiplies, sums
-from fxmerge.methods.regress import Moments, rows_of, thinned
+from fxmerge.methods.probe import matrix_of, multiplies
+from fxmerge.methods.regress import Moments, Rows
 from fxmerge.methods.walk import Batch, Values
 
 FULL = 1e-6
@@ -32,20 +35,30 @@ FULL = 1e-6
 class Prefix:
     """The walk: merged values as far as they are solved, the parents' beside them."""
 
-    def __init__(self, supernet: SuperNet, bases: Bases, batches: Sequence[Batch], ridge: float) -> None:
-        self.supernet, self.bases, self.blocks, self.batches, self.ridge = supernet, bases, bases.blocks, batches, ridge
-        self.post = {supernet.trunk[n]: space for space, stream in supernet.streams.items() for n in stream.post}
-        """By name of a norm whose result goes on as the stream: the stream."""
+    def __init__(
+        self,
+        supernet: SuperNet,
+        bases: Bases,
+        batches: Sequence[Batch],
+        rows: Rows,
+        ridge: float,
+        kernels: bool = False,
+    ) -> None:
+        self.supernet, self.bases, self.blocks = supernet, bases, bases.blocks
+        self.batches, self.rows, self.ridge = batches, rows, ridge
         self.tensors = self._own_tensors()
+        self.goals = Goals(supernet, self.tensors, kernels)
         self.merged = Values(supernet.program.evolve(tensors=self.tensors), batches)
         self.parents = [Values(parent, batches) for parent in parents_of(supernet)]
+        self.weights: dict[str, Tensor] = {}
+        """By the template's names: the kernels that were solved as a whole."""
         self.shifts: dict[tuple[str, int], Tensor] = {}
         """By unmerge map and parent: what the parent sees besides U times the merged value."""
         self.solved: set[tuple[str, int]] = set()
         for node in supernet.program.graph.nodes:
-            for k, theirs in self._asked(node):
+            for k, theirs in self.goals.asked(node):
                 self.parents[k].hold(theirs)
-            for needed in self._behind(node):
+            for needed in self.goals.behind(node):
                 self.merged.hold(needed)
 
     def solve(self) -> dict[str, Tensor]:
@@ -60,64 +73,18 @@ class Prefix:
                 for call in merged.calls:
                     self.merged.of(call)
                 self._shift(merged)
-                self._correct(node, merged)
+                if node not in self.goals.kernels:
+                    self._correct(node, merged)
             self.merged.of(node)
-            if node.name in self.post:
+            if merged and node in self.goals.kernels:
+                self._solve_kernel(node, merged, self.goals.kernels[node])
+            if node.name in self.goals.post:
                 self._fit_norm(node)
-            for needed in self._behind(node):
+            for needed in self.goals.behind(node):
                 self.merged.release(needed)
-            for k, theirs in self._asked(node):
+            for k, theirs in self.goals.asked(node):
                 self.parents[k].release(theirs)
         return self.tensors
-
-    # -- what is looked at -----------------------------------------------------------------------------
-
-    def _behind(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """What is computed anew when a node is solved, and what that needs."""
-        if node.name in self.post:
-            return tuple(node.all_input_nodes)
-        merged = Merge.of(node)
-        return merged.behind if merged else ()
-
-    def _asked(self, node: fx.Node) -> list[tuple[int, fx.Node]]:
-        """The parents' values that are asked for at a node."""
-        unmerged = Unmerge.of(node)
-        if unmerged:
-            return [(unmerged.k, theirs)] if (theirs := self._seen(unmerged)) is not None else []
-        total = self._total(node)
-        name = node.name if node.name in self.post else self._goal(total).name if total else ""
-        return list(enumerate(self.supernet.twins.get(name, ())))
-
-    def _seen(self, unmerged: Unmerge) -> fx.Node | None:
-        """What the parent itself has where the SuperNet unmerges for it."""
-        source = unmerged.source
-        while inner := Unmerge.of(source):
-            source = inner.source
-        twins = self.supernet.twins.get(source.name)
-        if twins is not None:
-            return twins[unmerged.k]
-        theirs = self.supernet.places[unmerged.name].of[unmerged.k]
-        return theirs if isinstance(theirs, fx.Node) else None
-
-    def _total(self, node: fx.Node) -> fx.Node | None:
-        """The sum in which what a merge node writes joins another value of the trunk."""
-        if Merge.of(node) is None or len(_readers(node)) != 1:
-            return None
-        (total,) = _readers(node)
-        other = self._other(total, node)
-        if total.target in NODES or total.name not in self.supernet.twins or other is None:
-            return None
-        return total if other.op == "call_function" and sums(total, node) else None
-
-    def _goal(self, total: fx.Node) -> fx.Node:
-        """Where the parents show what a sum should be: a norm forgives its size, so behind one that follows."""
-        return next((user for user in _readers(total) if user.name in self.post), total)
-
-    def _other(self, total: fx.Node, node: fx.Node) -> fx.Node | None:
-        """The other operand of a sum of two values of one shape."""
-        others = [n for n in total.all_input_nodes if n is not node and isinstance(n.meta.get("val"), Tensor)]
-        shapes = {n.meta["val"].shape for n in (node, total, *others) if isinstance(n.meta.get("val"), Tensor)}
-        return others[0] if len(others) == 1 and len(shapes) == 1 else None
 
     # -- norms -----------------------------------------------------------------------------------------
 
@@ -132,24 +99,32 @@ class Prefix:
         nodes = {n.target: n for n in net.program.graph.nodes if n.op == "get_attr"}
         for name in net.own:
             axes, node = spaces.tensors[name], nodes[name]
-            if len(axes) != 1 or not isinstance(axes[0], Leaf):
-                continue
-            if axes[0].space in net.streams:
+            if len(axes) == 1 and isinstance(axes[0], Leaf) and axes[0].space in net.streams:
                 tensors[name] = torch.ones_like(tensors[name]) if multiplies(node) else torch.zeros_like(tensors[name])
-            elif axes[0].space in self.bases.kept and node.name in net.twins:
-                own = [p.tensors[str(n.target)] for p, n in zip(net.parents, net.twins[node.name], strict=True)]
-                kept = [own[k][unit] for k, unit in self.bases.kept[axes[0].space]]
-                tensors[name] = torch.stack(kept).to(tensors[name].dtype)
+            elif axes and isinstance(axes[0], Leaf) and axes[0].space in self.bases.kept:
+                own = [p.tensors[str(n.target)] for p, n in zip(net.parents, self._theirs(node), strict=False)]
+                kept = [own[k][unit] for k, unit in self.bases.kept[axes[0].space] if own]
+                if kept and kept[0].shape == tensors[name].shape[1:] and len({each.shape for each in kept}) == 1:
+                    tensors[name] = torch.stack(kept).to(tensors[name].dtype)
         return tensors
+
+    def _theirs(self, tensor: fx.Node) -> list[fx.Node]:
+        """Every parent's tensor in the place of one that the SuperNet has as its own; none where that is not known."""
+        call = next((user for user in tensor.users if user.name in self.supernet.twins), None)
+        if call is None:
+            return []
+        place = operands(call).index(tensor)
+        found = [operands(theirs)[place] for theirs in self.supernet.twins[call.name]]
+        return found if all(n.op == "get_attr" for n in found) else []
 
     def _fit_norm(self, node: fx.Node) -> None:
         """Fit scale and shift of a norm whose result goes on as the stream, coordinate by coordinate."""
         own = [n for n in node.all_input_nodes if n.op == "get_attr" and n.target in self.supernet.own]
         if any(len(n.users) > 1 for n in own):
             return
-        bases, twins = self.bases.bases[self.post[node.name]], self.supernet.twins[node.name]
-        goals = [torch.cat([rows_of(v, -1) for v in self.parents[k].of(n)]) @ bases[k].T for k, n in enumerate(twins)]
-        goal, given = torch.stack(goals).sum(0), torch.cat([rows_of(v, -1) for v in self.merged.of(node)])
+        bases, twins = self.bases.bases[self.goals.post[node.name]], self.supernet.twins[node.name]
+        goals = [self.rows.all(self.parents[k].of(n), -1) @ bases[k].T for k, n in enumerate(twins)]
+        goal, given = torch.stack(goals).sum(0), self.rows.all(self.merged.of(node), -1)
         centred = given - given.mean(0)
         scale = (centred * (goal - goal.mean(0))).sum(0) / centred.square().sum(0).clamp(min=1e-30)
         for tensor in own:
@@ -162,20 +137,20 @@ class Prefix:
     # -- readers ---------------------------------------------------------------------------------------
 
     def _read(self, node: fx.Node, unmerged: Unmerge) -> None:
-        theirs = self._seen(unmerged)
+        theirs = self.goals.seen(unmerged)
         if theirs is None:
             return
         k, name = unmerged.k, unmerged.name
         self.solved.add((name, k))
         seen, given = self.parents[k].of(theirs), self.merged.of(unmerged.source)
-        readers = _readers(node)
-        biased = bool(readers) and all(self._bias(call) is not None for call in readers)
+        calls = readers(node)
+        biased = bool(calls) and all(self._bias(call) is not None for call in calls)
         shift = torch.zeros(node.meta["val"].shape[unmerged.axis], dtype=torch.float64)
         for block in self.blocks[name]:
             moments = Moments.empty(len(block.merged), len(block.own[k]))
-            for x, y in zip(given, seen, strict=True):
-                rows = rows_of(x, unmerged.axis)[:, block.merged], rows_of(y, unmerged.axis)[:, block.own[k]]
-                moments.add(*(thinned(part, len(self.batches)) for part in rows))
+            for i, (x, y) in enumerate(zip(given, seen, strict=True)):
+                rows = self.rows.of(x, unmerged.axis, i), self.rows.of(y, unmerged.axis, i)
+                moments.add(rows[0][:, block.merged], rows[1][:, block.own[k]])
             matrix, shift[block.own[k]] = moments.ridge(self.ridge, biased)
             block.set_one(k, matrix)
         if biased:
@@ -205,7 +180,7 @@ class Prefix:
             moved = {n: zeros[n] + _along(self.shifts[u.name, u.k], zeros[n], u.axis) for n, u in found.items()}
             with torch.no_grad():
                 change = self.merged.value(call, 0, moved) - self.merged.value(call, 0, zeros)
-            self._add(bias, rows_of(change, merged.axis).mean(0))
+            self._add(bias, change.movedim(merged.axis, -1).reshape(-1, change.shape[merged.axis]).double().mean(0))
             self.merged.again(call)
 
     def _add(self, bias: fx.Node, change: Tensor) -> None:
@@ -217,14 +192,18 @@ class Prefix:
 
     def _correct(self, node: fx.Node, merged: Merge) -> None:
         """Write what the stream should be, less what is there already, instead of what the maps alone would write."""
-        total, blocks = self._total(node), self.blocks[merged.name]
+        blocks = self.blocks[merged.name]
         alone = sum(n.target is node.target for n in self.supernet.nodes_of(merged.name)) == 1
-        if total is None or not alone or len(blocks) != 1:
+        if self.goals.totals[node] is None or self.goals.chains[node].last is not node or not alone or len(blocks) != 1:
             return
         basis = torch.cat([blocks[0].map.dense[k].detach().double() for k in merged.parents], 1)
         if len(basis) < node.meta["val"].shape[merged.axis]:
             return
-        rest = self._missing(node, merged, total, basis)
+        written = [self.merged.of(call) for call in merged.calls]
+        rest = [
+            goal - torch.cat([self.rows.of(values[i], merged.axis, i) for values in written], 1) @ basis.T
+            for i, goal in enumerate(self._wanted(node, merged))
+        ]
         biased = all(self._bias(call) is not None for call in merged.calls)
         constant = self._correct_readers(merged, basis, rest, biased)
         if constant is None:
@@ -241,17 +220,20 @@ class Prefix:
             if needed in merged.calls or Unmerge.of(needed):
                 self.merged.again(needed)
 
-    def _missing(self, node: fx.Node, merged: Merge, total: fx.Node, basis: Tensor) -> list[Tensor]:
-        """Per batch: what the stream should be, less what is there and what the maps write."""
-        other = self._other(total, node)
-        assert other is not None
-        written, there = [self.merged.of(call) for call in merged.calls], self.merged.of(other)
-        twins = self.supernet.twins[self._goal(total).name]
-        wanted = [self.parents[k].of(twins[k]) for k in merged.parents]
+    def _wanted(self, node: fx.Node, merged: Merge) -> list[Tensor]:
+        """Per batch, as rows: what a merge node should write, less what is there already."""
+        chain, other, axis = self.goals.chains[node], self.goals.other(node), merged.axis
+        axis_map = self.supernet.program.maps[merged.name]
+        assert isinstance(axis_map, AxisMap)
+        twins = self.supernet.twins[self.goals.goal(node)]
         found = []
         for i in range(len(self.batches)):
-            goal, y = (torch.cat([rows_of(v[i], merged.axis) for v in side], 1) for side in (wanted, written))
-            found.append((goal - y) @ basis.T - rows_of(there[i], merged.axis))
+            rows = {k: self.rows.of(self.parents[k].of(twins[k])[i], axis, i) for k in merged.parents}
+            goal = torch.stack([axis_map.to_merged(part, k, 1) for k, part in rows.items()]).sum(0)
+            if other is not None:
+                goal = goal - self.rows.of(self.merged.of(other)[i], axis, i)
+                goal = (goal - chain.shift) / _nonzero(chain.scale)
+            found.append(goal)
         return found
 
     def _correct_readers(self, merged: Merge, basis: Tensor, rest: list[Tensor], biased: bool) -> Tensor | None:
@@ -262,7 +244,7 @@ class Prefix:
             return None
         nodes = [n for n in self.supernet.nodes_of(shown[0].name) if Unmerge.of(n)]
         blocks = self.blocks[shown[0].name]
-        if len(nodes) != len(shown) or any(len(_readers(n)) != 1 for n in nodes) or len(blocks) != 1:
+        if len(nodes) != len(shown) or any(len(readers(n)) != 1 for n in nodes) or len(blocks) != 1:
             return None
         found = [matrix_of(call, n, self._given(call)) for call, n in zip(merged.calls, nodes, strict=True)]
         parts = [part for part in found if part is not None]
@@ -273,9 +255,8 @@ class Prefix:
         writers = torch.split(basis, [len(part) for part in parts], 1)
         side = torch.cat([writer @ part for writer, part in zip(writers, parts, strict=True)], 1)
         moments = Moments.empty(len(block.merged), len(basis))
-        for x, missing in zip(self.merged.of(source), rest, strict=True):
-            rows = rows_of(x, shown[0].axis)
-            moments.add(thinned(rows, len(self.batches)), thinned(missing, len(self.batches)))
+        for i, (x, missing) in enumerate(zip(self.merged.of(source), rest, strict=True)):
+            moments.add(self.rows.of(x, shown[0].axis, i), missing)
         change, constant = moments.ridge(self.ridge, biased)
         least = torch.linalg.pinv(side, rtol=FULL) @ change
         for k, part in zip(merged.parents, torch.split(least, widths), strict=True):
@@ -291,18 +272,44 @@ class Prefix:
         written = [self.merged.of(call) for call in merged.calls]
         moments = Moments.empty(basis.shape[1], len(basis))
         for i, missing in enumerate(rest):
-            y = torch.cat([rows_of(values[i], merged.axis) for values in written], 1)
-            moments.add(thinned(y, len(self.batches)), thinned(missing, len(self.batches)))
+            moments.add(torch.cat([self.rows.of(values[i], merged.axis, i) for values in written], 1), missing)
         change, constant = moments.ridge(self.ridge, biased)
         widths = [len(block.own[k]) for k in merged.parents]
         for k, part in zip(merged.parents, torch.split(basis + change, widths, 1), strict=True):
             block.set_one(k, part)
         return constant
 
+    # -- kernels ---------------------------------------------------------------------------------------
 
-def _readers(node: fx.Node) -> list[fx.Node]:
-    """The calls that read a value."""
-    return [user for user in node.users if user.op != "output"]
+    def _solve_kernel(self, node: fx.Node, merged: Merge, kernel: Kernel) -> None:
+        """Solve a merged call as a whole, where that comes nearer to what it should write than its maps do."""
+        chain, axis, given = self.goals.chains[node], merged.axis, self.merged.of(kernel.source)
+        if len(kernel.biases) > 1 or kernel.name in self.weights:
+            return
+        moments, before = Moments.empty(prod(kernel.shape[1:]), kernel.shape[0]), 0.0
+        for i, goal in enumerate(self._wanted(node, merged)):
+            moments.add(self.rows.of(kernel.features(given[i]), axis, i), goal)
+            before += float((self.rows.of(self.merged.of(node)[i], axis, i) - goal).square().sum())
+        biased = bool(kernel.biases) or chain.bias is not None
+        found, constant = moments.ridge(self.ridge, biased)
+        if moments.error(found, constant) > before:
+            return
+        dtype = given[0].dtype
+        weight = found.reshape(kernel.shape).to(dtype)
+        bias = constant.to(dtype) if kernel.biases else None
+        self.weights[kernel.name] = weight
+        if bias is not None:
+            self.weights[kernel.bias] = bias
+        elif chain.bias is not None:
+            self._add(chain.bias, constant * chain.scale)
+        self.merged.replaced[node] = lambda i: kernel.run(given[i], weight, bias)
+        self.merged.again(node)
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    """Scales to divide by: none is nearly zero."""
+    least = 1e-3 * float(scale.abs().mean()) + 1e-30
+    return torch.where(scale.abs() < least, torch.full_like(scale, least), scale)
 
 
 def _is_tensor(node: fx.Node) -> bool:

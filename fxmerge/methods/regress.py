@@ -8,20 +8,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-def rows_of(value: Tensor, axis: int) -> Tensor:
-    """A value as rows of what stands along `axis`, in float64: (places, size)."""
-    return value.detach().movedim(axis, -1).reshape(-1, value.shape[axis]).double()
-
-
 MOST = 40_000
 """Rows of one regression: more cost, and change nothing."""
 
 
-def thinned(rows: Tensor, batches: int) -> Tensor:
-    """At most a batch's share of the rows of one regression, evenly taken."""
-    most = max(1, MOST // batches)
-    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
+class Rows:
+    """Values as rows of what stands along an axis, in float64: places that are no padding, evenly taken if many."""
+
+    def __init__(self, masks: Sequence[Sequence[Tensor]], most: int = MOST) -> None:
+        """`masks`: of every batch, tensors (B, T) that are 1 at real tokens and 0 at padding."""
+        self.masks, self.most = masks, max(1, most // max(len(masks), 1))
+        self.places: dict[tuple[int, torch.Size], Tensor | None] = {}
+
+    def of(self, value: Tensor, axis: int, batch: int) -> Tensor:
+        """(places, size) of a value on a batch; values of one shape, the axis aside, give the same places."""
+        moved = value.detach().movedim(axis, -1)
+        key = (batch, moved.shape[:-1])
+        if key not in self.places:
+            self.places[key] = self._places(batch, moved.shape[:-1])
+        places, rows = self.places[key], moved.reshape(-1, moved.shape[-1])
+        return (rows if places is None else rows[places]).double()
+
+    def all(self, values: Sequence[Tensor], axis: int) -> Tensor:
+        """The rows of all batches."""
+        return torch.cat([self.of(value, axis, i) for i, value in enumerate(values)])
+
+    def _places(self, batch: int, shape: torch.Size) -> Tensor | None:
+        """The places of a value of this shape that are looked at; None for all."""
+        found = torch.arange(shape.numel())
+        for mask in self.masks[batch]:
+            real = _spread(mask != 0, shape)
+            if real is not None:
+                found = real.reshape(-1).nonzero()[:, 0]
+                break
+        if len(found) > self.most:
+            found = found[torch.linspace(0, len(found) - 1, self.most).long()]
+        return None if len(found) == shape.numel() else found
+
+
+def _spread(mask: Tensor, shape: torch.Size) -> Tensor | None:
+    """A mask (B, T) on the places of a value: T runs along its second axis, or its last."""
+    if len(shape) < 2 or shape[0] != len(mask):
+        return None
+    for axis in (1, len(shape) - 1):
+        if shape[axis] == mask.shape[1]:
+            return mask.reshape(len(mask), *(mask.shape[1] if a == axis else 1 for a in range(1, len(shape)))).expand(
+                shape
+            )
+    return None
 
 
 @dataclass
@@ -33,6 +67,7 @@ class Moments:
     xy: Tensor
     x: Tensor
     y: Tensor
+    yy: float = 0.0
 
     @classmethod
     def empty(cls, x: int, y: int) -> Moments:
@@ -47,6 +82,7 @@ class Moments:
         self.xy += x.T @ y
         self.x += x.sum(0)
         self.y += y.sum(0)
+        self.yy += float(y.square().sum())
 
     def ridge(self, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:
         """(targets × features, targets): what times x, plus what, comes nearest to y.
@@ -61,6 +97,12 @@ class Moments:
         found = torch.linalg.solve(xx + level * torch.eye(len(xx), dtype=xx.dtype), xy).T
         rest = (self.y - found @ self.x) / self.count
         return found, rest if intercept else torch.zeros_like(rest)
+
+    def error(self, found: Tensor, constant: Tensor) -> float:
+        """Sum of squares of what `found` times x, plus a constant, misses of y, over all rows."""
+        squares = (found @ self.xx * found).sum() - 2 * (found * self.xy.T).sum() + self.count * constant.square().sum()
+        cross = 2 * (constant * (found @ self.x - self.y)).sum()
+        return float(squares + cross) + self.yy
 
 
 def principal(second: Tensor, count: int) -> Tensor:

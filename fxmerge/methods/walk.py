@@ -27,6 +27,8 @@ class Values:
         self.tensors = dict(program.tensors)
         """What `get_attr` nodes give; a method may change them as it goes."""
         self.order = [node for node in program.graph.nodes if node.op != "output"]
+        self.replaced: dict[fx.Node, Callable[[int], Tensor]] = {}
+        """What to compute on a batch in the place of a node's own call."""
         self.next = 0
         self.batches = batches
         self.held: dict[fx.Node, int] = {}
@@ -67,6 +69,8 @@ class Values:
 
     def value(self, node: fx.Node, batch: int, instead: Mapping[fx.Node, Any] | None = None) -> Any:
         """What a node gives on a batch, with other values in the place of some operands."""
+        if node in self.replaced:
+            return self.replaced[node](batch)
         if node.op == "placeholder":
             return self.batches[batch][self.inputs[node]]
         if node.op == "get_attr":
