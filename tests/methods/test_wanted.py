@@ -143,6 +143,6 @@ def test_an_output_that_never_varies_is_said() -> None:
 
     x = torch.randn(24, 6)
     parents = [fxmerge.capture(Layers(k, still), (x,), task=f"t{k}") for k in range(2)]
-    merged = fxmerge.merge(parents, data=x, init="average", augment="none", batch_size=8, steps=2)
+    merged = fxmerge.merge(parents, data=x, method="foldable", init="average", augment="none", batch_size=8, steps=2)
     assert merged.result["checks"]["all_gradients"] is True, "what serves it alone has nothing to learn"
     assert any("has one value for all samples: nothing can be learnt from it" in n for n in merged.result["notes"])
