@@ -230,7 +230,7 @@ def run(*, seed: int = 0, steps: int = 600, out: Path | None = None, console: Co
     for name, options in METHODS.items():
         with console.status(f"merging by {name}"):
             begin = time.perf_counter()
-            trained = {} if name == "average" else {"steps": steps}
+            trained: dict[str, Any] = {} if name == "average" else {"steps": steps}
             merged = fxmerge.merge(programs, data=data, like=1, seed=seed, **trained, **options)
             seconds = time.perf_counter() - begin
         answers = [partial(_answer, merged, p.half.task) for p in parts]
