@@ -2,11 +2,11 @@
 
     rung 1   every start x optimizer, at a middle rate, for a fortieth of the steps
     rung 2   the best optimizer of the two best starts, at three rates and beyond the best, for a twentieth
-    rung 3   the best rate of both, for a tenth, unless one is clearly behind
+    rung 3   the best rate of both, for a tenth
     then     how inputs are varied, where that is left open; and all steps with what was best
 
-Every trial trains on the same inputs and is judged on held-back ones: successive halving (Jamieson and Talwalkar 2016).
-What a user names is not searched.
+A start that is clearly behind in one rung has no part in the next. Every trial trains on the same inputs and is judged
+on held-back ones: successive halving (Jamieson and Talwalkar 2016). What a user names is not searched.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ SHARES = (40, 20, 10)
 """A trial of a rung takes one step in so many of the whole run."""
 MOST_RATES = 5
 """So many are tried of one start at most."""
-BEHIND = 1.25
-"""A start whose error in rung 2 is this many times the best's is out."""
+BEHIND = (1.5, 1.25)
+"""A start whose error in a rung is this many times the best's is out."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,11 @@ class _Search:
 
     def best(self) -> Try:
         options, field = self.job.options, self.field
-        field = self._of_each_start(self._ranked(field, 0))[:2] if len(field) > 1 else field
+        if len(field) > 1:
+            field = self._near(self._of_each_start(self._ranked(field, 0))[:2], 0)
         if options.lr is None:
             field = [self._with_best_rate(each) for each in field]
-            field = self._ranked(field, 1)
-            if len(field) > 1 and self._error(field[1], 1) > BEHIND * self._error(field[0], 1):
-                field = field[:1]
+            field = self._near(self._ranked(field, 1), 1)
         if len(field) > 1:
             field = self._ranked(field, 2)
         if self.errors:
@@ -196,6 +195,11 @@ class _Search:
 
     def _ranked(self, field: Sequence[Try], rung: int) -> list[Try]:
         return sorted(field, key=lambda each: self._error(each, rung))
+
+    def _near(self, ranked: Sequence[Try], rung: int) -> list[Try]:
+        """Those that are not clearly behind the first."""
+        most = BEHIND[rung] * self._error(ranked[0], rung)
+        return [each for each in ranked if self._error(each, rung) <= most]
 
     def _with_best_rate(self, one: Try) -> Try:
         """At the best of three rates, and of those beyond while the best is at an end."""
