@@ -54,10 +54,18 @@ def choose(**options: Any) -> tuple[Any, Any]:
 
 
 def test_options_come_as_text_or_by_themselves() -> None:
-    for options in ({"method": "foldable{rank=3,init=first,steps=7}"}, {"rank": 3, "init": "first", "steps": 7}):
+    for options in (
+        {"method": "foldable{rank=3,init=first,steps=7}"},
+        {
+            "method": "foldable",
+            "rank": 3,
+            "init": "first",
+            "steps": 7,
+        },
+    ):
         method, trained = choose(**options)
         assert method == Foldable(rank=3, init="first", steps=7)
-        assert (trained.steps, trained.batch_size) == (7, 64)
+        assert (trained.steps, trained.batch_size) == (7, None)
     method, _ = choose(method="power{exponent=2.5,side=right}")
     assert (method.exponent, method.side) == (2.5, "right")
     assert choose(method="foldable", rank=0)[0].rank == 0
@@ -73,7 +81,10 @@ def test_a_method_that_declares_nothing_and_needs_data_trains() -> None:
     ("options", "message"),
     [
         ({"method": "average", "init": "nonsense"}, r"average has no option 'init'\nleave it out \(it has none\)"),
-        ({"method": "average", "steps": 600}, r"average has no option 'steps'\n.*another method: foldable, distill"),
+        (
+            {"method": "average", "steps": 600},
+            r"average has no option 'steps'\n.*another method: auto, foldable, distill",
+        ),
         ({"method": "average", "batch_size": 64}, r"average has no option 'batch_size'"),
         ({"method": "average", "augment": "none"}, r"average has no option 'augment'"),
         ({"method": "distill", "rank": 2}, r"distill has no option 'rank'.*\n.*its options are init, .*: foldable"),
@@ -124,7 +135,7 @@ def test_the_same_is_refused_from_everywhere(
 
 
 def test_flags_replace_what_a_file_says_of_the_same_thing(tmp_path: Path) -> None:
-    MergeConfig.of(rank=3, steps=9).save(tmp_path / "c.yaml")
+    MergeConfig.of(method="foldable", rank=3, steps=9).save(tmp_path / "c.yaml")
     from fxmerge.cli.flags import _config
 
     dense = _config({"full": True}, str(tmp_path / "c.yaml"))
