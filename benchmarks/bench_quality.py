@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 
 from benchmarks.families import FAMILIES, Family
 from benchmarks.quality_case import Case
-from benchmarks.quality_cells import Ledger, show
-from benchmarks.quality_search import Search, distill, held_back, tried
+from benchmarks.quality_cells import Ledger, code, show
+from benchmarks.quality_search import Search, distill, held_back
 from benchmarks.table import RESULTS, Row
 from fxmerge.errors import FxmergeError
 
@@ -96,6 +97,7 @@ class Course:
         merged, spent = self.case.merge(self.case.data(count, seed), seed, options)
         row = {**self.case.measured(merged), **keys, "cpu_seconds": spent, "settings": settings}
         row |= {"share": row["mean"] / self.whole, "init": merged.result["init"], "checks": merged.result["checks"]}
+        row["code"] = code()
         self._keep(row)
 
     def _tuned(self, count: int) -> Mapping[str, Any]:
@@ -106,7 +108,7 @@ class Course:
         if known is None or (self.again and known["seconds"] != seconds):
             print(f"{name} inputs: searching for the best of distill in {seconds or 'no given'} s", flush=True)
             search = Search(self.case, *held_back(self.case.data(count, 0)), seconds)
-            known = {"best": search.best(), "seconds": seconds, "trials": tried(search)}
+            known = {"best": search.best(), "seconds": seconds, "trials": [asdict(trial) for trial in search.trials]}
             self.ledger.keep_search(name, known)
         best: Mapping[str, Any] = known["best"]
         return best

@@ -22,6 +22,9 @@ HIGHEST = 0.1
 
 TRAINED = ("distill", "foldable")
 
+OF_TRAINING = ("batch_size", "pool")
+"""Options that the other methods do not have."""
+
 Score = Callable[[Callable[..., Tensor]], float]
 """From a function (inputs to logits) to the figure of its task."""
 
@@ -51,8 +54,9 @@ def merge_each(
     rows = []
     for method in methods:
         trained = {"steps": steps, "lr": rates[method]} if method in TRAINED else {}
+        how = {name: value for name, value in options.items() if method in TRAINED or name not in OF_TRAINING}
         begin, spent = time.perf_counter(), time.process_time()
-        merged = fxmerge.merge(programs, data=dict(data), method=method, seed=seed, **trained, **options)
+        merged = fxmerge.merge(programs, data=dict(data), method=method, seed=seed, **trained, **how)
         seconds, cpu = time.perf_counter() - begin, time.process_time() - spent
         scores = {p.task: p.score(_answer(merged, p.task)) for p in parents}
         row: Row = {"method": method, "seed": seed, **scores, "mean": sum(scores.values()) / len(scores)}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +76,22 @@ class Ledger:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
+        """The folder of the file is locked: it is there before the file, and stays the same."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(folder)
+
+
+@cache
+def code() -> str:
+    """A digest of the compiler's source: cells of another one may no longer hold."""
+    root = Path(__file__).parents[1]
+    files = sorted(path for room in ("fxmerge", "passes") for path in (root / room).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:10]
 
 
 def _key(row: Row) -> tuple[Any, ...]:
@@ -107,7 +122,11 @@ def show(rows: Sequence[Row], families: Sequence[str], methods: Sequence[str]) -
         seconds = f"{statistics.fmean(spent):.0f}" if spent else ""
         figure = group[0]["figure"] + (" (less is better)" if group[0]["figure"] == "perplexity" else "")
         table.add_row(family, str(inputs or ""), method, figure, tasks, *cells, seconds, str(len(group)))
-    Console(width=None if Console().is_terminal else 160).print(table)
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    old = [row for row in chosen if row.get("code", code()) != code()]
+    if old:
+        console.print(f"{len(old)} cells were measured with another state of the compiler: --again renews them.")
 
 
 def _cell(values: Sequence[float], digits: int) -> str:
