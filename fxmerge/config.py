@@ -75,7 +75,8 @@ class MergeConfig(BaseModel):
         "auto", "How M and U are found; `fxmerge methods` lists them. Options may follow: name{rank=12}.", "Method"
     )
     init: str = option(
-        "auto", "What a trained method starts from: condense, average, first, parent1, …, or auto.", "Method",
+        "auto", "What a trained method starts from: condense, average, first, parent1, …; several of them joined by +, "
+        "or auto.", "Method",
         of_method=True,
     )  # fmt: skip
     rank: int | None = option(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxmerge.methods.base import Job, Outcome, Trained
-from fxmerge.methods.inits import FromAverage, find_init, starts_for
+from fxmerge.methods.inits import FromAverage, find_init, starts_of
 from fxmerge.methods.polish import Start, polish
 from fxmerge.methods.student import student_of, trainable
 from fxmerge.methods.wanted import Loss
@@ -28,6 +28,8 @@ class Auto(Trained):
     )
     needs_data: ClassVar[bool] = True
 
+    init: str = "auto"
+    """One start, or several joined by "+": condense, average, first, parent1, …; "parents" is each of them."""
     steps: int = 1500
     lr: float | None = None
     optimizer: Choice = "auto"
@@ -53,7 +55,7 @@ class Auto(Trained):
         return Outcome(start.program, self.init, trainable=trainable(student_of(start.program, start.supernet, job)))
 
     def _starts(self, job: Job) -> Iterator[Start]:
-        named = starts_for(len(job.supernet.parents), job.supernet.template) if self.init == "auto" else (self.init,)
+        named = starts_of(self.init, len(job.supernet.parents), job.supernet.template)
         for number, name in enumerate(named):
             job.progress(number, len(named), f"start {name}")
             try:

@@ -86,9 +86,11 @@ INITS: tuple[Init, ...] = (*TRIED, FromCondense())
 PARENT = re.compile(r"parent(\d{1,6})")
 
 
-def starts_for(parents: int, template: int) -> tuple[str, ...]:
-    """Names of all starts of a folded model."""
-    return ("condense", "average", "first", *(f"parent{k}" for k in range(parents) if k != template))
+def starts_of(text: str, parents: int, template: int) -> tuple[str, ...]:
+    """The starts of a folded model that a text names: one, several joined by "+", or all ("auto")."""
+    each = ("first", *(f"parent{k}" for k in range(parents) if k != template))
+    named = ("condense", "average", "parents") if text == "auto" else tuple(text.split("+"))
+    return tuple(dict.fromkeys(name for one in named for name in (each if one == "parents" else (one,))))
 
 
 def find_init(name: str) -> Init:

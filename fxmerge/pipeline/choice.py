@@ -38,8 +38,9 @@ def chosen(known: Extension, config: MergeConfig) -> tuple[Method, Trained]:
             raise _refused(known, name, option, types)
     MergeConfig.of(**{option: value for option, value in values.items() if option in MergeConfig.model_fields})
     values |= given
-    if values.get("init", "auto") != "auto":
-        find_init(values["init"])
+    for init in str(values.get("init", "auto")).split("+"):
+        if init not in ("auto", "parents"):
+            find_init(init)
     fields = {f.name for f in dataclasses.fields(Trained)}
     trained = Trained(**{n: v for n, v in values.items() if n in fields})
     if dataclasses.is_dataclass(method) and values.keys() <= _declared(method).keys():

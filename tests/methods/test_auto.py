@@ -43,6 +43,13 @@ def test_what_is_named_is_not_searched() -> None:
     assert (chosen["start"], chosen["optimizer"], chosen["lr"], chosen["tried"]) == ("parent1", "adamw", 0.002, [])
 
 
+def test_several_starts_may_be_named() -> None:
+    programs, data = two()
+    how = {**SHORT, "optimizer": "adamw", "lr": 0.002}
+    tried = fxmerge.merge(programs, data=data, **how, init="average+parents").result["training"]["chosen"]["tried"]
+    assert {t["start"] for t in tried} == {"average", "first", "parent1"}
+
+
 def test_trials_leave_the_starts_as_they_were() -> None:
     programs, data = two()
     options = {**SHORT, "optimizer": "muon", "lr": 0.003}
