@@ -35,7 +35,7 @@ FIXED = 72
 
 def merge(result: Mapping[str, Any]) -> RenderableType:
     """The table a merge ends with: tasks, sizes, the three verifications, where the output is."""
-    parts: list[RenderableType] = [_tasks(result), _sizes(result)]
+    parts: list[RenderableType] = [_tasks(result), *_stages(result), _sizes(result)]
     if result["checks"]:
         parts.append(_checks(result["checks"]))
     training = result["training"]
@@ -94,6 +94,12 @@ def _samples(row: Mapping[str, Any]) -> str:
     if not row.get("samples"):
         return "–"
     return f"{row['samples']:,}" + (f" ({row['held_back']:,} held back)" if row.get("held_back") else "")
+
+
+def _stages(result: Mapping[str, Any]) -> list[Text]:
+    """What every stage reached on held-back samples, a line a task."""
+    rows = [(task["task"], stages) for task in result["tasks"] if (stages := task.get("stages"))]
+    return [Text(f"{task}: " + " → ".join(f"{n} {_number(r)}" for n, r in stages.items())) for task, stages in rows]
 
 
 def _sizes(result: Mapping[str, Any]) -> Text:

@@ -19,7 +19,8 @@ RESULT: dict[str, Any] = {
     ],
     "merged": {"parameters": 1100, "spaces": 21, "opaque_axes": 2, "trainable": 5000},
     "tasks": [
-        {"task": "mnist", "samples": 1000, "held_back": 125, "agreement": 0.97, "feature_r2": 0.93},
+        {"task": "mnist", "samples": 1000, "held_back": 125, "agreement": 0.97, "feature_r2": 0.93,
+         "stages": {"condense": 0.88, "polish": 0.93}},
         {"task": "<b>[red]x", "samples": 500, "agreement": None, "feature_r2": None},
     ],
     "checks": {"fold_max_abs": 3e-7, "onnx_max_abs": None, "all_gradients": True},
@@ -51,6 +52,7 @@ def test_merge_table() -> None:
         "written: m.onnx",
         "1 min 11 s",
         "loss 1 → 0.21",
+        "mnist: condense 0.88 → polish 0.93",
     )
     for part in parts:
         assert part in text, part
@@ -76,6 +78,7 @@ def test_html_report() -> None:
     assert "&lt;b&gt;[red]x" in text
     for part in (
         "97.0%",
+        "<td>condense</td>",
         "<polyline",
         "seed=3",
         "largest difference 3e-07",
