@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,12 +12,15 @@ from torch import Tensor
 from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.balance import best_balance
 from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.bases import Bases
 from fxmerge.methods.prefix import Prefix
 from fxmerge.methods.regress import Rows
 from fxmerge.training.pool import Pool
 
+TRIED = 250
+"""Inputs that are looked at to choose a balance."""
 CHUNK = 250
 """Inputs of a batch of the walks."""
 
@@ -61,6 +64,12 @@ class Condense:
         return self._solved(job, kernels=False)[0]
 
     def _solved(self, job: Job, kernels: bool) -> tuple[SuperNet, dict[str, Tensor]]:
+        balance = self.balance or best_balance(
+            job, lambda short, tried: replace(self, rows=TRIED, balance=tried).start(short)
+        )
+        return replace(self, balance=balance)._solved_with(job, kernels)
+
+    def _solved_with(self, job: Job, kernels: bool) -> tuple[SuperNet, dict[str, Tensor]]:
         count = len(job.supernet.parents)
         if self.balance and len(self.balance) != count:
             raise OptionError(f"{len(self.balance)} numbers to balance {count} parents", "give one for every parent")

@@ -28,6 +28,8 @@ from fxmerge.methods.probe import matrix_of, multiplies
 from fxmerge.methods.regress import Moments, Rows
 from fxmerge.methods.walk import Batch, Values
 
+LAST = 0.1
+"""Share of the penalty where tasks read their final features: no error made there is made worse by what follows."""
 FULL = 1e-6
 """Directions that maps reach by less than this share count as not reached: what a norm subtracts needs nothing."""
 
@@ -145,13 +147,15 @@ class Prefix:
         seen, given = self.parents[k].of(theirs), self.merged.of(unmerged.source)
         calls = readers(node)
         biased = bool(calls) and all(self._bias(call) is not None for call in calls)
+        last = not any(Merge.of(user) for call in calls for user in call.users)
+        strength = self.ridge * (LAST if last else 1.0)
         shift = torch.zeros(node.meta["val"].shape[unmerged.axis], dtype=torch.float64)
         for block in self.blocks[name]:
             moments = Moments.empty(len(block.merged), len(block.own[k]))
             for i, (x, y) in enumerate(zip(given, seen, strict=True)):
                 rows = self.rows.of(x, unmerged.axis, i), self.rows.of(y, unmerged.axis, i)
                 moments.add(rows[0][:, block.merged], rows[1][:, block.own[k]])
-            matrix, shift[block.own[k]] = moments.ridge(self.ridge, biased)
+            matrix, shift[block.own[k]] = moments.ridge(strength, biased)
             block.set_one(k, matrix)
         if biased:
             self.shifts[name, k] = shift

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MOST = 40_000
+MOST = 20_000
 """Rows of one regression: more cost, and change nothing."""
 
 
@@ -127,6 +127,7 @@ def eliminate(moments: Sequence[Moments], units: Sequence[Tensor], keep: int, st
     tr(B_gᵀ (P_gg)⁻¹ B_g), after which P and B are down-dated.
     """
     left = list(range(len(units)))
+    columns = torch.stack(list(units)) if len({len(unit) for unit in units}) == 1 else list(units)
     states = []
     for one in moments:
         level = strength * float(one.xx.diagonal().mean()) + 1e-30
@@ -135,7 +136,7 @@ def eliminate(moments: Sequence[Moments], units: Sequence[Tensor], keep: int, st
     while len(left) > keep:
         costs = torch.zeros(len(left), dtype=torch.float64)
         for inverse, weights, share in states:
-            costs += share * torch.stack([_cost(inverse, weights, units[u]) for u in left])
+            costs += share * _costs(inverse, weights, columns, left)
         surplus = len(left) - keep
         batch = max(1, surplus // 16)
         for place in sorted(torch.argsort(costs)[:batch].tolist(), reverse=True):
@@ -145,10 +146,15 @@ def eliminate(moments: Sequence[Moments], units: Sequence[Tensor], keep: int, st
     return left
 
 
-def _cost(inverse: Tensor, weights: Tensor, group: Tensor) -> Tensor:
-    own = weights[group]
-    cost: Tensor = (own * torch.linalg.solve(inverse[group][:, group], own)).sum()
-    return cost
+def _costs(inverse: Tensor, weights: Tensor, columns: Tensor | list[Tensor], left: list[int]) -> Tensor:
+    """Of dropping each group of columns that is left; at once where all have one size."""
+    if isinstance(columns, list):
+        return torch.cat([_costs(inverse, weights, columns[unit][None], [0]) for unit in left])
+    columns = columns[left]
+    own = weights[columns]
+    blocks = inverse[columns[:, :, None], columns[:, None, :]]
+    found = own / blocks if columns.shape[1] == 1 else torch.linalg.solve(blocks, own)
+    return (own * found).sum((1, 2))
 
 
 def _drop(state: list[Tensor | float], group: Tensor) -> None:
