@@ -102,7 +102,7 @@ def test_an_unknown_start_names_the_nearest(parents: Parents) -> None:
 
 
 def test_a_map_without_gradient_is_a_failed_verification(parents: Parents, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fxmerge.methods import foldable
+    from fxmerge.methods import foldable, student
 
     class Blind(foldable.GradientWatch):
         @property
@@ -110,6 +110,7 @@ def test_a_map_without_gradient_is_a_failed_verification(parents: Parents, monke
             return ["maps.m0 of parent 1"]
 
     monkeypatch.setattr(foldable, "GradientWatch", Blind)
+    monkeypatch.setattr(student, "connected", lambda program, names: set())
     programs = parents("mlp", 2)
     with pytest.raises(VerificationError, match=r"no gradient reached maps.m0 of parent 1"):
         fxmerge.merge(programs, data=samples_of(programs), **QUICK)

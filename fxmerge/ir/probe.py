@@ -14,14 +14,16 @@ ROWS = 3
 """More would cost time and show little: a program that computes something else does so on every row."""
 
 
-def probe(program: Program, samples: Mapping[str, Tensor] | None = None, rows: int = ROWS) -> dict[str, Tensor]:
+def probe(
+    program: Program, samples: Mapping[str, Tensor] | None = None, rows: int = ROWS, seed: int = 0
+) -> dict[str, Tensor]:
     """The first samples (the program's own unless some are given), or random inputs for ports that have none.
 
     As many rows as a fixed batch has.
     """
     given = program.samples if samples is None else samples
     rows = program.rows or rows
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     return {
         port.name: _first(port, given[port.name], rows) if port.name in given else _random(port, program, generator)
         for port in program.inputs

@@ -15,12 +15,14 @@ class GradientWatch:
 
     def __init__(self, maps: Iterable[tuple[str, Map]]) -> None:
         self.reached: dict[str, bool] = {}
+        self.parameters: dict[str, list[nn.Parameter]] = {}
         self._handles: list[Any] = []
         for name, block in maps:
             for k in range(len(block.sizes)):
                 parts = [p for p in _parts(block, k) if p.requires_grad]
                 if parts:
                     self.reached[f"{name} of parent {k}"] = False
+                    self.parameters[f"{name} of parent {k}"] = parts
                 for part in parts:
                     owner: Any = part
                     hook = self._hook(f"{name} of parent {k}")

@@ -30,7 +30,7 @@ class Distill(Trained):
             log=log,
             augmentation=begun.job.pool.about if begun.job.pool else {},
             trainable=trainable(student),
-            unreached=unreached(log.untouched, student, log),
+            unreached=unreached(student, log, begun.job),
         )
 
     def plan(self, job: Job) -> Outcome:

@@ -56,7 +56,7 @@ class Foldable(Trained):
             log=log,
             augmentation=begun.job.pool.about if begun.job.pool else {},
             trainable=trainable(student),
-            unreached=unreached((*watch.missing, *log.untouched), student, log),
+            unreached=unreached(student, log, begun.job, watch),
         )
         return polished(begun.job, outcome, begun.supernet, self.name, self.polish) if self.polish else outcome
 

@@ -94,7 +94,7 @@ def polish(job: Job, starts: Sequence[Start], steps: int, budget: float | None =
         log=log,
         augmentation=job.pool.about if job.pool else {},
         trainable=trainable(student),
-        unreached=unreached(log.untouched, student, log),
+        unreached=unreached(student, log, job),
         stages=(Stage(best.start.name, before), Stage("polish", program)),
         chosen={"start": best.start.name, "optimizer": best.optimizer, "lr": best.rate, "tried": search.said()},
     )

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, fx, nn
 
+from fxmerge.ir.chosen import connected
 from fxmerge.ir.program import Port, Program, target_name
-from fxmerge.ir.supernet import Feature, SuperNet
+from fxmerge.ir.supernet import NAMED, Feature, SuperNet
+from fxmerge.ir.verify import GradientWatch
 from fxmerge.methods.base import Job
 from fxmerge.methods.wanted import reads, wanted
 from fxmerge.training.fit import Group, Log, fit, groups_of
@@ -52,8 +54,27 @@ def trainable(student: Program) -> int:
     return sum(p.numel() for p in student.module.parameters() if p.requires_grad)
 
 
-def unreached(names: Iterable[str], student: Program, log: Log) -> tuple[str, ...]:
-    """The maps and weights of `names` that a gradient should have reached: not those behind constant values alone."""
+def unreached(student: Program, log: Log, job: Job, watch: GradientWatch | None = None) -> tuple[str, ...]:
+    """The maps and weights that no gradient can reach, as far as they ought to be: a fault.
+
+    Those behind constant values alone need none. Those that only the data never chose are noted: they stay as they are.
+    """
+    parts = dict(watch.parameters) if watch else {}
+    missing = list(watch.missing) if watch else []
+    named = {id(parameter): name for name, parameter in student.module.named_parameters()}
+    said = {named[id(parameter)] for name in missing for parameter in parts[name]}
+    missing += [name for name in log.untouched if name not in said]
+    needed = {n: [named[id(p)] for p in parts[n]] if n in parts else [n] for n in _needed(missing, student, log)}
+    reached = connected(student, {name for names in needed.values() for name in names}) if needed else set()
+    idle = [name for name, names in needed.items() if not reached.isdisjoint(names)]
+    if idle:
+        more = f", and {len(idle) - NAMED} more" if len(idle) > NAMED else ""
+        job.notes.append(f"no sample needs {', '.join(idle[:NAMED])}{more}: they stay where they started")
+    return tuple(name for name in needed if name not in idle)
+
+
+def _needed(names: Iterable[str], student: Program, log: Log) -> tuple[str, ...]:
+    """Those of `names` that are not behind constant values alone."""
     outputs = [node for node, constant in zip(student.result, log.constant, strict=True) if not constant]
     moving, todo = set(outputs), outputs
     while todo:

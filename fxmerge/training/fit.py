@@ -257,6 +257,8 @@ class _Run:
                 f"use a learning rate below {self.settings.lr:g}",
             )
         self.untouched = {n for n in self.untouched if (g := self.trained[n].grad) is None or not bool(g.any())}
+        for name in self.untouched:  # nor does weight decay move what no gradient has reached yet
+            self.trained[name].grad = None
         factor = one_cycle(step, self.settings.steps, self.settings.warmup)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
