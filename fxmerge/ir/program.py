@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxmerge.errors import DataError
 from fxmerge.ir.module import module_of
-from fxmerge.ir.row_blocks import Block, block_of, in_blocks, is_batch
+from fxmerge.ir.row_blocks import Block, block_of, in_blocks
 from fxmerge.ir.shapes import propagate
 
 T = TypeVar("T")
@@ -154,26 +154,6 @@ class Program:
                 if not node.users:
                     graph.erase_node(node)
         return self.evolve(graph=graph, inputs=ports, outputs=tuple(p for p, _ in chosen))
-
-    def showing(self, nodes: Mapping[str, fx.Node]) -> Program:
-        """This program with the given nodes as its outputs, by name."""
-        graph, where = self.copy_graph()
-        last = next(iter(reversed(graph.nodes)))
-        last.args = (tuple(where[n] for n in nodes.values()),)
-        prune(graph)
-        ports = tuple(Port(name, self.shape(n.meta["val"]), n.meta["val"].dtype) for name, n in nodes.items())
-        return self.evolve(graph=graph, outputs=ports)
-
-    def shape(self, value: Tensor) -> tuple[int | str, ...]:
-        """Shape of a fake value with its dynamic sizes named."""
-        names = {size: name for name, size in self.hints.items()}
-        if self.rows is not None:  # many sizes may be equal to a fixed batch, and only the first axis is one
-            others = {size: name for size, name in names.items() if not is_batch(name)}
-            rows, first = {self.rows: names[self.rows]}, value.shape[:1]
-            return tuple(
-                table.get(int(n), int(n)) for table, part in ((rows, first), (others, value.shape[1:])) for n in part
-            )
-        return tuple(names.get(int(n), int(n)) for n in value.shape)
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ class Block:
     """A block that has fewer rows is filled up with copies of them, and its outputs are cut again."""
     inputs: tuple[bool, ...]
     """Whether each input has rows; the others go into every block as they are."""
-    outputs: tuple[bool, ...]
+    outputs: tuple[int | None, ...]
+    """The axis of each output that counts rows; None for one that has none, and is the same in every block."""
 
 
 def is_batch(size: int | str) -> bool:
@@ -41,8 +42,9 @@ def block_of(inputs: Sequence[Port], outputs: Sequence[Port], ranges: Mapping[st
     highest = min((high for _, high in bounds), default=UNBOUNDED)
     if highest >= UNBOUNDED:
         return None
-    with_rows = [tuple(bool(p.shape) and is_batch(p.shape[0]) for p in ports) for ports in (inputs, outputs)]
-    return Block(highest, any(low == high for low, high in bounds), *with_rows)
+    with_rows = tuple(bool(p.shape) and is_batch(p.shape[0]) for p in inputs)
+    axes = tuple(next((axis for axis, size in enumerate(p.shape) if is_batch(size)), None) for p in outputs)
+    return Block(highest, any(low == high for low, high in bounds), with_rows, axes)
 
 
 def in_blocks(once: Callable[..., Any], block: Block) -> Callable[..., Any]:
@@ -61,8 +63,8 @@ def in_blocks(once: Callable[..., Any], block: Block) -> Callable[..., Any]:
             index = torch.arange(start, min(start + block.rows, total))
             parts.append(_part(once, before[0], inputs, index, block))
         return tuple(
-            torch.cat(values) if has else values[0]
-            for values, has in zip(zip(*parts, strict=True), block.outputs, strict=True)
+            values[0] if axis is None else torch.cat(values, axis)
+            for values, axis in zip(zip(*parts, strict=True), block.outputs, strict=True)
         )
 
     return forward
@@ -74,4 +76,5 @@ def _part(
     full = index[torch.arange(block.rows) % len(index)] if block.exact else index
     chosen = [v.index_select(0, full.to(v.device)) if has else v for v, has in zip(inputs, block.inputs, strict=True)]
     values = once(*before, *chosen)
-    return tuple(v[: len(index)] if has else v for v, has in zip(values, block.outputs, strict=True))
+    cut = zip(values, block.outputs, strict=True)
+    return tuple(v if axis is None else v.narrow(axis, 0, len(index)) for v, axis in cut)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from fxmerge.ir.maps import AxisMap, Form, Map
 from fxmerge.ir.merge import NODES
 from fxmerge.ir.program import Program
+from fxmerge.ir.shown import showing
 from fxmerge.ir.space import AxisExpr, Spaces
 
 NAMED = 12
@@ -186,7 +187,7 @@ class SuperNet:
 
     def teacher(self, k: int, features: Sequence[Feature]) -> Program:
         """Parent k with the given features of its own as outputs."""
-        return self.parents[k].showing({f.port: f.node for f in features if f.parent == k})
+        return showing(self.parents[k], {f.port: f.node for f in features if f.parent == k})
 
 
 def _tensor(value: object) -> Tensor:

@@ -97,7 +97,8 @@ class OnnxModel:
             return None
         [count] = rows
         with_rows = tuple(port.name in other for port in self.inputs)
-        return Block(int(count), True, with_rows, tuple(bool(p.shape) and p.shape[0] == count for p in self.outputs))
+        axes = tuple(0 if p.shape and p.shape[0] == count else None for p in self.outputs)
+        return Block(int(count), True, with_rows, axes)
 
     def _once(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         fed = {port.name: value.detach().cpu().numpy() for port, value in zip(self.inputs, inputs, strict=True)}

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import Call
 from fxmerge.ir.program import Port, Program, target_name
+from fxmerge.ir.shown import showing
 from passes.rewrites.masks import MASKED
 
 aten = torch.ops.aten
@@ -92,7 +93,7 @@ def _meaning(program: Program, mask: fx.Node, attention: fx.Node) -> _Meaning | 
     length = _length(program, mask)
     if length is None:
         return None
-    shown = program.showing({"mask": mask})
+    shown = showing(program, {"mask": mask})
     keys = attention.args[1].meta["val"].shape[-2]  # type: ignore[union-attr]
     queries = attention.args[0].meta["val"].shape[-2]  # type: ignore[union-attr]
     found = []

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import fx
 
 from fxmerge.ir.program import Port, Program
+from fxmerge.ir.shown import shape_of
 from fxmerge.ir.space import leaves
 from fxmerge.ir.supernet import SuperNet
 from passes.supernet.heads import Heads
@@ -77,9 +78,8 @@ def _finish(
 ) -> SuperNet:
     found = list(results)
     for feature in state.features.values():
-        value = feature.node.meta["val"]
-        shape = state.named(feature.parent, state.parents[feature.parent].shape(value))
-        found.append((Port(feature.port, shape, value.dtype), state.feature_nodes[feature.port]))
+        shape = state.named(feature.parent, shape_of(state.parents[feature.parent], feature.node))
+        found.append((Port(feature.port, shape, feature.node.meta["val"].dtype), state.feature_nodes[feature.port]))
     state.graph.output(tuple(node for _, node in found))
     ranges, hints = _sizes_of(state)
     program = Program(

@@ -28,6 +28,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxmerge.ir.program import Origin, Program
+from fxmerge.ir.row_axes import row_axes
 from fxmerge.ir.supernet import Feature, Own
 from passes.line_up.constants import differences
 from passes.supernet.maps import Maps, free
@@ -147,7 +148,12 @@ class State:
             if final and not known.final:
                 self.features[k, theirs] = Feature(k, known.port, theirs, True)
             return
-        port = f"{self.parents[k].task}/{len(self.features)}"
+        parent = self.parents[k]
+        if parent.rows is not None and theirs not in parent.get(row_axes):
+            line = theirs.meta.get("source", theirs.name)
+            self.notes += (f"{parent.task}: the value at {line} is not compared, its rows are on no axis of their own",)
+            return
+        port = f"{parent.task}/{len(self.features)}"
         self.features[k, theirs] = Feature(k, port, theirs, final)
         self.feature_nodes[port] = value
 
