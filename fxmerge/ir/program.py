@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxmerge.errors import DataError
 from fxmerge.ir.module import module_of
+from fxmerge.ir.port import Port as Port
 from fxmerge.ir.row_blocks import Block, block_of, in_blocks
-from fxmerge.ir.shapes import propagate
+from fxmerge.ir.shapes import choose, keep, kept, propagate
 
 T = TypeVar("T")
 
@@ -46,17 +48,8 @@ INTEGER_CALLS: frozenset[Callable[..., Any]] = frozenset(
 """Plain Python callables that may stand in a graph: arithmetic on sizes."""
 
 
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a program. A string in `shape` names a dynamic size; equal names are equal sizes."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: torch.dtype
-
-    @property
-    def dynamic(self) -> tuple[str, ...]:
-        return tuple(size for size in self.shape if isinstance(size, str))
+_TAKEN: WeakSet[fx.Graph] = WeakSet()
+"""The graphs that a program has: their values are not written over."""
 
 
 class Origin(NamedTuple):
@@ -105,7 +98,14 @@ class Program:
 
     def __post_init__(self) -> None:
         self.graph.lint()
-        hints = propagate(self)
+        hints = dict(self.hints) or choose(self.graph, self.inputs, self.outputs, self.tensors, self.ranges)
+        found = propagate(self.graph, self.inputs, self.tensors, self.maps, hints)
+        if self.graph in _TAKEN and not kept(found):  # another program reads it at the sizes of its own
+            graph, where = self.copy_graph()
+            object.__setattr__(self, "graph", graph)
+            found = {where[node]: known for node, known in found.items()}
+        keep(found)
+        _TAKEN.add(self.graph)
         object.__setattr__(self, "hints", hints)
         object.__setattr__(self, "_cache", {})
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fxmerge.ir.program import Port
+from fxmerge.ir.port import Port
 
 UNBOUNDED = 1 << 30
 """A size that may be as large as this has no bound."""

@@ -56,7 +56,10 @@ def pair(kind: type[nn.Module]) -> list[Program]:
     return [fxmerge.capture(kind(seed), (X,), task="ab"[seed]) for seed in range(2)]
 
 
-@pytest.mark.parametrize("options", [{"method": "foldable"}, {"method": "foldable", "rank": 2}, {"method": "distill"}, {}])
+FOLDABLE = {"method": "foldable"}
+
+
+@pytest.mark.parametrize("options", [FOLDABLE, FOLDABLE | {"rank": 2}, {"method": "distill"}, {}])
 def test_an_expert_that_no_sample_chooses_is_noted_and_stays(options: dict[str, object]) -> None:
     merged = fxmerge.merge(pair(Routed), data={"a": X, "b": X}, **(FAST | options))
     assert any("they stay where they started" in note for note in merged.result["notes"])

@@ -1,0 +1,20 @@
+"""What goes into a program and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a program. A string in `shape` names a dynamic size; equal names are equal sizes."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype
+
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        return tuple(size for size in self.shape if isinstance(size, str))
