@@ -3,18 +3,21 @@
     merge([call(unmerge(x, U, k), W_k) for k], M)   -->   call(x, fold([W_1 … W_K], M, U))
     head(call(unmerge(x, U, k), W), k)              -->   call(x, fold([W], U))
 
-Matrix products associate, so the fold happens inside autograd and only one network's activations are computed.
+Matrix products associate, so the fold happens inside autograd and only one network's activations are computed. Where
+anything else stands between the maps and the calls, no weight can take the maps in, and the merge stays as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any, Literal
 
 from torch import Tensor, fx
 
+from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.merge import SHAPES, Folds, Weight, fold, head, merge, unmerge
-from fxmerge.ir.program import Program, prune
+from fxmerge.ir.program import Origin, Program, prune
 from passes.supernet.sites import operands
 
 Order = Literal["weights", "auto"]
@@ -27,7 +30,11 @@ def hoist(program: Program, order: Order = "weights", *, rows: int = 0, tails: b
     """
     graph, _ = program.copy_graph()
     found = [
-        site for node in graph.nodes if (site := _Site.of(node)) is not None and (tails or site.node.target is merge)
+        site
+        for node in graph.nodes
+        if (site := _Site.of(node)) is not None
+        and (tails or site.node.target is merge)
+        and site.takes_its_maps(program.origins)
     ]
     if order == "auto":  # judged before any of it is rewritten, where every node still has its value
         found = [site for site in found if site.costs_less_on_weights(program.hints.get("batch", 1), rows)]
@@ -53,6 +60,21 @@ class _Site:
         if node.target is head:
             return cls(node, [args[0]], [args[1]], args[2])
         return None
+
+    def takes_its_maps(self, origins: Mapping[str, Origin]) -> bool:
+        """Whether the calls read their own parents' weights, and one value through the very maps that fold."""
+        folding = {node for weight in self.folds.weights for node in weight.maps if _unmerges(node)}
+        places = {weight.position for weight in self.folds.weights}
+        values: list[list[fx.Node]] = []
+        for call, k in zip(self.calls, self.parents, strict=True):
+            given = dict(enumerate(operands(call)))
+            if not places <= given.keys() or any(_owner(given[i], origins) != k for i in places):
+                return False
+            data = [node for i, node in given.items() if i not in places]
+            if {each for node in data for each in _maps_on(node, k)} != folding:
+                return False
+            values.append([_before_unmerge(node) for node in data])
+        return all(each == values[0] for each in values)
 
     def costs_less_on_weights(self, hint: int, rows: int) -> bool:
         """Compare the multiplications of both orders at `rows` input rows."""
@@ -126,9 +148,35 @@ def _last(nodes: list[fx.Node]) -> fx.Node:
 
 def _is_own(node: fx.Node) -> bool:
     """Whether a value stems from a parent's tensor by moves alone (sizes aside)."""
+    return _root(node).op == "get_attr"
+
+
+def _root(node: fx.Node) -> fx.Node:
     while node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and node.all_input_nodes:
         node = node.all_input_nodes[0]
-    return node.op == "get_attr"
+    return node
+
+
+def _owner(node: fx.Node, origins: Mapping[str, Origin]) -> int | None:
+    """The parent whose tensor a value stems from."""
+    origin = origins.get(str(_root(node).target))
+    return origin.owner if origin is not None else None
+
+
+def _unmerges(node: fx.Node) -> bool:
+    return isinstance(found := node.meta["val"], AxisMap) and found.kind == "unmerge"
+
+
+def _maps_on(node: fx.Node, k: int) -> list[fx.Node]:
+    """The maps through which parent k sees a value, next to it."""
+    found: list[fx.Node] = []
+    while node.target is unmerge and node.args[3] == k:
+        inner, axis_map = node.args[:2]
+        assert isinstance(inner, fx.Node)
+        assert isinstance(axis_map, fx.Node)
+        found.append(axis_map)
+        node = inner
+    return found
 
 
 def _before_unmerge(node: fx.Node) -> fx.Node:
