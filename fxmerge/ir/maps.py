@@ -40,6 +40,8 @@ class Map(nn.Module):
         self.kind: Kind = kind
         self.size, self.sizes = size, tuple(sizes)
         self.form: Form = "fixed"
+        self.alone = False
+        """Whether what it writes is never a sum over the parents: each has a stem of its own."""
         self.dtype = torch.float32 if like is None else torch.promote_types(like.dtype, torch.float32)
         for k, (merged, own) in enumerate(support):
             self.register_buffer(f"merged{k}", merged if like is None else merged.to(like.device), persistent=False)
@@ -83,11 +85,11 @@ class Map(nn.Module):
         return [share / count[self.support(k)[0]] for k, share in enumerate(shares)]
 
     def average(self, weights: Sequence[float] | None = None) -> None:
-        """Hold the (rectangular) weighted average as a constant diagonal: M_k = λ_k I, U_k = I (and I to turn)."""
+        """Hold the (rectangular) weighted average as a constant diagonal: λ_k I to merge, I where nothing is summed."""
         self.form = 0
         self.diagonals = nn.ParameterList()
         for share in self.shares(weights):
-            value = share if self.kind == "merge" else torch.ones_like(share)
+            value = share if self.kind == "merge" and not self.alone else torch.ones_like(share)
             self.diagonals.append(nn.Parameter(value.to(self.dtype), requires_grad=False))
 
     def start(self, matrices: Sequence[Tensor], form: Form, generator: torch.Generator | None = None) -> None:

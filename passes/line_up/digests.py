@@ -155,6 +155,12 @@ def borders(node: fx.Node) -> tuple[int, int, int] | None:
     return start, end, length
 
 
+def input_names(program: Program, *, named: bool) -> dict[fx.Node, str]:
+    """What each input is called: its name, or its number."""
+    ports = zip(program.placeholders, program.inputs, strict=True)
+    return {node: port.name if named else str(number) for number, (node, port) in enumerate(ports)}
+
+
 @dataclass(frozen=True)
 class Structure:
     """For every node that has tensors: its description, and a digest of everything it is computed from."""
@@ -171,9 +177,11 @@ class StructureOf:
     """
 
     operators: Operators = OPERATORS
+    named: bool = False
+    """Whether inputs are told apart by their names; otherwise by their order."""
 
     def __call__(self, program: Program) -> Structure:
-        inputs = {node: number for number, node in enumerate(program.placeholders)}
+        inputs = input_names(program, named=self.named)
         described: dict[fx.Node, Described] = {}
         hashes: dict[fx.Node, bytes] = {}
         for node in program.graph.nodes:

@@ -9,9 +9,10 @@ from typing import Any
 from torch import fx
 
 from fxmerge.coupling import has_tensor
+from fxmerge.coupling.constants import Constants
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program, target_name
-from passes.line_up.digests import Described, Structure, StructureOf, borders
+from passes.line_up.digests import Described, Structure, StructureOf, borders, input_names
 from passes.operators import OPERATORS, Operators
 
 Pairs = Mapping[fx.Node, fx.Node]
@@ -22,7 +23,8 @@ def line_up(template: Program, other: Program, operators: Operators = OPERATORS)
     """Node of `other` for every node of `template` that an output needs.
 
     Both graphs are walked together from their outputs. Operators, operands and their axes must agree; sizes, numbers
-    that depend on them and the order of the operands of a sum may differ. Raises `LineUpError` at the first place, in
+    that depend on them and the order of the operands of a sum may differ. Where one takes more inputs than the other,
+    an input may be paired with a constant. Raises `LineUpError` at the first place, in
     the order of computation, where they part.
     """
     if len(template.outputs) != len(other.outputs):
@@ -30,7 +32,7 @@ def line_up(template: Program, other: Program, operators: Operators = OPERATORS)
             f"{template.task} has {len(template.outputs)} outputs and {other.task} has {len(other.outputs)}",
             "merge models with the same outputs",
         )
-    pairs = _Pairs(template, other, StructureOf(operators))
+    pairs = _Pairs(template, other, operators)
     roots = list(zip(template.result, other.result, strict=True))
     pairs.compare(roots)
     for a, b in roots:
@@ -42,8 +44,13 @@ def line_up(template: Program, other: Program, operators: Operators = OPERATORS)
 class _Pairs:
     """The walk: explicit stacks, because a deep model is deeper than Python's recursion limit."""
 
-    def __init__(self, template: Program, other: Program, structure: StructureOf) -> None:
+    def __init__(self, template: Program, other: Program, operators: Operators) -> None:
         self.template, self.other = template, other
+        inputs = [[port.name for port in program.inputs] for program in (template, other)]
+        self.named = len(inputs[0]) != len(inputs[1]) or set(inputs[0]) == set(inputs[1])
+        structure = StructureOf(operators, self.named)
+        self.names = [input_names(program, named=self.named) for program in (template, other)]
+        self.constants = [Constants(p, operators.rules, p.parameters) for p in (template, other) if self.named]
         self.ours, self.theirs = template.get(structure), other.get(structure)
         self.order = {node: number for number, node in enumerate(template.graph.nodes)}
         self.found: dict[fx.Node, fx.Node] = {}
@@ -75,9 +82,11 @@ class _Pairs:
     def _difference(self, a: fx.Node, b: fx.Node) -> str | None:
         """How two nodes differ, their operands aside."""
         x, y = self.ours.described[a].description, self.theirs.described[b].description
+        if self._given_to_one(a, b):
+            return None
         if x.what != y.what:
             return "are different operators"
-        if a.op == "placeholder" and self.template.placeholders.index(a) != self.other.placeholders.index(b):
+        if a.op == "placeholder" and self.names[0][a] != self.names[1][b]:
             return "are different inputs"
         if a.op == "get_attr" and (a.target in self.template.parameters) != (b.target in self.other.parameters):
             return "are a parameter and a constant"
@@ -88,6 +97,17 @@ class _Pairs:
             return None
         names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
         return f"have different arguments ({', '.join(_both(name, mine, theirs) for name in names)})"
+
+    def _given_to_one(self, a: fx.Node, b: fx.Node) -> bool:
+        """Whether one of two values is an input that the other parent does not have, and the other one a constant."""
+        if not self.named or (a.op == "placeholder") == (b.op == "placeholder"):
+            return False
+        if a.op == "placeholder":
+            missing, constant = self.names[0][a] not in self.names[1].values(), self.constants[1].holds(b)
+        else:
+            missing, constant = self.names[1][b] not in self.names[0].values(), self.constants[0].holds(a)
+        kinds = [found[n].description.tokens[0] for found, n in ((self.ours.described, a), (self.theirs.described, b))]
+        return missing and constant and kinds[0] == kinds[1]
 
     # -- pairing -------------------------------------------------------------------------------------------
 
@@ -108,6 +128,8 @@ class _Pairs:
 
     def operands(self, a: fx.Node, b: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
         """The operands of two calls that do the same thing, in pairs."""
+        if self._given_to_one(a, b):
+            return []
         x, y = self.ours.described[a], self.theirs.described[b]
         right = y.operands
         if x.commutes and self._crossed(x.operands, right):

@@ -10,11 +10,14 @@ same weights. `passes.supernet.state` draws which node becomes what.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fxmerge.coupling import RuleSet
 from fxmerge.errors import LineUpError
-from fxmerge.ir.program import Program
+from fxmerge.ir.program import Program, prune
+from fxmerge.ir.shown import shape_of
 from fxmerge.ir.supernet import SuperNet
 from passes.line_up.pairs import line_up
 from passes.operators import Operators
@@ -38,13 +41,46 @@ def insert_merge(
     settled = settle_constants(state, rules, apart=not takes_one_input(state))
     if any(new is not old for new, old in zip(settled.parents, state.parents, strict=True)):
         state = _state(settled.parents, rules, template, width_scale)
-    state.apart, state.notes = settled.apart, settled.notes
+    state.apart, state.notes = settled.apart, (*_inputs_of_one(state), *settled.notes)
     return join(state)
+
+
+def taking_all_inputs(parents: Sequence[Program], template: int, operators: Operators) -> Program:
+    """The template, with an input for every constant in whose place another parent takes one."""
+    first = parents[template]
+    for parent in parents:
+        if len(parent.inputs) <= len(first.inputs):
+            continue
+        known = {port.name: port for port in parent.inputs}
+        own = dict(zip(parent.placeholders, parent.inputs, strict=True))
+        found = {own[a].name: b for a, b in line_up(parent, first, operators).items() if a in own and a.op != b.op}
+        graph, where = first.copy_graph()
+        ports = list(first.inputs)
+        for name, node in found.items():
+            with graph.inserting_before(next(iter(graph.nodes))):
+                new = graph.placeholder(re.sub(r"\W", "_", name))
+            where[node].replace_all_uses_with(new)
+            ports.insert(0, replace(known[name], shape=shape_of(first, node)))
+        prune(graph)
+        first = first.evolve(graph=graph, inputs=tuple(ports))
+    return first
+
+
+def _inputs_of_one(state: State) -> tuple[str, ...]:
+    """A note for every input that some parents do not take: they keep the constant in its place."""
+    ports = dict(zip(state.first.placeholders, state.first.inputs, strict=True))
+    return tuple(
+        f"{parent.task} takes no {ports[ours].name}: it keeps the constant that it has instead, and inputs of its own"
+        for parent, pairs in zip(state.parents, state.pairs, strict=True)
+        for ours, theirs in pairs.items()
+        if ours in ports and theirs.op != "placeholder"
+    )
 
 
 def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scale: float | None) -> State:
     """Parents that line up, with their sites and the maps that these need."""
-    first = parents[template] if width_scale is None else widen(parents[template], rules, width_scale)
+    first = taking_all_inputs(parents, template, Operators(rules))
+    first = first if width_scale is None else widen(first, rules, width_scale)
     pairs = [line_up(first, parent, Operators(rules)) for parent in parents]
     sites = first.get(SitesOf(rules))
     if not sites.mergeable:

@@ -28,7 +28,13 @@ def takes_one_input(state: State) -> bool:
     """Whether all parents can be given the same tensors: inputs of one shape and type, tables of one length."""
     ports = {tuple((p.shape, p.dtype) for p in parent.inputs) for parent in state.parents}
     sites = [s for n, s in state.sites.sites.items() if s.kind != "direct" and n not in state.sites.tail]
-    return len(ports) == 1 and all(state.same_size(o) for site in sites for o in site.operands)
+    order = state.first.placeholders
+    straight = all(
+        pairs.get(ours) in (None, theirs)
+        for parent, pairs in zip(state.parents, state.pairs, strict=True)
+        for ours, theirs in zip(order, parent.placeholders, strict=False)
+    )
+    return len(ports) == 1 and straight and all(state.same_size(o) for site in sites for o in site.operands)
 
 
 def _shared(state: State) -> SuperNet:

@@ -60,6 +60,13 @@ class Maps:
         """Name of the merge map behind axis `axis` of what the parents write at `node`."""
         return self._get(("write", node, axis))
 
+    def stand_alone(self, name: str) -> None:
+        """Let a merge map serve every parent by itself: nothing is added up behind it."""
+        for block in self.modules[name].modules():
+            if isinstance(block, Map):
+                block.alone = True
+                block.average()
+
     def read(self, node: fx.Node, axis: int) -> str:
         """Name of the unmerge map before the readers of axis `axis` of `node`."""
         return self._get(("read", node, axis))

@@ -40,9 +40,12 @@ class Trunk:
         return self.state.everyone if self.only is None else [self.only]
 
     def build(self, inputs: Sequence[fx.Node]) -> None:
-        """Add the trunk's nodes to the SuperNet, reading these placeholders."""
+        """Add the trunk's nodes to the SuperNet, reading these placeholders: one for every input of `source`."""
         first, sites = self.state.first, self.state.sites
-        self.where.update(zip(first.placeholders, inputs, strict=True))
+        given = dict(zip(self.source.placeholders, inputs, strict=True))
+        literal = {ours: self.literal[ours] for ours in first.placeholders if ours in self.literal}
+        self.where.update((ours, given[theirs]) for ours, theirs in literal.items() if theirs in given)
+        self.where.update((ours, self._size(theirs)) for ours, theirs in literal.items() if theirs not in given)
         for node in first.graph.nodes:
             if node.op in ("placeholder", "output") or node not in self.literal or node in sites.tail:
                 continue
@@ -85,7 +88,10 @@ class Trunk:
                     own[pairs[ours]] = self.seen_by(k, ours, site)
             values.append(self._call_of(k, site, own))
         (axis,) = (a for a in _written(site) if a is not None)
-        axis_map = self.state.map(self.state.maps.written(site.node, axis))
+        name = self.state.maps.written(site.node, axis)
+        if len(parents) < len(self.state.parents):
+            self.state.maps.stand_alone(name)
+        axis_map = self.state.map(name)
         return self.state.call(merge, (values, axis_map, axis, parents, self.folds(site, ("write", "read"))), site.node)
 
     def _call_of(self, k: int, site: Site, own: Mapping[fx.Node, fx.Node]) -> fx.Node:
@@ -163,10 +169,12 @@ class Trunk:
         return self.state.copy(self.literal[ours], lambda n: of(self._ours[n]) if n in self._ours else self._size(n))
 
     def _size(self, node: fx.Node) -> fx.Node:
-        """A size that only this task's graph computes."""
+        """A size, or a constant, that only this task's graph computes."""
+        if node.op == "get_attr":
+            return self.state.literal(str(node.target), self.only, self.source.tensors[str(node.target)])
         if ("size", node) not in self.copies:
             self.copies["size", node] = self.state.copy(
-                node, lambda n: self.where[self._ours[n]] if n in self._ours else self._size(n)
+                node, lambda n: self.where[self._ours[n]] if self._ours.get(n) in self.where else self._size(n)
             )
         return self.copies["size", node]
 
