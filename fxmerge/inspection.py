@@ -28,10 +28,9 @@ class Examined:
 
 
 def examine(source: Source, *, extensions: Sequence[str] = (), **options: Any) -> Examined:
-    """Load a model and find its spaces. `options` are those of `fxmerge.load`."""
-    rules = _rules(extensions)
-    program = source if isinstance(source, Program) else load(source, **options)
-    door = knowledge()
+    """Load a model and find its spaces, weights it computes included. `options` are those of `fxmerge.load`."""
+    rules, door = _rules(extensions), knowledge()
+    program = door.plain(source if isinstance(source, Program) else load(source, **options), rules)
     return Examined(program, door.spaces(program, rules), door.describe(program, rules))
 
 
@@ -42,9 +41,9 @@ def inspect(source: Source, **options: Any) -> dict[str, Any]:
 
 def check(source: Source, *, seed: int = 0, extensions: Sequence[str] = (), **options: Any) -> Checked:
     """Transform every space of a model at random, in float64; the report says whether its outputs moved."""
-    rules = _rules(extensions)
-    program = source if isinstance(source, Program) else load(source, **options)
-    return knowledge().check(program, rules, seed)
+    rules, door = _rules(extensions), knowledge()
+    program = door.plain(source if isinstance(source, Program) else load(source, **options), rules)
+    return door.check(program, rules, seed)
 
 
 def refusals(sources: Sequence[Source], *, extensions: Sequence[str] = (), **options: Any) -> list[str]:

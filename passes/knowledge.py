@@ -16,6 +16,7 @@ from passes import pipeline as steps
 from passes.spaces.check import CheckReport, check
 from passes.spaces.describe import describe
 from passes.spaces.find import SpacesOf
+from passes.spelling.compute_weights import compute_weights
 from passes.spelling.normalize import normalize
 
 
@@ -24,6 +25,9 @@ class OperatorKnowledge:
     """The parts of `fxmerge.pipeline.knowledge.Knowledge`, which says what each is for."""
 
     builtin: Extension
+
+    def plain(self, program: Program, rules: RuleSet) -> Program:
+        return compute_weights(program, rules)
 
     def pipeline(self, plan: Plan) -> Pipeline:
         return steps.pipeline(plan)

@@ -51,6 +51,10 @@ class Knowledge(Protocol):
         """Rules, rewrites and passes that come with fxmerge."""
         ...
 
+    def plain(self, program: Program, rules: RuleSet) -> Program:
+        """The program with what it computes from parameters alone computed: the weights that a merge sees."""
+        ...
+
     def pipeline(self, plan: Plan) -> Pipeline:
         """Every step of a merge, in order."""
         ...

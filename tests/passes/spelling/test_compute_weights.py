@@ -205,7 +205,42 @@ def test_what_is_only_moved_or_no_weight_stays() -> None:
     assert compute_weights(program, passes.BUILTIN.rules) is program
 
 
-def test_inspect_describes_the_parameters_of_the_model() -> None:
+class Masked(Plain):
+    def weight(self) -> Tensor:
+        return self.mid.weight * torch.ones(6, 8).triu()
+
+
+class Triangle(Plain):
+    def weight(self) -> Tensor:
+        return self.mid.weight.triu()
+
+
+def hooked(kind: str) -> nn.Module:
+    if kind in ("masked", "triangle"):
+        return Masked() if kind == "masked" else Triangle()
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    if kind == "orthogonal":
+        parametrizations.orthogonal(model[2])
+    elif kind == "pruned":
+        prune.l1_unstructured(model[2], "weight", amount=0.3)
+    else:
+        parametrizations.spectral_norm(model[2])
+    return model
+
+
+@pytest.mark.parametrize("kind", ["orthogonal", "pruned", "spectral norm", "masked", "triangle"])
+def test_inspect_and_check_see_the_computed_weight(kind: str) -> None:
+    program = fxmerge.capture(hooked(kind).eval(), (X,), task="a")
+    found = fxmerge.inspect(program)
+    assert (found["coverage"], found["free_axes"]) == (1.0, 1.0)
+    assert found["parameters"].keys() == {f"{n}.{p}" for n in ("stem", "mid", "head") for p in ("weight", "bias")} or (
+        found["parameters"].keys() == {f"{n}.{p}" for n in "024" for p in ("weight", "bias")}
+    )
+    report = fxmerge.check(program)
+    assert report.ok and report.moved > 0.9
+
+
+def test_inspect_describes_an_adapted_weight_as_one() -> None:
     found = fxmerge.inspect(capture("adapter"))
     assert found["coverage"] == 1.0
-    assert {"a", "b", "mid.weight"} <= set(found["parameters"])
+    assert "mid.weight" in found["parameters"] and not {"a", "b"} & set(found["parameters"])
