@@ -18,6 +18,7 @@ from fxmerge.coupling.move import Move
 from fxmerge.coupling.rule import Inner
 from fxmerge.coupling.views import Held
 from passes.rules.recurrent_onnx import empty, rnn
+from passes.rules.recurrent_onnx import lstm as lstm_onnx
 
 GATES: Mapping[str, tuple[str, ...]] = {
     "lstm": ("rigid", "rigid", "odd", "rigid"),
@@ -144,5 +145,5 @@ def _ends(move: Move, number: int, batch: Axis, layers: Sequence[Axis]) -> list[
 
 lstm, gru, rnn_tanh, rnn_relu = (
     Rule((op,), moves=_stack, empty=empty, onnx=onnx, exact=False, owner=__name__)
-    for op, onnx in zip(STACKS, (None, None, rnn("Tanh"), rnn("Relu")), strict=True)
+    for op, onnx in zip(STACKS, (lstm_onnx, None, rnn("Tanh"), rnn("Relu")), strict=True)
 )

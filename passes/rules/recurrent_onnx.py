@@ -1,4 +1,4 @@
-"""Recurrent layers at export: the sizes of their results, and the one kind that PyTorch's exporter cannot write."""
+"""Recurrent layers at export: the sizes of their results, and the kinds that PyTorch's exporter cannot write."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def empty(
     states = [hx] if isinstance(hx, Tensor) else list(hx)
     width = states[0].shape[-1] * (2 if bidirectional else 1)
     return input.new_empty([*input.shape[:-1], width]), *(state.new_empty(state.shape) for state in states)
+
+
+def lstm(input: Any, hx: Sequence[Any], *given: Any) -> Any:
+    """The exporter's own translation, which takes no notice of projected states: ONNX has no such layer."""
+    from onnxscript.function_libs.torch_lib.ops.core import aten_lstm
+
+    hidden, cell = hx
+    if hidden.shape[2] != cell.shape[2]:
+        raise ValueError("ONNX has no LSTM that projects its states (proj_size)")
+    return aten_lstm(input, hx, *given)
 
 
 def rnn(activation: str) -> Callable[..., Any]:
