@@ -322,8 +322,8 @@ class _Merge:
             for source, program in zip(sources, self.given, strict=True)
         )
         trained = outcome.trainable > 0
-        averaged = supernet.averaged(trained=trained)
-        if note := supernet.averaged_note(trained=trained):
+        averaged = supernet.averaged(trained=trained, solved=outcome.solved)
+        if note := supernet.averaged_note(trained=trained, solved=outcome.solved):
             self.notes.append(note)
         sizes = MergedFacts(0, len(spaces.spaces), len(spaces.opaque), outcome.trainable, sum(averaged.values()))
         return Result(

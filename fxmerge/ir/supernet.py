@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -151,19 +151,19 @@ class SuperNet:
         nodes = self.program.graph.nodes
         return [n for n in nodes if n.target in NODES and any(a.target == name for a in n.all_input_nodes)]
 
-    def averaged(self, *, trained: bool) -> dict[str, int]:
+    def averaged(self, *, trained: bool, solved: Collection[str] = ()) -> dict[str, int]:
         """The parameters that are merged as a plain average, and the count of numbers in each.
 
         Those on which no map stands. Where they are `trained` they only start there, and only those are counted for
         which a mean is no start: `mapless`. What merely scales or shifts along a space, as a norm does, is a start.
         """
         own = self.program.tensors
-        names = [name for name in self.own if name in self.program.parameters]
+        names = [name for name in self.own if name in self.program.parameters and name not in solved]
         return {name: own[name].numel() for name in names if not trained or name in self.mapless}
 
-    def averaged_note(self, *, trained: bool) -> str:
+    def averaged_note(self, *, trained: bool, solved: Collection[str] = ()) -> str:
         """What to say of them; empty if there are none."""
-        found = self.averaged(trained=trained)
+        found = self.averaged(trained=trained, solved=solved)
         if not found:
             return ""
         named = [f"{name} ({self.mapless[name]})" if name in self.mapless else name for name in found]

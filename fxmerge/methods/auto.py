@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxmerge.methods.base import Job, Outcome, Trained
-from fxmerge.methods.inits import FromAverage, find_init, starts_of
-from fxmerge.methods.polish import Start, polish
+from fxmerge.methods.inits import FromAverage, find_init, folded, starts_of
+from fxmerge.methods.polish import Start, frozen, polish
 from fxmerge.methods.student import student_of, trainable
 from fxmerge.methods.wanted import Loss
 from fxmerge.training.optimizers import Choice
@@ -43,7 +43,7 @@ class Auto(Trained):
         steps = self.steps if self.polish is None else self.polish
         if steps == 0:
             init = find_init("condense" if self.init == "auto" else self.init)
-            return Outcome(init(job, "full").program, init=init.name)
+            return Outcome(folded(job, init)[1], init=init.name)
         begun = time.perf_counter()
         starts = list(self._starts(job))
         left = None if self.budget is None else self.budget - (time.perf_counter() - begun)
@@ -59,7 +59,8 @@ class Auto(Trained):
         for number, name in enumerate(named):
             job.progress(number, len(named), f"start {name}")
             try:
-                start = Start.of(job, name, find_init(name)(job, "full"))
+                supernet, program = folded(job, find_init(name))
+                start = Start(name, supernet, frozen(program))
             except Exception as error:
                 if len(named) == 1:
                     raise

@@ -125,6 +125,8 @@ class Outcome:
     """How the inputs were varied that it was trained on."""
     stages: tuple[Stage, ...] = ()
     """Where there was more than one: every stage, the last one too."""
+    solved: frozenset[str] = frozenset()
+    """The SuperNet's own tensors that are no plain average, though nothing is trained."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """What trials chose, and their errors."""
 

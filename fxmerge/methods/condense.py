@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fxmerge.errors import OptionError
+from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
-from fxmerge.ir.supernet import SuperNet
+from fxmerge.ir.supernet import NAMED, SuperNet
 from fxmerge.methods.balance import best_balance
 from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.bases import Bases
@@ -46,16 +47,20 @@ class Condense:
     """Per parent: the size of its streams before a common basis is taken; one for each when empty."""
 
     def __call__(self, job: Job) -> Outcome:
-        _, program = self.start(job)
-        return Outcome(program, init=self.name, augmentation=job.pool.about if job.pool else {})
+        net, program = self.start(job)
+        about = job.pool.about if job.pool else {}
+        return Outcome(program, init=self.name, augmentation=about, solved=_changed(job.supernet, net))
 
     def plan(self, job: Job) -> Outcome:
         """The outcome before anything is solved."""
         return Outcome(job.supernet.start([1.0] * len(job.supernet.parents), "fixed").program, init=self.name)
 
-    def start(self, job: Job) -> tuple[SuperNet, Program]:
-        """The SuperNet solved, and its trunk folded, with kernels of convolutions that no maps can give."""
+    def start(self, job: Job, form: Form = "fixed") -> tuple[SuperNet, Program]:
+        """The SuperNet solved, its maps in this form, and its trunk folded, with kernels that no maps can give."""
         net, weights = self._solved(job, kernels=True)
+        if form != "fixed":
+            for _, block in net.maps():
+                block.start([block.matrix(k).detach() for k in range(len(block.sizes))], form)
         folded = job.fold_trunk(net.program)
         return net, folded.evolve(tensors={**folded.tensors, **weights})
 
@@ -84,10 +89,24 @@ class Condense:
         bases = Bases(net, batches, rows, self.balance)
         left = bases.choose()
         if left:
-            job.notes.append(f"condense: no closed form for the spaces {', '.join(sorted(left))}: they are averaged")
+            job.notes.append(f"condense: no closed form for what {_writers(net, left)} write: it is averaged")
         prefix = Prefix(net, bases, batches, rows, self.ridge, kernels)
         tensors = prefix.solve()
         return net.with_program(net.program.evolve(tensors=tensors)), prefix.weights
+
+
+def _writers(supernet: SuperNet, spaces: Iterable[str]) -> str:
+    """The tensors that write spaces, by the template's names."""
+    assert supernet.spaces is not None
+    found = sorted({use.tensor for each in spaces for use in supernet.spaces.spaces[each].writers})
+    return ", ".join(found[:NAMED]) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+
+
+def _changed(before: SuperNet, after: SuperNet) -> frozenset[str]:
+    """The SuperNet's own tensors that are no longer the parents' average."""
+    average = {name: own.average([1.0] * len(before.parents)) for name, own in before.own.items()}
+    now = after.program.tensors
+    return frozenset(name for name, value in average.items() if not torch.equal(now[name].to(value.dtype), value))
 
 
 def _some(pool: Pool, rows: int) -> Iterator[tuple[Tensor, ...]]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Init, Job, Outcome, Trained
-from fxmerge.methods.inits import FromAverage
+from fxmerge.methods.inits import FromAverage, folded
 from fxmerge.methods.student import student_of, train, trainable, unreached
 from fxmerge.methods.trial import begin
 
@@ -40,8 +40,7 @@ class Distill(Trained):
 
     def start(self, job: Job, init: Init) -> tuple[SuperNet, Program]:
         """The SuperNet with maps that start there, and its trunk, folded."""
-        supernet = init(job, "full")
-        return supernet, job.fold_trunk(supernet.program)
+        return folded(job, init)
 
 
 DISTILL = Distill()

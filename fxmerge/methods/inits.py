@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fxmerge.errors import OptionError
 from fxmerge.ir.maps import Form
+from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.messages import nearest
 from fxmerge.methods.base import Init, Job
@@ -91,6 +92,14 @@ def starts_of(text: str, parents: int, template: int) -> tuple[str, ...]:
     each = ("first", *(f"parent{k}" for k in range(parents) if k != template))
     named = ("condense", "average", "parents") if text == "auto" else tuple(text.split("+"))
     return tuple(dict.fromkeys(name for one in named for name in (each if one == "parents" else (one,))))
+
+
+def folded(job: Job, init: Init) -> tuple[SuperNet, Program]:
+    """A start whose trunk is folded into ordinary weights; the closed form has kernels then that no maps can give."""
+    if isinstance(init, FromCondense):
+        return CONDENSE.start(job, "full")
+    supernet = init(job, "full")
+    return supernet, job.fold_trunk(supernet.program)
 
 
 def find_init(name: str) -> Init:

@@ -87,10 +87,10 @@ def test_a_budget_is_steps_that_there_is_time_for() -> None:
 
 
 def test_a_start_that_cannot_be_made_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Any, job: Any) -> Any:
+    def broken(self: Any, *given: Any) -> Any:
         raise ZeroDivisionError("no such luck")
 
-    monkeypatch.setattr("fxmerge.methods.condense.Condense.solve", broken)
+    monkeypatch.setattr("fxmerge.methods.condense.Condense.start", broken)
     programs, data = two()
     result = fxmerge.merge(programs, data=data, **SHORT).result
     assert result["init"] in ("average", "first", "parent1")

@@ -136,6 +136,16 @@ def test_training_starts_from_it() -> None:
     assert all(a["feature_r2"] > b["feature_r2"] - 0.05 for a, b in zip(found["tasks"], plain, strict=True))
 
 
+def test_kernels_and_norms_are_solved_for_those_who_start_from_it_too() -> None:
+    parents = [parent("resnet", seed, task) for seed, task in ((3, "a"), (4, "b"))]
+    x = parents[0][1]["x"]
+    alone, begun = merged(parents, "condense"), merged(parents, "auto{init=condense,polish=0}")
+    assert all(
+        torch.allclose(one, two, atol=1e-4) for one, two in zip(alone(x).values(), begun(x).values(), strict=True)
+    )
+    assert not any("plain average" in note for note in alone.result["notes"])
+
+
 def test_what_it_cannot_do_is_said() -> None:
     parents = [parent("mlp", seed, task) for seed, task in ((3, "a"), (4, "b"))]
     with pytest.raises(OptionError, match="maps of rank 2 cannot hold the closed form"):
