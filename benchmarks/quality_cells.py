@@ -124,7 +124,7 @@ def show(rows: Sequence[Row], families: Sequence[str], methods: Sequence[str]) -
         table.add_row(family, str(inputs or ""), method, figure, tasks, *cells, seconds, str(len(group)))
     console = Console(width=None if Console().is_terminal else 160)
     console.print(table)
-    old = [row for row in chosen if row.get("code", code()) != code()]
+    old = [row for row in chosen if "inputs" in row and row.get("code") != code()]
     if old:
         console.print(f"{len(old)} cells were measured with another state of the compiler: --again renews them.")
 
