@@ -38,8 +38,10 @@ APART = 3.0
 """Rates of rung 2 are this many times apart."""
 SHARES = (40, 20, 10)
 """A trial of a rung takes one step in so many of the whole run."""
-MOST_RATES = 5
-"""So many are tried of one start at most."""
+MOST_RATES = 3
+"""So many are tried to either side at most."""
+NOT_BETTER = 0.95
+"""Another rate is taken if its error is below this share of that of the one nearer to the middle."""
 BEHIND = (1.5, 1.25)
 """A start whose error in a rung is this many times the best's is out."""
 
@@ -202,14 +204,20 @@ class _Search:
         return [each for each in ranked if self._error(each, rung) <= most]
 
     def _with_best_rate(self, one: Try) -> Try:
-        """At the best of three rates, and of those beyond while the best is at an end."""
-        rates = [one.rate / APART, one.rate, one.rate * APART]
-        while True:
-            best = self._ranked([replace(one, rate=rate) for rate in rates], 1)[0]
-            beyond = best.rate / APART if best.rate == min(rates) else best.rate * APART
-            if best.rate not in (min(rates), max(rates)) or len(rates) == MOST_RATES:
-                return best
-            rates.append(beyond)
+        """At the best rate: below the middle one while that is clearly better, or else above.
+
+        In a short trial the lowest rate looks best of a good start, since nothing is lost yet that long training regains.
+        """
+        best = one
+        for step in (1 / APART, APART):
+            for _ in range(MOST_RATES):
+                other = replace(best, rate=best.rate * step)
+                if self._error(other, 1) > NOT_BETTER * self._error(best, 1):
+                    break
+                best = other
+            if best is not one:
+                break
+        return best
 
     def _of_each_start(self, ranked: Sequence[Try]) -> list[Try]:
         best: dict[int, Try] = {}

@@ -30,7 +30,7 @@ def test_it_tries_starts_optimizers_and_rates_and_says_which_was_best() -> None:
     tried = {(t["start"], t["optimizer"]) for t in chosen["tried"]}
     starts = ("condense", "average", "first", "parent1")
     assert tried == {(start, optimizer) for start in starts for optimizer in ("muon", "adamw")}
-    assert {round(t["lr"], 4) for t in chosen["tried"]} >= {0.001, 0.003, 0.009}
+    assert {round(t["lr"], 4) for t in chosen["tried"]} >= {0.001, 0.003}
     assert all(set(task["stages"]) == {result["init"], "polish"} for task in result["tasks"])
     assert result["training"]["steps"] == 24
     assert any(note.startswith("polish ") for note in result["notes"])
