@@ -1,7 +1,7 @@
 """Train the folded weights, from the best of several starts: the last stage of a merge.
 
     rung 1   every start x optimizer, at a middle rate, for a fortieth of the steps
-    rung 2   the best optimizer of the two best starts, at three rates and beyond the best, for a twentieth
+    rung 2   the best optimizer of the two best starts, at lower and higher rates, for a twentieth
     rung 3   the best rate of both, for a tenth
     then     how inputs are varied, where that is left open; and all steps with what was best
 
@@ -206,7 +206,7 @@ class _Search:
     def _with_best_rate(self, one: Try) -> Try:
         """At the best rate: below the middle one while that is clearly better, or else above.
 
-        In a short trial the lowest rate looks best of a good start, since nothing is lost yet that long training regains.
+        In a short trial the lowest rate looks best of a good start: it loses nothing that there is no time to regain.
         """
         best = one
         for step in (1 / APART, APART):
