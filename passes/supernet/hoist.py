@@ -148,18 +148,16 @@ def _last(nodes: list[fx.Node]) -> fx.Node:
 
 def _is_own(node: fx.Node) -> bool:
     """Whether a value stems from a parent's tensor by moves alone (sizes aside)."""
-    return _root(node).op == "get_attr"
-
-
-def _root(node: fx.Node) -> fx.Node:
     while node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and node.all_input_nodes:
         node = node.all_input_nodes[0]
-    return node
+    return node.op == "get_attr"
 
 
 def _owner(node: fx.Node, origins: Mapping[str, Origin]) -> int | None:
-    """The parent whose tensor a value stems from."""
-    origin = origins.get(str(_root(node).target))
+    """The parent whose tensor a value stems from, be it one of the parts that the tensor was split into."""
+    while node.op == "call_function" and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    origin = origins.get(str(node.target))
     return origin.owner if origin is not None else None
 
 
