@@ -53,11 +53,14 @@ class Net:
     def trained(self, studies: Sequence[Study], folder: Path) -> nn.Module:
         """The network trained for these tasks together, from the cache if it was trained before."""
 
+        start: dict[str, Tensor] = {}
+        if self.base is not None:
+            net, head, tasks = self.base
+            state = net.trained(tasks(folder), folder).state_dict()
+            start = {name: value for name, value in state.items() if not name.startswith(head)}
+
         def fit(model: nn.Module) -> None:
-            if self.base is not None:
-                net, head, tasks = self.base
-                state = net.trained(tasks(folder), folder).state_dict()
-                model.load_state_dict({k: v for k, v in state.items() if not k.startswith(head)}, strict=False)
+            model.load_state_dict(start, strict=False)
             if len(studies) == 1:
                 fit_alone(model, studies[0], **self.training)
             else:

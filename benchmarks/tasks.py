@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,13 @@ def _tsv(path: Path) -> list[tuple[str, int, str]]:
 
 
 def _word_pieces(sentences: Sequence[str], vocabulary: int) -> Any:
+    """A tokenizer trained on sentences, and kept: each training orders the pieces anew, and parents know one order."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+    digest = hashlib.sha256("\n".join([str(vocabulary), str(LENGTH), *sentences]).encode()).hexdigest()[:12]
+    path = Path(__file__).parent / ".cache" / f"tokenizer-{digest}.json"
+    if path.is_file():
+        return Tokenizer.from_file(str(path))
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -100,6 +106,8 @@ def _word_pieces(sentences: Sequence[str], vocabulary: int) -> Any:
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH)
+    path.parent.mkdir(exist_ok=True)
+    tokenizer.save(str(path))
     return tokenizer
 
 
