@@ -15,14 +15,15 @@ from torch import Tensor
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.samples import token_rows
+from fxmerge.samples.incremental import Incremental
 from fxmerge.training.answers import kind_of
 from fxmerge.training.measures import Distributions
 
 Samples = Mapping[str, Tensor]
 
-ROWS = 600
+ROWS = 1600
 """Rows that a parent writes."""
-AT_ONCE = 300
+AT_ONCE = 400
 LONGEST_PROMPT = 0.25
 """Share of a row that a prompt takes at most."""
 
@@ -94,12 +95,22 @@ class Writer:
             offset = begin + head + int(torch.randint(max(1, end - begin - size + 1), (1,), generator=generator))
             text[row, :head] = given[source, begin : begin + head]
             text[row, head:size] = given[source, offset : offset + size - head]
+        each = Incremental(self.program, self.ids, self.output) if free else None
+        if each is not None and not each.agrees(given[:1].long()):
+            each = None
         for first in range(0, rows, AT_ONCE):
             part, known = text[first : first + AT_ONCE], prompts[first : first + AT_ONCE]
-            for place in range(int(known.min()), length):
-                scores = self._scores(part[:, :place] if free and place > 1 else part)[:, place - 1]
+            for place in range(1, length):
+                if each is not None:
+                    scores = each.step(part, place - 1)
+                elif place < int(known.min()):
+                    continue
+                else:
+                    scores = self._scores(part[:, :place] if free and place > 1 else part)[:, place - 1]
                 drawn = torch.multinomial(torch.softmax(scores.float(), -1), 1, generator=generator)[:, 0]
                 part[:, place] = torch.where(known > place, part[:, place], drawn.to(part.dtype))
+            if each is not None:
+                each.reset()
             if told is not None:
                 told(min(first + AT_ONCE, rows), rows)
         made = {self.ids: text}
