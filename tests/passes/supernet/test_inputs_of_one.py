@@ -70,17 +70,19 @@ def captured(kind: type[Segmented], task: str, seed: int = 0) -> fxmerge.Program
 @pytest.mark.parametrize("kind", [Alike, Filled, Kept])
 def test_each_keeps_its_own_inputs(kind: type[Segmented], like: int, tmp_path: Path) -> None:
     one, two = captured(Segmented, "a"), captured(kind, "b")
-    out = tmp_path / "merged.onnx"
-    merged = fxmerge.merge([one, two], method="average", like=like, out=str(out))
+    out = str(tmp_path / "merged.onnx") if kind is Filled else None  # an export takes most of the time
+    merged = fxmerge.merge([one, two], method="average", like=like, out=out)
     names = ["a.ids", "a.mask", "a.segments", "b.ids", "b.mask"]
     assert sorted(port.name for port in merged.program.inputs) == names
     assert any("b takes no segments: it keeps the constant" in note for note in merged.result["notes"])
     given = dict(zip(names, (IDS, MASK, SEGMENTS, IDS, MASK), strict=True))
     wanted = {"a": one(IDS, MASK, SEGMENTS), "b": two(IDS, MASK)}
     assert not torch.allclose(wanted["a"], wanted["b"], atol=1e-2)
-    found = run_onnx(out, given)
+    answers = merged(**given)
     for task, value in wanted.items():
-        torch.testing.assert_close(found[f"{task}.logits"], value)
+        torch.testing.assert_close(answers[task], value)
+        if out is not None:
+            torch.testing.assert_close(run_onnx(out, given)[f"{task}.logits"], value)
 
 
 def test_the_same_inputs_in_another_order_are_told_apart_by_name() -> None:

@@ -40,7 +40,7 @@ def task_outputs(net: SuperNet) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_three_forms_of_one_function(parents: Parents, double: Double, family: str, count: int) -> None:
     programs = parents(family, count)
-    for template, form in ((0, "full"), (1, 3)):
+    for template, form in ((0, "full"), (1, 3))[count == 3 :]:  # what a template changes, two parents show
         net = net_of(programs, template, form)
         written = double(net.program)
         samples = inputs_of(written, dict(programs[0].samples))
