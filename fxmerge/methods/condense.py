@@ -22,6 +22,8 @@ from fxmerge.training.pool import Pool
 
 TRIED = 250
 """Inputs that are looked at to choose a balance."""
+TOKENS, FEWEST = 32_000, 128
+"""Of texts so many tokens, in this many rows at least: every token is a row of the regressions."""
 CHUNK = 250
 """Inputs of a batch of the walks."""
 
@@ -110,7 +112,9 @@ def _changed(before: SuperNet, after: SuperNet) -> frozenset[str]:
 
 
 def _some(pool: Pool, rows: int) -> Iterator[tuple[Tensor, ...]]:
-    """At most so many rows of a pool, from each of its tables its share, in chunks."""
+    """At most so many rows of a pool, from each of its tables its share, in chunks; fewer of long texts."""
+    longest = max((value.shape[1] for value in pool.tables[0].read(0) if _is_text(value)), default=1)
+    rows = max(min(rows, FEWEST), min(rows, TOKENS // longest))
     for table in pool.tables:
         left = max(1, rows * table.rows // max(pool.rows, 1))
         for number in range(-(-table.rows // table.block)):
@@ -120,6 +124,10 @@ def _some(pool: Pool, rows: int) -> Iterator[tuple[Tensor, ...]]:
                 if left > 0:
                     yield tuple(value[:left] for value in part)
                 left -= len(part[0])
+
+
+def _is_text(value: Tensor) -> bool:
+    return value.ndim == 2 and not value.is_floating_point()
 
 
 CONDENSE = Condense()
