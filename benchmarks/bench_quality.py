@@ -26,8 +26,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "distill-searched": {"init": "average+parents"},
     "distill-tuned": {"method": "distill", "tuned": True},
 }
-"""Options of `fxmerge.merge` by the name of the rows. `distill-searched` is the default without its closed form: the same
-trials of starts, optimizers and rates, the same inputs and losses. What is `tuned` is searched for outside, for as long."""
+"""Options of `fxmerge.merge` by the name of the rows.
+
+`distill-searched` is the default without its closed form: the same trials of starts, optimizers and rates, the same
+inputs and losses. What is `tuned` is searched for from outside, in the default's time.
+"""
 TIMED = "default"
 """The method whose processor time is what a search may use."""
 
