@@ -120,7 +120,7 @@ class MergeConfig(BaseModel):
         "Training", of_method=True,
     )  # fmt: skip
     batch_size: int | None = option(
-        None, "Samples a training step (default 64, of language models 16).", "Training", ge=1, of_method=True
+        None, "Samples a training step (default 64, of language models 32).", "Training", ge=1, of_method=True
     )
     lr: float | None = option(
         None, "Peak learning rate (default: tried by auto, else 0.003).", "Training", gt=0, of_method=True

@@ -12,7 +12,7 @@ CHANNELS = ("output", "vocabulary")
 """Roles of the axis along which an output's channels stand."""
 
 USUAL_BATCH = 64
-BATCH_OF_TEXTS = 16
+BATCH_OF_TEXTS = 32
 """Of rows that have an answer at every token."""
 
 
