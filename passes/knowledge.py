@@ -46,7 +46,7 @@ class OperatorKnowledge:
 
     def trace_rewrites(self, program: Program, known: Known) -> Trace:
         trace = Trace()
-        normalize(program, known.rewrites, trace)
+        normalize(program, known.rewrites, trace, known.rules)
         return trace
 
 

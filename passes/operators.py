@@ -136,8 +136,11 @@ OPERATORS = Operators()
 
 def is_random(node: fx.Node) -> bool:
     """Whether a call draws numbers: dropout does, unless it does not train or drops none."""
-    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return seeded and Call.of(node)["train"] is not False and Call.of(node)["p"] != 0
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    call = Call.of(node)
+    idle = any(call[name] is False for name in ("train", "training"))
+    return not idle and all(call[name] != 0 for name in ("p", "dropout_p", "dropout"))
 
 
 def _of_one(node: fx.Node, read: Sequence[fx.Node], turned: tuple[int, ...] | None, reshaped: bool) -> Moved | None:

@@ -64,7 +64,7 @@ class Normalize(Pass):
     """Write one thing one way: fewer spellings for every later pass."""
 
     def run(self, program: Program, known: Known) -> Program:
-        return normalize(program, known.rewrites)
+        return normalize(program, known.rewrites, rules=known.rules)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxmerge.coupling import RuleSet
 from fxmerge.errors import ExtensionError
 from fxmerge.ir.program import Program, prune, target_name
 from fxmerge.rewrite.pattern import Attempt, Bound, Pattern, either, op, var
@@ -55,6 +56,8 @@ class Match:
     bindings: Mapping[str, Any]
     program: Program
     """The program before any rewrite: its tensors, and which of its sizes are dynamic."""
+    rules: RuleSet | None = None
+    """What is known of operators; None: what comes with fxmerge."""
     _graph: fx.Graph | None = None
     made: list[fx.Node] = field(default_factory=list)
     """The calls that `call` added."""
@@ -137,13 +140,16 @@ class Trace:
         return "\n".join(lines)
 
 
-def apply(program: Program, rewrites: Iterable[Rewrite], trace: Trace | None = None) -> Program:
+def apply(
+    program: Program, rewrites: Iterable[Rewrite], trace: Trace | None = None, rules: RuleSet | None = None
+) -> Program:
     """`program` with every rewrite applied wherever it fits, until none does; made nodes name their rewrite.
 
+    `rules` say what operators are; without them, checks know those that come with fxmerge.
     Raises `ExtensionError` for a rewrite that changes a value's shape or dtype, or that never comes to an end.
     """
     graph, _ = program.copy_graph()
-    work = _Work(program, graph, tuple(rewrites), trace if trace is not None else Trace())
+    work = _Work(program, graph, tuple(rewrites), trace if trace is not None else Trace(), rules)
     while work.sweep():
         pass
     for each in work.rewrites:
@@ -158,8 +164,15 @@ def apply(program: Program, rewrites: Iterable[Rewrite], trace: Trace | None = N
 class _Work:
     """A graph under rewriting."""
 
-    def __init__(self, program: Program, graph: fx.Graph, rewrites: tuple[Rewrite, ...], trace: Trace) -> None:
-        self.program, self.graph, self.rewrites, self.trace = program, graph, rewrites, trace
+    def __init__(
+        self,
+        program: Program,
+        graph: fx.Graph,
+        rewrites: tuple[Rewrite, ...],
+        trace: Trace,
+        rules: RuleSet | None,
+    ) -> None:
+        self.program, self.graph, self.rewrites, self.trace, self.rules = program, graph, rewrites, trace, rules
         self.count = 0
         self.limit = MOST * len(graph.nodes)
         self.erased: set[fx.Node] = set()
@@ -204,10 +217,10 @@ class _Work:
                 return Refusal(f"{target_name(node.target)} is used elsewhere too", node)
         if each.check is None:
             return None
-        return each.check(Match(bound.nodes, bound.bindings, self.program))
+        return each.check(Match(bound.nodes, bound.bindings, self.program, self.rules))
 
     def replace(self, each: Rewrite, bound: Bound) -> fx.Node | Refusal:
-        match = Match(bound.nodes, bound.bindings, self.program, self.graph)
+        match = Match(bound.nodes, bound.bindings, self.program, self.rules, self.graph)
         root = match.root
         new = each.replace(match)
         if isinstance(new, Refusal):

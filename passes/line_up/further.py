@@ -31,7 +31,7 @@ class Respell(Pass):
     brings: ClassVar[tuple[Rewrite, ...]] = SPELLINGS
 
     def run(self, program: Program, known: Known) -> Program:
-        return apply(program, known.rewrites)
+        return apply(program, known.rewrites, rules=known.rules)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TakeApart(Pass):
     brings: ClassVar[tuple[Rewrite, ...]] = APART
 
     def run(self, program: Program, known: Known) -> Program:
-        return apply(program, known.rewrites)
+        return apply(program, known.rewrites, rules=known.rules)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import has_tensor
 from fxmerge.ir.program import Program, target_name
-from passes.operators import OPERATORS
+from fxmerge.rewrite import Match
+from passes.operators import OPERATORS, Operators
 
 ROUNDING = 1e-7
 """Relative error of a constant that was written down in decimals or computed in single precision."""
@@ -36,9 +37,15 @@ def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def is_tensor_of_program(value: Any) -> bool:
+def operators_of(match: Match) -> Operators:
+    """The operators that are known where a rewrite runs."""
+    return OPERATORS if match.rules is None else Operators(match.rules)
+
+
+def is_tensor_of_program(value: Any, match: Match) -> bool:
     """Whether a value is a tensor of the program, at most turned or cast."""
-    while isinstance(value, fx.Node) and (moved := OPERATORS.moved(value)) is not None and moved.turned is not None:
+    operators = operators_of(match)
+    while isinstance(value, fx.Node) and (moved := operators.moved(value)) is not None and moved.turned is not None:
         value = moved.source
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
@@ -53,9 +60,9 @@ def is_moved_tensor(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
-def is_vector(value: Any, size: int) -> bool:
+def is_vector(value: Any, size: int, match: Match) -> bool:
     """Whether a value is a tensor of the program with one axis of the given size."""
-    return is_tensor_of_program(value) and shape(value) == (size,)
+    return is_tensor_of_program(value, match) and shape(value) == (size,)
 
 
 def same_number(a: Any, b: float) -> bool:

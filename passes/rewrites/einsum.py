@@ -77,9 +77,9 @@ def einsum_as_product(match: Match) -> fx.Node | Refusal:
     if isinstance(terms, Refusal):
         return terms
     x, y = match["tensors"]
-    if is_tensor_of_program(x) and not is_tensor_of_program(y):
+    if is_tensor_of_program(x, match) and not is_tensor_of_program(y, match):
         terms, x, y = terms.swapped(), y, x
-    if is_tensor_of_program(y) and not terms.batch and len(terms.summed) == len(terms.columns) == 1:
+    if is_tensor_of_program(y, match) and not terms.batch and len(terms.summed) == len(terms.columns) == 1:
         x = match.call("aten.permute.default", x, _order(terms.left, terms.rows + terms.summed))
         y = match.call("aten.permute.default", y, _order(terms.right, terms.columns + terms.summed))
         product = match.call("aten.linear.default", x, y)

@@ -11,7 +11,7 @@ x, y, w, b = var("x"), var("y"), var("w"), var("b")
 
 
 def _is_weight(match: Match) -> Refusal | None:
-    if not is_tensor_of_program(match["w"]):
+    if not is_tensor_of_program(match["w"], match):
         return Refusal("the second factor is no tensor of the model", match["w"])
     if rank(match["w"]) != 2 or rank(match["x"]) < 2:
         return Refusal(f"a product of {rank(match['x'])} and {rank(match['w'])} axes", match.root)
@@ -39,7 +39,7 @@ def product_as_linear(match: Match) -> fx.Node:
 
 
 def _is_bias(match: Match) -> Refusal | None:
-    if not is_vector(match["b"], shape(match.root)[-1]):
+    if not is_vector(match["b"], shape(match.root)[-1], match):
         return Refusal("what is added is no vector of the model over the output features", match.root)
     return None
 

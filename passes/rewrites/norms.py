@@ -83,7 +83,8 @@ def _fits(match: Match) -> Refusal | None:
     """Whether the factor or summand is a tensor of the model over the normalised axes."""
     name = "b" if "b" in match.bindings else "w"
     value = match[name]
-    if not isinstance(value, fx.Node) or not is_tensor_of_program(value) or shape(value) != tuple(match["sizes"]):
+    own = isinstance(value, fx.Node) and is_tensor_of_program(value, match)
+    if not own or shape(value) != tuple(match["sizes"]):
         return Refusal("the factor is no tensor of the model over the normalised axes", match.root)
     if value.meta["val"].dtype != match["x"].meta["val"].dtype:
         return Refusal("the factor has another dtype", match.root)

@@ -157,7 +157,7 @@ def plus_nothing(match: Match) -> fx.Node:
 
 
 def _are_tokens(match: Match) -> Refusal | None:
-    if not is_tensor_of_program(match["x"]) or rank(match["x"]) != 2:
+    if not is_tensor_of_program(match["x"], match) or rank(match["x"]) != 2:
         return Refusal("what is indexed is no table of the model", match.root)
     numbers = match["numbers"]
     while called(numbers, *SEATS):

@@ -9,8 +9,7 @@ from torch import fx
 
 from fxmerge.ir.program import Program, prune
 from fxmerge.pipeline import Known, Pass
-
-RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
+from passes.operators import is_random
 
 
 def cleanup(program: Program) -> Program:
@@ -20,7 +19,7 @@ def cleanup(program: Program) -> Program:
     for node in list(graph.nodes):
         if node.op not in ("call_function", "get_attr"):
             continue
-        if node.op == "call_function" and any(word in str(node.target) for word in RANDOM):
+        if is_random(node):
             continue
         key = (node.op, str(node.target), repr((node.args, sorted(node.kwargs.items()))))
         first = seen.setdefault(key, node)

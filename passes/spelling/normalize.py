@@ -15,12 +15,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from fxmerge.coupling import Call
+from fxmerge.coupling import Call, RuleSet
 from fxmerge.ir.program import Program, prune, target_name
 from fxmerge.rewrite import Rewrite, Trace, apply
-from passes.operators import OPERATORS
+from passes.operators import Operators
 from passes.rewrites import REWRITES
 from passes.rewrites.common import called
+from passes.rules import BUILTIN
 from passes.spelling.split_recurrent import split_recurrent
 
 REWRITTEN = ("aten.permute.default", "aten.reshape.default", "aten.copy.default")
@@ -33,12 +34,15 @@ VIEWS = frozenset({"aten.view.default", "aten._unsafe_view.default"})
 """Reshapes that need their operand in memory as it was when its copies, which are no-ops here, were still there."""
 
 
-def normalize(program: Program, rewrites: Iterable[Rewrite] = REWRITES, trace: Trace | None = None) -> Program:
+def normalize(
+    program: Program, rewrites: Iterable[Rewrite] = REWRITES, trace: Trace | None = None, rules: RuleSet = BUILTIN
+) -> Program:
     """`program` without calls that do nothing, and with each operator in its one spelling."""
-    return split_recurrent(apply(without_no_ops(program), rewrites, trace))
+    operators = Operators(rules)
+    return split_recurrent(apply(without_no_ops(program, operators), rewrites, trace, rules), operators)
 
 
-def without_no_ops(program: Program) -> Program:
+def without_no_ops(program: Program, operators: Operators) -> Program:
     """`program` without assertions and without calls that return their operand; its views are reshapes."""
     graph, _ = program.copy_graph()
     for node in list(graph.nodes):
@@ -49,7 +53,7 @@ def without_no_ops(program: Program) -> Program:
             graph.erase_node(node)
         elif name in VIEWS:
             node.target = torch.ops.aten.reshape.default
-        elif (operand := _returned(node)) is not None:
+        elif (operand := _returned(node, operators)) is not None:
             node.replace_all_uses_with(operand)
             graph.erase_node(node)
     prune(graph)
@@ -62,9 +66,9 @@ def _returns_nothing(node: fx.Node) -> bool:
     return schema is not None and not schema.returns and not node.users
 
 
-def _returned(node: fx.Node) -> fx.Node | None:
+def _returned(node: fx.Node, operators: Operators) -> fx.Node | None:
     """The operand that a call returns as it is."""
-    moved = OPERATORS.moved(node)
+    moved = operators.moved(node)
     if moved is None or moved.cast or not isinstance(node.meta["val"], Tensor):
         return None
     same = moved.still and not called(node, *REWRITTEN)

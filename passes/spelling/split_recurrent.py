@@ -19,20 +19,20 @@ from torch import fx, ops
 import passes.spelling.recurrent_layer  # noqa: F401  (registers the operators)
 from fxmerge.coupling import Call, operator_name
 from fxmerge.ir.program import Program, prune
-from passes.operators import OPERATORS
+from passes.operators import OPERATORS, Operators
 from passes.rules.recurrent import STACKS, kind_of
 
 ZEROS = frozenset(f"aten.{name}" for name in ("zeros.default", "new_zeros.default", "zeros_like.default"))
 
 
-def split_recurrent(program: Program) -> Program:
+def split_recurrent(program: Program, operators: Operators = OPERATORS) -> Program:
     """`program` with every stack of recurrent layers as layers of one direction, where it can be written so."""
     if not any(_splits(node) for node in program):
         return program
     graph, _ = program.copy_graph()
     for node in list(graph.nodes):
         if _splits(node):
-            _Stack(program, graph, node).replace()
+            _Stack(program, graph, node, operators).replace()
     prune(graph)
     return program.evolve(graph=graph)
 
@@ -53,6 +53,7 @@ class _Stack:
     program: Program
     graph: fx.Graph
     node: fx.Node
+    operators: Operators
 
     def replace(self) -> None:
         call = Call.of(self.node)
@@ -95,7 +96,7 @@ class _Stack:
         return None if self._is_zero(states) else self._call(ops.aten.select.int, states, 0, number)
 
     def _is_zero(self, node: fx.Node) -> bool:
-        while (moved := OPERATORS.moved(node)) is not None:
+        while (moved := self.operators.moved(node)) is not None:
             node = moved.source
         if node.op == "get_attr" and node.target not in self.program.parameters:
             return not bool(self.program.tensors[str(node.target)].count_nonzero())

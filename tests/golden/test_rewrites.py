@@ -10,6 +10,7 @@ import torch
 import fxmerge
 from fxmerge.ir.program import Program
 from fxmerge.rewrite import Rewrite, apply
+from passes.operators import OPERATORS
 from passes.rewrites import REWRITES
 from passes.rewrites.fused_projections import APART
 from passes.rewrites.other_code_bases import SPELLINGS
@@ -25,7 +26,7 @@ def test_before_and_after(name: str, golden: Golden, double: Callable[[Program],
     torch.manual_seed(3)
     case = CASES[name]
     inputs = case.inputs()
-    before = without_no_ops(fxmerge.capture(Written(case.forward), inputs, task=name))
+    before = without_no_ops(fxmerge.capture(Written(case.forward), inputs, task=name), OPERATORS)
     after = apply(before, [ALL[name]])
     golden(f"rewrites/{name}", f"# {ALL[name].summary}\n\n{before.text()}\n-->\n\n{after.text()}")
     named = {port.name: value for port, value in zip(before.inputs, inputs, strict=True)}

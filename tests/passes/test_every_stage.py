@@ -1,0 +1,113 @@
+"""An operator that an extension adds with one rule takes part in every stage, not in the merge alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxmerge
+import passes
+from fxmerge.coupling import Rule, moves
+from fxmerge.ir.program import Program
+from fxmerge.rewrite import operator
+from passes.rewrites import REWRITES
+from passes.rules import BUILTIN
+
+MINE = "fxmerge_test_every_stage"
+SEEDED = (torch.Tag.nondeterministic_seeded,)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operators() -> Iterator[None]:
+    """Operators that nobody knows."""
+    with torch.library._scoped_library(MINE, "FRAGMENT") as library:
+
+        def define(schema: str, function: Any, tags: tuple[torch.Tag, ...] = ()) -> None:
+            library.define(schema, tags=tags)
+            library.impl(schema.partition("(")[0], function, "CompositeExplicitAutograd")
+
+        define("turn(Tensor x) -> Tensor", lambda x: x.t().clone())
+        define("kept(Tensor x) -> Tensor", lambda x: x.clone())
+        define("noise(Tensor x) -> Tensor", torch.rand_like, SEEDED)
+        yield
+
+
+@moves(f"{MINE}.turn.default")
+def turn(move: Any) -> Sequence[Any]:
+    return move.held("x")[::-1]
+
+
+@moves(f"{MINE}.kept.default")
+def kept(move: Any) -> Sequence[Any]:
+    return move.held("x")
+
+
+RULES: tuple[Rule, ...] = (turn, kept)
+KNOWN = sum(RULES, BUILTIN)
+MY: Any = torch.ops.fxmerge_test_every_stage
+
+
+class Net(nn.Module):
+    """A function of inputs and of one weight, as a net."""
+
+    def __init__(self, function: Callable[..., Any], *sizes: int) -> None:
+        super().__init__()
+        self.function, self.weight = function, nn.Parameter(torch.randn(sizes or (4, 4)))
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(self.weight, *inputs)
+
+
+def program(function: Callable[..., Any], *inputs: Tensor) -> Program:
+    return fxmerge.capture(Net(function).eval(), inputs, task="t")
+
+
+def called(of: Program) -> list[str]:
+    return [str(node.target) for node in of.graph.nodes if node.op == "call_function"]
+
+
+X = torch.randn(3, 4)
+
+
+# -- spelling ------------------------------------------------------------------------------------------------
+
+
+def test_a_call_that_does_nothing_goes() -> None:
+    before = program(lambda w, x: MY.kept(x @ w).relu(), X)
+    assert f"{MINE}.kept.default" in called(passes.normalize(before))
+    after = passes.normalize(before, rules=KNOWN)
+    assert f"{MINE}.kept.default" not in called(after)
+    assert torch.equal(after(X), before(X))
+
+
+def test_a_rewrite_sees_a_weight_behind_its_moves() -> None:
+    before = program(lambda w, x: x @ MY.turn(w), X)
+    assert "aten.linear.default" not in called(passes.normalize(before))
+    after = passes.normalize(before, REWRITES, rules=KNOWN)
+    assert "aten.linear.default" in called(after)
+    torch.testing.assert_close(after(X), before(X))
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "calls"),
+    [
+        (f"{MINE}.noise.default", (), 2),
+        ("aten.poisson.default", (), 2),
+        ("aten.dropout.default", (0.5, True), 2),
+        ("aten.dropout.default", (0.5, False), 1),
+        ("aten.rrelu.default", (0.1, 0.2, True), 2),
+        ("aten.rrelu.default", (0.1, 0.2, False), 1),
+        ("aten.relu.default", (), 1),
+    ],
+)
+def test_what_draws_numbers_is_not_said_once(name: str, more: tuple[Any, ...], calls: int) -> None:
+    of = program(lambda w, x: MY.kept(x) - MY.kept(x), X)
+    graph, _ = of.copy_graph()
+    for node in graph.nodes:
+        if str(node.target) == f"{MINE}.kept.default":
+            node.target, node.args = operator(name), (*node.args, *more)
+    assert called(passes.cleanup(of.evolve(graph=graph))).count(name) == calls
