@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fxmerge.errors import FxmergeError
 from fxmerge.methods.base import Job, Outcome, Trained
 from fxmerge.methods.inits import FromAverage, find_init, folded, starts_of
 from fxmerge.methods.polish import Start, frozen, polish
@@ -56,13 +57,15 @@ class Auto(Trained):
 
     def _starts(self, job: Job) -> Iterator[Start]:
         named = starts_of(self.init, len(job.supernet.parents), job.supernet.template)
+        if self.init == "auto" and not job.supernet.together:
+            named = tuple(name for name in named if name != "condense")  # it would be the average
         for number, name in enumerate(named):
             job.progress(number, len(named), f"start {name}")
             try:
                 supernet, program = folded(job, find_init(name))
                 start = Start(name, supernet, frozen(program))
             except Exception as error:
-                if len(named) == 1:
+                if len(named) == 1 or isinstance(error, FxmergeError):
                     raise
                 # Others are there: one that cannot be made costs quality, and is said, but stops nothing.
                 what = f"{type(error).__name__}: {error}".splitlines()[0]
