@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.coupling import Call, Rule, RuleSet, signature
-from fxmerge.coupling.axes import Axis, Class, Coupler, factors
+from fxmerge.coupling.axes import Axis, Class, Coupler, factors, segments
 from fxmerge.coupling.law import Apply, Operand, Sum, added_in, parse
 from fxmerge.coupling.move import Move
 from fxmerge.coupling.views import Held, restore
@@ -38,6 +38,8 @@ class Moved:
     """Whether the numbers stay in their order, under other sizes."""
     cast: bool = False
     """Whether they change their type, or their device."""
+    places: tuple[int | None, ...] = field(default=(), compare=False)
+    """For each axis of the result the axis of the source that it is, or is the start of."""
 
     @property
     def still(self) -> bool:
@@ -61,9 +63,9 @@ class Operators:
             return None
         if rule.moves is None:
             read = [operand for _, operand in Call.of(node).operands if operand is not None]
-            return _of_one(node, read, None, False)
+            return _of_one(node, read)
         sketch = _sketch(node, rule)
-        return None if sketch is None else _of_one(node, list(sketch.read), sketch.turned(), sketch.reshaped())
+        return None if sketch is None else _of_one(node, list(sketch.read), sketch)
 
     def keeps(self, node: fx.Node) -> bool:
         """Whether every number of the result is a number of an operand, be they moved or put side by side."""
@@ -143,7 +145,7 @@ def is_random(node: fx.Node) -> bool:
     return not idle and all(call[name] != 0 for name in ("p", "dropout_p", "dropout"))
 
 
-def _of_one(node: fx.Node, read: Sequence[fx.Node], turned: tuple[int, ...] | None, reshaped: bool) -> Moved | None:
+def _of_one(node: fx.Node, read: Sequence[fx.Node], sketch: _Sketch | None = None) -> Moved | None:
     if not read:
         return None
     source, *by = read
@@ -154,7 +156,9 @@ def _of_one(node: fx.Node, read: Sequence[fx.Node], turned: tuple[int, ...] | No
     if any(n.meta["val"].is_floating_point() or n.meta["val"].is_complex() for n in by):
         return None
     cast = before.dtype != after.dtype or before.device != after.device
-    return Moved(source, tuple(by), None if by else turned, reshaped and not by, cast)
+    if by or sketch is None:
+        return Moved(source, tuple(by), cast=cast)
+    return Moved(source, (), sketch.turned(), sketch.reshaped(), cast, sketch.places())
 
 
 # -- what a rule does with axes ------------------------------------------------------------------------------
@@ -193,6 +197,19 @@ class _Sketch:
         found = [places.get(id(axis)) for axis in self.result]
         order = tuple(place for place in found if place is not None)
         return order if len(order) == len(found) and sorted(order) == sorted(places.values()) else None
+
+    def places(self) -> tuple[int | None, ...]:
+        return tuple(self._place(axis) for axis in self.result)
+
+    def _place(self, axis: Held) -> int | None:
+        """The axis of the source that begins with what an axis holds."""
+        if not isinstance(axis, Axis):
+            return None
+        own = [id(part) for part in segments(axis)]
+        for place, whole in enumerate(self._source()):
+            if axis is whole or (axis.size > 1 and [id(part) for part in segments(whole)][: len(own)] == own):
+                return place
+        return None
 
     def reshaped(self) -> bool:
         before = [axis for axis in self._source() if axis.size != 1]

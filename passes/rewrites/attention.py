@@ -16,7 +16,7 @@ from torch import fx
 
 from fxmerge.rewrite import Match, Refusal, either, op, rewrite, var
 from passes.rewrites.attention_scores import Factors, Fill, Scores, Term, product
-from passes.rewrites.common import axes_of, is_number, rank, same_number, shape
+from passes.rewrites.common import axes_of, is_number, operators_of, rank, same_number, shape
 from passes.rewrites.masks import ABSORBING, MASKED, every_query_sees_a_key, is_causal
 
 x, q, k, v, mask = var("x"), var("q"), var("k"), var("v"), var("mask")
@@ -174,7 +174,7 @@ def _as_minus_infinity(match: Match, fill: Fill) -> bool:
     """Whether hidden scores may as well be −∞: they are, or every query sees a key that nothing else hides."""
     alone = len(match["fills"]) == 1
     return product(fill.factors, match.program) == -math.inf or (
-        alone and every_query_sees_a_key(fill.node, match.program, hides=fill.hides)
+        alone and every_query_sees_a_key(fill.node, match.program, operators_of(match), hides=fill.hides)
     )
 
 
@@ -249,7 +249,7 @@ def _hides_the_future(match: Match) -> Refusal | None:
         return Refusal("there is no mask", match.root)
     if shape(match["mask"])[-2:] != (match.shape("q")[-2], match.shape("k")[-2]):
         return Refusal("the mask broadcasts over queries or keys", match["mask"])
-    if not is_causal(match["mask"], match.program):
+    if not is_causal(match["mask"], match.program, operators_of(match)):
         return Refusal("the mask is not known to hide just the keys behind each query", match["mask"])
     return None
 

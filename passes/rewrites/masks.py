@@ -7,6 +7,7 @@ have three values: below the diagonal, on it and above. `banded` finds them, wha
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import Call
 from fxmerge.ir.program import Program, target_name
-from passes.operators import OPERATORS
+from passes.operators import Operators
 from passes.rewrites.common import called, is_tensor, rank, shape
 
 MASKED = -1e4
@@ -23,13 +24,8 @@ MASKED = -1e4
 ABSORBING = -1e30
 """A number this low swallows any score that is added to it."""
 
-COMPARISONS = frozenset(f"aten.{name}.Tensor" for name in ("le", "lt", "ge", "gt", "eq", "ne"))
-LEADING = frozenset({"aten.unsqueeze.default", "aten.expand.default", "aten.reshape.default"})
-LINES = frozenset({"aten.unsqueeze.default", "aten.reshape.default", "aten._to_copy.default", "aten.permute.default"})
-"""Operators behind which a vector is still that vector, along some axis."""
-
-ROW, COLUMN = torch.tensor([1, 0, 0]), torch.tensor([0, 0, 1])
-"""A query and a key position of which one is after, at or before the other."""
+PLACES = torch.tensor([0, 1, 2, 3, 64, 65, 10**6, 10**6 + 1])
+"""Positions near and far: what only asks which of two is greater says so of all of them."""
 
 
 def number(value: Any, program: Program) -> float | None:
@@ -52,9 +48,9 @@ def number(value: Any, program: Program) -> float | None:
     return None
 
 
-def is_causal(mask: Any, program: Program) -> bool:
+def is_causal(mask: Any, program: Program, operators: Operators) -> bool:
     """Whether a mask hides exactly the keys after each query: true or zero up to the diagonal, false or low above."""
-    found = banded(mask, program)
+    found = banded(mask, program, operators)
     if found is None:
         return False
     if found.dtype is torch.bool:
@@ -62,13 +58,13 @@ def is_causal(mask: Any, program: Program) -> bool:
     return found[:2].tolist() == [0, 0] and float(found[2]) <= MASKED
 
 
-def every_query_sees_a_key(mask: Any, program: Program, *, hides: bool) -> bool:
+def every_query_sees_a_key(mask: Any, program: Program, operators: Operators, *, hides: bool) -> bool:
     """Whether a boolean mask is known to let every query see a key: its own, on the diagonal."""
-    found = banded(mask, program)
+    found = banded(mask, program, operators)
     return found is not None and bool(found[1]) is not hides and len(set(shape(mask)[-2:])) == 1
 
 
-def banded(node: Any, program: Program) -> Tensor | None:
+def banded(node: Any, program: Program, operators: Operators) -> Tensor | None:
     """[below, on, above] the diagonal of the last two axes, if a constant depends on nothing else."""
     if isinstance(node, int | float):
         return torch.tensor([node] * 3)
@@ -86,18 +82,15 @@ def banded(node: Any, program: Program) -> Tensor | None:
     if name in ("aten.full.default", "aten.full_like.default", "aten.new_full.default"):
         return torch.tensor([call["fill_value"]] * 3).to(node.meta["val"].dtype)
     if name in ("aten.tril.default", "aten.triu.default"):
-        return _of_triangle(name, call, program)
-    if name in COMPARISONS and _is_grid(call["self"], call["other"]):
-        sides = [ROW if _positions(call[side]) == "row" else COLUMN for side in ("self", "other")]
-        result: Tensor = node.target(*sides)  # type: ignore[operator]
-        return result
-    if name == "aten.slice.Tensor" and call["start"] in (None, 0) and call["step"] == 1:
-        return banded(call["self"], program)
-    if name in LEADING and shape(call["self"])[-2:] == shape(node)[-2:]:
-        return banded(call["self"], program)
-    if name == "aten.select.int" and call.dim("dim", "self") < call.rank("self") - 2:
-        return banded(call["self"], program)
-    return _pointwise(node, program) if OPERATORS.pointwise(node) else None
+        return _of_triangle(name, call, banded(call["self"], program, operators))
+    if operators.pointwise(node):
+        found = _compared(node, operators)
+        return found if found is not None else _pointwise(node, program, operators)
+    moved = operators.moved(node)
+    if moved is None or moved.cast or rank(moved.source) < 2:
+        return None
+    last = (rank(moved.source) - 2, rank(moved.source) - 1)
+    return banded(moved.source, program, operators) if moved.places[-2:] == last else None
 
 
 def _of_buffer(node: fx.Node, program: Program) -> Tensor | None:
@@ -105,6 +98,11 @@ def _of_buffer(node: fx.Node, program: Program) -> Tensor | None:
     value = program.tensors.get(str(node.target))
     if node.target in program.parameters or value is None or value.ndim < 2 or value.device.type == "meta":
         return None
+    return _sides(value)
+
+
+def _sides(value: Tensor) -> Tensor | None:
+    """[below, on, above] the diagonal of the last two axes, if these are all that a tensor holds."""
     if value.shape[-2] < 2 or value.shape[-1] < 2:
         return None
     found = torch.stack([value[..., 1, 0], value[..., 0, 0], value[..., 0, 1]]).reshape(3, -1)[:, 0]
@@ -113,8 +111,8 @@ def _of_buffer(node: fx.Node, program: Program) -> Tensor | None:
     return found if bool((value == found[side]).all()) else None
 
 
-def _of_triangle(name: str, call: Call, program: Program) -> Tensor | None:
-    inner, diagonal = banded(call["self"], program), int(call["diagonal"])
+def _of_triangle(name: str, call: Call, inner: Tensor | None) -> Tensor | None:
+    diagonal = int(call["diagonal"])
     if inner is None:
         return None
     side = torch.tensor([-1, 0, 1])
@@ -125,30 +123,43 @@ def _of_triangle(name: str, call: Call, program: Program) -> Tensor | None:
     return torch.where(kept, inner, torch.zeros_like(inner))
 
 
-def _positions(node: Any) -> str | None:
-    """What a value counts 0, 1, 2 … along: its last axis but one ("row") or its last ("column")."""
+def _positions(node: fx.Node, operators: Operators) -> int | None:
+    """The axis along which a value counts 0, 1, 2 …: its last but one (-2) or its last (-1)."""
     inner = node
-    while called(inner, *LINES):
-        inner = inner.args[0]
+    while (moved := operators.moved(inner)) is not None and (moved.reshaped or moved.turned is not None):
+        inner = moved.source
     if not (called(inner, "aten.arange.default") or (called(inner, "aten.arange.start") and inner.args[0] == 0)):
         return None
     places = [axis - rank(node) for axis, size in enumerate(shape(node)) if size != 1]
-    return {-1: "column", -2: "row"}.get(places[0]) if len(places) == 1 else None
+    return places[0] if len(places) == 1 and places[0] >= -2 else None
 
 
-def _is_grid(a: Any, b: Any) -> bool:
-    return {_positions(a), _positions(b)} == {"row", "column"}
+def _compared(node: fx.Node, operators: Operators) -> Tensor | None:
+    """A call that says no more of a query's and a key's position than which is greater."""
+    axes = {operand: _positions(operand, operators) for operand in node.all_input_nodes}
+    if len(axes) != 2 or set(axes.values()) != {-2, -1}:
+        return None
+    value = _run(node, {n: PLACES[:, None] if axis == -2 else PLACES[None, :] for n, axis in axes.items()})
+    return None if value is None or value.shape != (len(PLACES), len(PLACES)) else _sides(value)
 
 
-def _pointwise(node: fx.Node, program: Program) -> Tensor | None:
+def _pointwise(node: fx.Node, program: Program, operators: Operators) -> Tensor | None:
     """An operator on the three values of its operands."""
     values: dict[fx.Node, Tensor] = {}
     for operand in node.all_input_nodes:
         single = number(operand, program)
-        found = banded(operand, program) if single is None else torch.tensor([single] * 3)
+        found = banded(operand, program, operators) if single is None else torch.tensor([single] * 3)
         if found is None or (bool((found != found[0]).any()) and shape(operand)[-2:] != shape(node)[-2:]):
             return None
         values[operand] = found
+    return _run(node, values)
+
+
+def _run(node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Tensor | None:
+    """A call on other operands; None if it does not take them."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-    result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-    return result
+    try:
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+    except RuntimeError:  # an operator that has no code for these types, say
+        return None
+    return result if isinstance(result, Tensor) else None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxmerge
 import passes
-from fxmerge.coupling import Rule, moves
+from fxmerge.coupling import Call, Rule, couples, moves
 from fxmerge.ir.program import Program
 from fxmerge.rewrite import operator
 from passes.rewrites import REWRITES
@@ -33,6 +33,9 @@ def operators() -> Iterator[None]:
         define("turn(Tensor x) -> Tensor", lambda x: x.t().clone())
         define("kept(Tensor x) -> Tensor", lambda x: x.clone())
         define("noise(Tensor x) -> Tensor", torch.rand_like, SEEDED)
+        define("before(Tensor a, Tensor b) -> Tensor", lambda a, b: a <= b)
+        define("near(Tensor a, Tensor b) -> Tensor", lambda a, b: (a - b).abs() <= 1e-5 * b)
+        define("corner(Tensor x, SymInt size) -> Tensor", lambda x, size: x[:size, :size].clone())
         yield
 
 
@@ -46,7 +49,18 @@ def kept(move: Any) -> Sequence[Any]:
     return move.held("x")
 
 
-RULES: tuple[Rule, ...] = (turn, kept)
+@moves(f"{MINE}.corner.default")
+def corner(move: Any) -> Sequence[Any]:
+    return move.narrow(move.narrow(move.held("x"), 0, 0, move["size"]), 1, 0, move["size"])
+
+
+RULES: tuple[Rule, ...] = (
+    turn,
+    kept,
+    corner,
+    couples(f"{MINE}.before.default", "..., ... -> ...", "rigid(a + b)"),
+    couples(f"{MINE}.near.default", "..., ... -> ...", "rigid(a + b)"),
+)
 KNOWN = sum(RULES, BUILTIN)
 MY: Any = torch.ops.fxmerge_test_every_stage
 
@@ -111,3 +125,21 @@ def test_what_draws_numbers_is_not_said_once(name: str, more: tuple[Any, ...], c
         if str(node.target) == f"{MINE}.kept.default":
             node.target, node.args = operator(name), (*node.args, *more)
     assert called(passes.cleanup(of.evolve(graph=graph))).count(name) == calls
+
+
+@pytest.mark.parametrize(
+    ("mask", "causal"),
+    [
+        (lambda w, t: MY.before(torch.arange(t)[None, :], torch.arange(t)[:, None]), True),
+        (lambda w, t: MY.corner(torch.ones(8, 8, dtype=torch.bool).tril(), t), True),
+        (lambda w, t: MY.before(torch.arange(t)[:, None], torch.arange(t)[None, :]), False),
+        (lambda w, t: MY.near(torch.arange(t)[None, :], torch.arange(t)[:, None]), False),
+    ],
+    ids=["compared", "cut", "the future alone", "as far as numbers are small"],
+)
+def test_a_mask_is_known_whatever_computes_it(mask: Callable[..., Tensor], causal: bool) -> None:
+    attention = torch.nn.functional.scaled_dot_product_attention
+    before = program(lambda w, x: attention(x @ w, x, x, mask(w, x.shape[-2])), torch.randn(2, 3, 5, 4))
+    after = passes.normalize(before, rules=KNOWN)
+    (call,) = (n for n in after.graph.nodes if str(n.target) == "aten.scaled_dot_product_attention.default")
+    assert (Call.of(call)["is_causal"], Call.of(call)["attn_mask"] is None) == (causal, causal)
