@@ -38,6 +38,8 @@ APART = 3.0
 """Rates of rung 2 are this many times apart."""
 SHARES = (40, 20, 10)
 """A trial of a rung takes one step in so many of the whole run."""
+POOLS = 4
+"""About so many pools of trials share the memory for samples."""
 MOST_RATES = 3
 """So many are tried to either side at most."""
 NOT_BETTER = 0.95
@@ -121,6 +123,7 @@ class _Search:
         self.errors: dict[tuple[int, str, float, int, str], float] = {}
         """By start, optimizer, rate, steps and augmentation: no trial runs twice."""
         self.labelled: dict[str, Labels] = {}
+        stack.callback(self.labelled.clear)
         self.pace: float | None = None
         """Seconds of a step."""
         options = job.options
@@ -244,14 +247,15 @@ class _Search:
         try:
             log = fit_labelled(student.module, parts, self._labels(student, one, kind), settings)
             self.pace = log.seconds / log.steps
-            scores = score_labelled(student.module, self._labels(student, one, "held " + kind), settings)
+            held = self._labels(student, one, "held " + kind)
+            scores = score_labelled(student.module, held, settings)
         except OptionError:
             return math.inf
         finally:
             with torch.no_grad():
                 for parameter, value in before:
                     parameter.copy_(value)
-        error = 1 - sum(scores) / len(scores)
+        error = 1 - sum(w * s for w, s in zip(held.weights, scores, strict=True)) / sum(held.weights)
         return error if math.isfinite(error) else math.inf
 
     def _labels(self, student: Program, one: Try, kind: str) -> Labels:
@@ -260,7 +264,8 @@ class _Search:
             pool = self._pool(kind)
             job = replace(self.job, pool=pool)
             targets = targets_of(student, one.start.supernet, job)
-            self.labelled[kind] = self.stack.enter_context(labels_of(pool, targets, self.job.settings))
+            settings = replace(job.settings, memory=job.settings.memory // POOLS)
+            self.labelled[kind] = self.stack.enter_context(labels_of(pool, targets, settings))
         return self.labelled[kind]
 
     def _pool(self, kind: str) -> Pool:
