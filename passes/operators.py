@@ -11,18 +11,21 @@ Everything follows from the operator's coupling rule, and from torch's own tags.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
 
-from fxmerge.coupling import Call, Rule, RuleSet, signature
+from fxmerge.coupling import Call, Rule, RuleSet, Signature, signature
 from fxmerge.coupling.axes import Axis, Class, Coupler, factors, segments
-from fxmerge.coupling.law import Apply, Operand, Sum, added_in, parse
+from fxmerge.coupling.law import Apply, Expr, Operand, Sum, added_in, normed_in, parse
 from fxmerge.coupling.move import Move
 from fxmerge.coupling.views import Held, restore
 from passes.rules import BUILTIN
+
+Term: TypeAlias = "tuple[str, ...] | None"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ class Moved:
     def still(self) -> bool:
         """Whether every number stays in its place."""
         return self.turned is not None and list(self.turned) == sorted(self.turned)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A call that norms `source` along `axes`, and at most scales and shifts each entry of what it has then."""
+
+    source: fx.Node
+    axes: tuple[int, ...]
+    centred: bool
+    """Whether it takes the mean away first."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +100,18 @@ class Operators:
 
     def joined(self, node: fx.Node) -> frozenset[fx.Node]:
         """Operands that meet others in one space and nothing more: they are added, put beside them, or chosen from."""
-        rule, call = self._rule(node), Call.of(node)
+        rule = self._rule(node)
         if rule is None:
             return frozenset()
-        operands = {name: operand for name, operand in call.operands if operand is not None}
         if rule.moves is not None:
             sketch = _sketch(node, rule)
             values = [n for n in sketch.read if n.meta["val"].is_floating_point()] if sketch is not None else []
             return frozenset(values) if len(values) > 1 else frozenset()
+        return self.added(node)
+
+    def added(self, node: fx.Node) -> frozenset[fx.Node]:
+        """Operands that the call adds to others, or chooses from entry by entry."""
+        operands = {name: operand for name, operand in Call.of(node).operands if operand is not None}
         found = signature(self.rules, node)
         names = added_in(parse(found.law)) if found is not None and found.law else frozenset()
         return frozenset(operands[name] for name in names if name in operands)
@@ -107,10 +124,27 @@ class Operators:
         law = parse(found.law)
         return isinstance(law, Sum) and all(isinstance(term, Operand) for term in law.terms)
 
+    def norm(self, node: fx.Node) -> Norm | None:
+        """What a call norms; None if it does anything else."""
+        found, law = self._lawful(node)
+        normed = normed_in(law) if law is not None else None
+        if found is None or normed is None or not isinstance(node.meta.get("val"), Tensor):
+            return None
+        term, source = next((t, n) for t, (name, n) in self._terms(node, found) if name == normed.operand)
+        axes = tuple(axis for axis, label in enumerate(term or ()) if label in normed.labels)
+        return None if source is None else Norm(source, axes, normed.centred)
+
+    def alike(self, node: fx.Node, axis: int) -> bool:
+        """Whether a call does the same linear thing to its one operand at every place of an axis of the result."""
+        found, law = self._lawful(node)
+        if found is None or not isinstance(law, Operand) or not isinstance(node.meta.get("val"), Tensor):
+            return False
+        term = next(t for t, (name, _) in self._terms(node, found) if name == law.name)
+        return found.results[0][axis] in (term or ()) and found.results[0][axis] != "1"
+
     def keeps_factors(self, node: fx.Node) -> bool:
         """Whether a positive factor of the one operand is the same factor of the result."""
-        found = signature(self.rules, node)
-        law = parse(found.law) if found is not None and found.law else None
+        _, law = self._lawful(node)
         return isinstance(law, Apply) and law.degree == 1 and isinstance(law.argument, Operand)
 
     def looks_up(self, node: fx.Node) -> bool:
@@ -127,6 +161,15 @@ class Operators:
         """How a call fills a tensor from shapes alone (see `fxmerge.coupling.fills`); empty if it does not."""
         rule = self._rule(node)
         return rule.fills if rule is not None else ""
+
+    def _lawful(self, node: fx.Node) -> tuple[Signature | None, Expr | None]:
+        """A call in terms of labels, and its law."""
+        found = signature(self.rules, node) if self._rule(node) is not None else None
+        return found, parse(found.law) if found is not None and found.law else None
+
+    def _terms(self, node: fx.Node, found: Signature) -> Iterator[tuple[Term, tuple[str, fx.Node | None]]]:
+        """Every operand with the labels of its axes."""
+        return zip(found.operands, Call.of(node).operands, strict=True)
 
     def _rule(self, node: fx.Node) -> Rule | None:
         return self.rules.find(node) if node.op == "call_function" else None

@@ -74,7 +74,15 @@ class Isotropic:
     odd: bool
 
 
-Expr = Operand | Sum | Product | Apply | Isotropic
+@dataclass(frozen=True)
+class Centred:
+    """The argument less its mean along some labels: the rotations stay that keep the vector of ones."""
+
+    argument: Expr
+    labels: frozenset[str]
+
+
+Expr = Operand | Sum | Product | Apply | Isotropic | Centred
 
 FUNCTIONS: dict[str, tuple[Fraction | None, int | None]] = {
     "rigid": (None, None),
@@ -107,9 +115,11 @@ def _parse(node: ast.expr) -> Expr:
             return Apply(_parse(argument), degree, degree.numerator % 2 if degree.denominator == 1 else None)
         case ast.Call(func=ast.Name(id="isotropic" | "length" as name), args=[argument, *labels]):
             return Isotropic(_parse(argument), frozenset(map(ast.unparse, labels)), odd=name == "isotropic")
+        case ast.Call(func=ast.Name(id="centred"), args=[argument, *labels]):
+            return Centred(_parse(argument), frozenset(map(ast.unparse, labels)))
         case ast.Call(func=ast.Name(id=name), args=[argument]) if name in FUNCTIONS:
             return Apply(_parse(argument), *FUNCTIONS[name])
-    known = ", ".join((*FUNCTIONS, "power", "isotropic", "length"))
+    known = ", ".join((*FUNCTIONS, "power", "isotropic", "length", "centred"))
     raise ValueError(f"a law is made of operand names, + - * / and the functions {known}; not {ast.unparse(node)!r}")
 
 
@@ -120,7 +130,7 @@ def names(expr: Expr) -> frozenset[str]:
             return frozenset((name,))
         case Sum(parts) | Product(parts):
             return frozenset().union(*map(names, parts))
-        case Apply(argument=argument) | Isotropic(argument=argument):
+        case Apply(argument=argument) | Isotropic(argument=argument) | Centred(argument=argument):
             return names(argument)
 
 
@@ -147,6 +157,29 @@ def added_in(expr: Expr) -> frozenset[str]:
             found = frozenset().union(*map(added_in, parts))
             return frozenset(n for n in found if sum(n in names(part) for part in parts) == 1)
     return frozenset()
+
+
+@dataclass(frozen=True)
+class Normed:
+    """An operand that is normed along some labels: what it is multiplied by and what is added acts on each entry."""
+
+    operand: str
+    labels: frozenset[str]
+    centred: bool
+
+
+def normed_in(expr: Expr) -> Normed | None:
+    """The one operand that a formula norms, if it does nothing else but scale and shift."""
+    match expr:
+        case Isotropic(Operand(name), labels, True):
+            return Normed(name, labels, centred=False)
+        case Isotropic(Centred(Operand(name), own), labels, True) if own == labels:
+            return Normed(name, labels, centred=True)
+        case Sum(parts) | Product(parts):
+            rest = [part for part in parts if not isinstance(part, Operand)]
+            found = normed_in(rest[0]) if len(rest) == 1 else None
+            return found if found is not None and Operand(found.operand) not in parts else None
+    return None
 
 
 def _nonlinear(expr: Sum) -> frozenset[str]:
@@ -252,6 +285,13 @@ class _Label:
                 # what is summed away of a single operand is summed after the function
                 visit = self._visit if isinstance(argument, Operand) else self.visit
                 return self._apply(visit(argument), degree, parity)
+            case Centred(argument, labels):
+                value = self._visit(argument)
+                if value is None or not value.carries or self.label not in labels:
+                    return value
+                self.cap = Cap.MONOMIAL
+                self.vanish(value.scale, value.sign)
+                return _Value(True)
             case Isotropic(argument, labels, odd):
                 return self._isotropic(self._visit(argument), self.label in labels, odd)
 

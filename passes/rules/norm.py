@@ -13,7 +13,8 @@ def _trailing(count: int) -> str:
 def layer_norm(call: Call) -> tuple[str, str]:
     d = _trailing(len(call["normalized_shape"]))
     more = (", ... " + "1 " * len(d.split())) * (len(call.results) - 1)
-    return f"... {d}, {d}, {d} -> ... {d}{more}", "rigid(input) * weight + bias"
+    along = d.replace(" ", ", ")
+    return f"... {d}, {d}, {d} -> ... {d}{more}", f"isotropic(centred(input, {along}), {along}) * weight + bias"
 
 
 @couples("aten.rms_norm.default", "aten._fused_rms_norm.default")

@@ -81,6 +81,7 @@ class Sites:
     """Nodes that belong to one task: its head and all that follows."""
     spaces: Spaces
     program: Program
+    operators: Operators
 
     def merged_axes(self, node: fx.Node) -> tuple[int, ...]:
         """Axes of a value that lie, at least in part, in a mergeable space."""
@@ -132,7 +133,7 @@ class _Finder:
         outputs = {leaf.space for n in self.program.result for axis in spaces.axes[n] for leaf in leaves(axis)}
         mergeable = frozenset(written - (outputs - read))
         tail = self._tail(sites, mergeable, spaces)
-        return Sites(self.values, sites, mergeable, tail, spaces, self.program)
+        return Sites(self.values, sites, mergeable, tail, spaces, self.program, self.operators)
 
     # -- what each value depends on ------------------------------------------------------------------
 
@@ -313,8 +314,7 @@ def _picked(node: fx.Node) -> dict[int, AxisUse] | None:
     if len(given) != 1 or not isinstance(given[0][1], fx.Node) or given[0][1].meta["val"].dtype == torch.bool:
         return None
     ((axis, index),) = given
-    more = index.meta["val"].ndim - 1
-    rank = node.args[0].meta["val"].ndim
+    more, rank = index.meta["val"].ndim - 1, node.args[0].meta["val"].ndim
     return {i: AxisUse("write", node, i if i < axis else i + more) for i in range(rank) if i != axis}
 
 

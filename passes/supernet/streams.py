@@ -10,15 +10,10 @@ from collections.abc import Iterator
 
 from torch import Tensor, fx
 
-from fxmerge.ir.program import target_name
-from fxmerge.ir.space import AxisExpr, Leaf
+from fxmerge.ir.space import Leaf
 from fxmerge.ir.supernet import Stream
-from passes.operators import OPERATORS
+from passes.operators import Norm
 from passes.supernet.sites import Sites
-
-NORMS = {"aten.layer_norm.default": True, "aten.rms_norm.default": False}
-"""Norms, and whether they subtract the mean."""
-SUMS = {"aten.mean.dim", "aten.sum.dim_IntList"}
 
 
 def streams(sites: Sites) -> dict[str, Stream]:
@@ -26,12 +21,12 @@ def streams(sites: Sites) -> dict[str, Stream]:
     found = {}
     for name, space in sites.spaces.spaces.items():
         if name in sites.mergeable and space.role == "residual":
-            norms = [n for n in _touching(sites, name) if target_name(n.target) in NORMS]
-            plain = all(_is_plain(n, sites) for n in _touching(sites, name))
-            if norms and plain:
-                centred = any(NORMS[target_name(n.target)] for n in norms)
-                operands = {n.all_input_nodes[0]: None for n in norms}
-                post = tuple(n for n in norms if any(_adds(user) for user in n.users))
+            touching = list(_touching(sites, name))
+            norms = {n: norm for n in touching if (norm := _norm(sites, n, name)) is not None}
+            if norms and all(n in norms or _is_plain(n, sites, name) for n in touching):
+                centred = any(norm.centred for norm in norms.values())
+                operands = dict.fromkeys(norm.source for norm in norms.values())
+                post = tuple(n for n in norms if any(_adds(user, n, sites) for user in n.users))
                 found[name] = Stream(centred, tuple(operands), tuple(norms), post)
     return found
 
@@ -41,23 +36,32 @@ def _touching(sites: Sites, space: str) -> Iterator[fx.Node]:
     for node in sites.program.graph.nodes:
         if node.op != "call_function" or node in sites.tail or sites.values[node] != "data":
             continue
-        if any(axis == Leaf(space, axis.size) for n in (node, *node.all_input_nodes) for axis in _axes(sites, n)):
+        if any(_along(sites, n, space) for n in (node, *node.all_input_nodes)):
             yield node
 
 
-def _axes(sites: Sites, node: fx.Node) -> tuple[AxisExpr, ...]:
-    axes = sites.spaces.axes.get(node, ())
-    return axes if isinstance(node.meta.get("val"), Tensor) else ()
+def _along(sites: Sites, node: fx.Node, space: str) -> list[int]:
+    """The axes of a value that are this space and nothing else."""
+    axes = sites.spaces.axes.get(node, ()) if isinstance(node.meta.get("val"), Tensor) else ()
+    return [number for number, axis in enumerate(axes) if axis == Leaf(space, axis.size)]
 
 
-def _adds(node: fx.Node) -> bool:
-    return target_name(node.target) in ("aten.add.Tensor", "aten.sub.Tensor")
+def _norm(sites: Sites, node: fx.Node, space: str) -> Norm | None:
+    """How a call norms the space, if it does."""
+    norm = sites.operators.norm(node)
+    return norm if norm is not None and set(_along(sites, norm.source, space)) & set(norm.axes) else None
 
 
-def _is_plain(node: fx.Node, sites: Sites) -> bool:
-    name = target_name(node.target)
+def _adds(node: fx.Node, norm: fx.Node, sites: Sites) -> bool:
+    found = sites.operators.added(node) if node.op == "call_function" else frozenset()
+    return norm in found and len(found) > 1
+
+
+def _is_plain(node: fx.Node, sites: Sites, space: str) -> bool:
     site = sites.sites.get(node)
     tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
     values = {n for n in tensors if n.meta["val"].is_floating_point()}
-    moves = OPERATORS.moved(node) is not None or (bool(values) and values <= OPERATORS.joined(node))
-    return moves or name in SUMS or name in NORMS or (site is not None and site.kind == "linear")
+    known, along = sites.operators, _along(sites, node, space)
+    moves = known.moved(node) is not None or (bool(values) and values <= known.joined(node))
+    alike = bool(along) and all(known.alike(node, axis) for axis in along)
+    return moves or alike or (site is not None and site.kind == "linear")

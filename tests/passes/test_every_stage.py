@@ -36,6 +36,10 @@ def operators() -> Iterator[None]:
         define("before(Tensor a, Tensor b) -> Tensor", lambda a, b: a <= b)
         define("near(Tensor a, Tensor b) -> Tensor", lambda a, b: (a - b).abs() <= 1e-5 * b)
         define("corner(Tensor x, SymInt size) -> Tensor", lambda x, size: x[:size, :size].clone())
+        define("unit(Tensor x, Tensor scale) -> Tensor", lambda x, scale: torch.rms_norm(x, scale.shape, scale))
+        define("even(Tensor x) -> Tensor", lambda x: torch.layer_norm(x, x.shape[-1:]))
+        define("plus(Tensor a, Tensor b) -> Tensor", lambda a, b: a + b)
+        define("total(Tensor x) -> Tensor", lambda x: x.sum(-2))
         yield
 
 
@@ -59,6 +63,10 @@ RULES: tuple[Rule, ...] = (
     kept,
     corner,
     couples(f"{MINE}.before.default", "..., ... -> ...", "rigid(a + b)"),
+    couples(f"{MINE}.unit.default", "... d, d -> ... d", "isotropic(x, d) * scale"),
+    couples(f"{MINE}.even.default", "... d -> ... d", "isotropic(centred(x, d), d)"),
+    couples(f"{MINE}.plus.default", "..., ... -> ...", "a + b"),
+    couples(f"{MINE}.total.default", "... t d -> ... d", "x"),
     couples(f"{MINE}.near.default", "..., ... -> ...", "rigid(a + b)"),
 )
 KNOWN = sum(RULES, BUILTIN)
@@ -143,3 +151,45 @@ def test_a_mask_is_known_whatever_computes_it(mask: Callable[..., Tensor], causa
     after = passes.normalize(before, rules=KNOWN)
     (call,) = (n for n in after.graph.nodes if str(n.target) == "aten.scaled_dot_product_attention.default")
     assert (Call.of(call)["is_causal"], Call.of(call)["attn_mask"] is None) == (causal, causal)
+
+
+# -- streams -------------------------------------------------------------------------------------------------
+
+
+class Stream(nn.Module):
+    """A residual stream whose norms, sums and means are an extension's."""
+
+    def __init__(self, width: int, norm: str, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.start, self.scale = nn.Linear(6, width), nn.Parameter(torch.ones(width))
+        self.up, self.down, self.head = nn.Linear(width, 2 * width), nn.Linear(2 * width, width), nn.Linear(width, 3)
+        self.norm: Callable[[Tensor], Tensor] = (lambda x: MY.unit(x, self.scale)) if norm == "unit" else MY.even
+        self.post, self.end = norm == "post", end
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        if self.post:
+            x = MY.even(x)
+        x = MY.plus(x, self.down(self.up(x if self.post else self.norm(x)).relu()))
+        return self.head(self.end(self.norm(x)))
+
+
+@pytest.mark.parametrize(
+    ("norm", "end", "found"),
+    [
+        ("unit", lambda x: MY.total(x), (False, 2, 0)),
+        ("even", lambda x: MY.total(x), (True, 2, 0)),
+        ("post", lambda x: MY.total(x), (True, 2, 1)),
+        ("unit", lambda x: MY.plus(x, x.sigmoid()).sum(-2), None),
+        ("unit", lambda x: x.sum(-1, keepdim=True) + x[..., :1] * x, None),
+    ],
+    ids=["no mean taken", "the mean taken", "norms that go on", "a sigmoid on it", "summed along it"],
+)
+def test_a_stream_may_be_turned_whatever_norms_it(norm: str, end: Any, found: tuple[bool, int, int] | None) -> None:
+    parents = []
+    for k in (0, 1):
+        torch.manual_seed(k)
+        parents.append(fxmerge.capture(Stream(8, norm, end).eval(), (torch.randn(5, 4, 6),), task=f"t{k}"))
+    net = passes.insert_merge([passes.normalize(each, rules=KNOWN) for each in parents], KNOWN)
+    streams = [(each.centred, len(each.norms), len(each.post)) for each in net.streams.values()]
+    assert streams == ([] if found is None else [found])
