@@ -109,6 +109,8 @@ class SuperNet:
     """By name of a node of the trunk that all tasks share: the node of every parent that does the same."""
     trunk: Mapping[fx.Node, str] = field(default_factory=dict)
     """Name of the trunk's node for every node of the template."""
+    lookups: frozenset[str] = frozenset()
+    """Operators in it that pick rows of a tensor by whole numbers."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

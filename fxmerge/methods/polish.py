@@ -242,7 +242,7 @@ class _Search:
     def _measured(self, one: Try, steps: int, kind: str) -> float:
         settings = one.settings(self.job.settings, steps)
         student = student_of(one.start.program, one.start.supernet, self.job)
-        parts = groups(student)
+        parts = groups(student, one.start.supernet)
         before = [(p, p.detach().clone()) for group in parts for p in group.parameters]
         try:
             log = fit_labelled(student.module, parts, self._labels(student, one, kind), settings)

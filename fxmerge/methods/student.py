@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxmerge.ir.chosen import connected
 from fxmerge.ir.program import Port, Program, target_name
@@ -22,7 +22,7 @@ def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]
     assert job.pool is not None
     student = student_of(program, supernet, job)
     targets = targets_of(student, supernet, job)
-    log = fit(student.module, groups(student), job.pool, targets, job.settings, job.progress, job.state)
+    log = fit(student.module, groups(student, supernet), job.pool, targets, job.settings, job.progress, job.state)
     constant = [port.name for port, one in zip(student.outputs, log.constant, strict=True) if one]
     job.notes.extend(f"{name} has one value for all samples: nothing can be learnt from it" for name in constant)
     return student, log
@@ -39,14 +39,11 @@ def student_of(program: Program, supernet: SuperNet, job: Job) -> Program:
     return student
 
 
-def groups(student: Program) -> tuple[Group, ...]:
+def groups(student: Program, supernet: SuperNet) -> tuple[Group, ...]:
     """What is trained of a student: tables that are looked up apart, whatever else they do."""
-    tables = {str(n.target) for n in student.graph.nodes if n.op == "get_attr" and any(map(_looks_up, n.users))}
+    calls = [n for n in student if n.op == "call_function" and target_name(n.target) in supernet.lookups]
+    tables = {str(n.target) for call in calls for n in call.all_input_nodes if n.op == "get_attr"}
     return groups_of(student.module, tables)
-
-
-def _looks_up(call: fx.Node) -> bool:
-    return target_name(call.target) == "aten.embedding.default"
 
 
 def trainable(student: Program) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from fxmerge.ir.program import Port, Program
+from fxmerge.ir.program import Port, Program, target_name
 from fxmerge.ir.shown import shape_of
 from fxmerge.ir.space import leaves
 from fxmerge.ir.supernet import SuperNet
@@ -103,6 +103,7 @@ def _finish(
         ranges=ranges,
         hints=hints,
     )
+    picking = {target_name(n.target) for parent in state.parents for n in parent if state.sites.operators.looks_up(n)}
     return SuperNet(
         program.evolve(),
         state.parents,
@@ -114,6 +115,7 @@ def _finish(
         state.sites.spaces,
         tuple(sites.spaces for sites in state.others),
         _mapless(state),
+        lookups=frozenset(picking),
     )
 
 

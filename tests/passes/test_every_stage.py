@@ -13,6 +13,7 @@ import fxmerge
 import passes
 from fxmerge.coupling import Call, Rule, couples, moves
 from fxmerge.ir.program import Program
+from fxmerge.methods.student import groups
 from fxmerge.rewrite import operator
 from passes.rewrites import REWRITES
 from passes.rules import BUILTIN
@@ -40,6 +41,7 @@ def operators() -> Iterator[None]:
         define("even(Tensor x) -> Tensor", lambda x: torch.layer_norm(x, x.shape[-1:]))
         define("plus(Tensor a, Tensor b) -> Tensor", lambda a, b: a + b)
         define("total(Tensor x) -> Tensor", lambda x: x.sum(-2))
+        define("pick(Tensor table, Tensor rows) -> Tensor", lambda table, rows: table[rows])
         yield
 
 
@@ -67,6 +69,7 @@ RULES: tuple[Rule, ...] = (
     couples(f"{MINE}.even.default", "... d -> ... d", "isotropic(centred(x, d), d)"),
     couples(f"{MINE}.plus.default", "..., ... -> ...", "a + b"),
     couples(f"{MINE}.total.default", "... t d -> ... d", "x"),
+    couples(f"{MINE}.pick.default", "_ d, ... -> ... d", "table", exact=True),
     couples(f"{MINE}.near.default", "..., ... -> ...", "rigid(a + b)"),
 )
 KNOWN = sum(RULES, BUILTIN)
@@ -193,3 +196,25 @@ def test_a_stream_may_be_turned_whatever_norms_it(norm: str, end: Any, found: tu
     net = passes.insert_merge([passes.normalize(each, rules=KNOWN) for each in parents], KNOWN)
     streams = [(each.centred, len(each.norms), len(each.post)) for each in net.streams.values()]
     assert streams == ([] if found is None else [found])
+
+
+# -- training ------------------------------------------------------------------------------------------------
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body, self.head = nn.Parameter(torch.randn(9, 8)), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.body(MY.pick(self.table, ids)).relu().sum(-2))
+
+
+def test_a_table_is_trained_as_one_whatever_looks_it_up() -> None:
+    parents = [fxmerge.capture(Tokens().eval(), (torch.randint(0, 9, (5, 4)),), task=f"t{k}") for k in (0, 1)]
+    net = passes.insert_merge(parents, KNOWN)
+    student = passes.fold_merge(passes.hoist(net.program), net.tasks, 0)
+    names = {id(p.requires_grad_()): name for name, p in student.module.named_parameters()}
+    matrices, tables, _ = ({names[id(p)] for p in group.parameters} for group in groups(student, net))
+    assert (len(matrices), len(tables), len(student.parameters)) == (3, 1, 7)
+    assert "table" in tables.pop()
