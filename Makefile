@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types proto bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ lint: $(VENV)/.ready ## Check style
 
 types: $(VENV)/.ready ## Check types
 	$(BIN)/mypy
+
+proto: $(VENV)/.ready ## Compile the protocol that `fxmerge serve` speaks over gRPC
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. fxmerge/serving/v2.proto
 
 bench: $(VENV)/.ready ## Run every benchmark on the data in DATA (hours on 2 cores the first time)
 	for what in digits mlp vit text; do $(ONE_THREAD) $(BIN)/python -m benchmarks.bench_$$what --data $(DATA) || exit 1; done

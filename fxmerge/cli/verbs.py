@@ -15,22 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from fxmerge.cli import exits
-from fxmerge.cli.arguments import (
-    ARCH,
-    EXTENSION,
-    IGNORE,
-    INPUTS,
-    JSON,
-    KEY,
-    OVERWRITE,
-    PICKLE,
-    QUIET,
-    SOURCE,
-    VERBOSE,
-)
+from fxmerge.cli.arguments import ARCH, EXTENSION, IGNORE, INPUTS, JSON, KEY, OVERWRITE, PICKLE, QUIET, SOURCE, VERBOSE
 from fxmerge.cli.bars import Bars, duration
 from fxmerge.cli.class_names import check_class_names, read_class_names
 from fxmerge.cli.flags import with_config_flags
+from fxmerge.cli.serve import serve
 from fxmerge.config import MergeConfig, parse_by_task, parse_data, state_folder
 from fxmerge.errors import OptionError
 from fxmerge.io.files import atomic_write, check_output
@@ -357,6 +346,9 @@ def demo(
     from fxmerge.demo import run
 
     run(seed=seed, out=Path(out) if out else None, console=Console(quiet=quiet))
+
+
+_verb(serve)
 
 
 def _list(kind: Literal["methods", "passes", "rules"], extension: Sequence[str] | None) -> None:

@@ -58,13 +58,8 @@ class OnnxModel:
         check_file(Path(path), todo="give the path of an ONNX model")
         if strange:
             _try(Path(path))
-        onnxruntime = _library()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # its errors are raised as well
-        options.intra_op_num_threads = torch.get_num_threads()
-        providers = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self.session = onnx_session(str(path), device=device)
         except Exception as error:  # ONNX Runtime has one exception class per status, with no common base
             lost = ".data" in str(error) and not weights_beside(path).is_file()
             todo = f"copy its weights too, to {weights_beside(path)}" if lost else "give an ONNX model"
@@ -109,6 +104,18 @@ class OnnxModel:
             shown = ", ".join(f"{name} {list(value.shape)}" for name, value in fed.items())
             raise RuntimeFailure(f"ONNX Runtime cannot run the model on {shown}: {_line(error)}") from error
         return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+
+
+def onnx_session(model: str | bytes, *, device: str = "cpu", folder: Path | None = None) -> Any:
+    """A session of ONNX Runtime for a file, or for a model in memory whose weights beside it lie in `folder`."""
+    onnxruntime = _library()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its errors are raised as well
+    options.intra_op_num_threads = torch.get_num_threads()
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
+    providers = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
 class Runnable(Protocol):

@@ -1,0 +1,96 @@
+"""`fxmerge serve` as a process, and what it refuses to start with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+import fxmerge.cli.serve
+from fxmerge import compiler
+from fxmerge.cli.verbs import main
+from fxmerge.serving.engine import Engine
+from fxmerge.serving.protocol import InferRequest
+
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 8], "data": [1] * 8}]}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert main(["serve", *args]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 2
+    return err
+
+
+def test_a_port_in_use(two_tasks: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert f"port {port} of 127.0.0.1 is in use" in refused(capsys, str(two_tasks()), "--port", port)
+
+
+def test_a_host_of_somebody_else(two_tasks: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cannot listen at 192.0.2.1" in refused(capsys, str(two_tasks()), "--host", "192.0.2.1", "--port", "0")
+
+
+def test_a_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "none.onnx: no such file" in refused(capsys, "none.onnx", "--port", "0")
+
+
+def test_a_file_without_keys(two_tasks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "keys").write_text("\n \n")
+    assert "holds no key" in refused(capsys, str(two_tasks()), "--port", "0", "--api-key-file", str(tmp_path / "keys"))
+
+
+def test_packages_that_are_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fxmerge.cli.serve, "NEEDED", ("starlette", "nothing_of_that_name"))
+    assert "pip install 'fxmerge[serve]'" in refused(capsys, "m.onnx")
+
+
+def test_it_stops_when_all_it_accepted_is_answered(two_tasks: Any) -> None:
+    command = [sys.executable, "-m", "fxmerge", "serve", str(two_tasks()), "--port", "0", "--grpc-port", "0"]
+    limits = ["--max-wait-ms", "60000", "--max-batch", "9"]
+    with subprocess.Popen([*command, *limits], stderr=subprocess.PIPE, text=True) as process, process.stderr as told:  # type: ignore[union-attr]
+        try:
+            model, start = (json.loads(told.readline()) for _ in range(2))
+            assert model["provider"].endswith("ExecutionProvider") and start["host"] == "127.0.0.1"
+            url = f"http://127.0.0.1:{start['port']}/v2"
+            with ThreadPoolExecutor(9) as pool, httpx2.Client(timeout=30) as client:
+                asked = [pool.submit(client.post, f"{url}/models/two/infer", json=BODY) for _ in range(8)]
+                while 'queue_requests{model="two"} 8.0' not in client.get(f"{url[:-3]}/metrics").text:
+                    pass
+                process.send_signal(signal.SIGTERM)
+                assert json.loads(told.readline())["event"] == "stopping"
+                answers = [one.result() for one in asked]  # at once, not when the queue's wait is over
+            assert [one.status_code for one in answers] == [200] * 8
+            rest = [json.loads(line) for line in told]
+            assert [line["event"] for line in rest] == ["infer"] * 8 + ["stopped"]
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+def test_a_merge_is_served_as_it_computes(parents: Any, tmp_path: Path) -> None:
+    """Rows of tokens through a merged transformer: together, padded, they are what they are alone."""
+    merged = compiler.merge(parents("bert"), method="average")
+    merged.export_onnx(tmp_path / "m.onnx")
+    engine = Engine(tmp_path / "m.onnx")
+    assert engine.batched and engine.padded and not engine.notes
+    draw = np.random.default_rng(0).integers
+    asked = []
+    for length in (9, 4, 6):
+        ids = draw(0, 50, (2, length))
+        asked.append(engine.accept(InferRequest({"input_ids": ids, "attention_mask": np.ones_like(ids)})))
+    for one, values in zip(asked, engine.run(asked), strict=True):
+        for name, value in engine.run([one])[0].items():
+            np.testing.assert_allclose(values[name], value, rtol=1e-4, atol=1e-5)
