@@ -14,13 +14,17 @@ from typing import Any
 
 from torch import fx
 
+from fxmerge.ir.program import target_name
 from fxmerge.rewrite import Match, Refusal, either, op, rewrite, var
 from passes.rewrites.common import called, is_number, rank, shape
 
-PICKS = ("aten.slice.Tensor", "aten.select.int")
-
 LINEAR = op("aten.linear.default", var("x"), var("w"), var("b"))
 FEATURES = op("aten.reshape.default", LINEAR, var("sizes"))
+PARTS = either(
+    op("aten.slice.Tensor", LINEAR, var("dim"), var("start"), var("end")),
+    op("aten.slice.Tensor", FEATURES, var("dim"), var("start"), var("end")),
+    op("aten.select.int", FEATURES, var("dim"), var("index")),
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,15 @@ def _only_parts_are_read(match: Match) -> Refusal | None:
     linear = match.nodes[-1]
     for user in linear.users:
         readers = list(user.users) if called(user, "aten.reshape.default") else [user]
-        whole = next((reader for reader in readers if not called(reader, *PICKS)), None)
+        whole = next((reader for reader in readers if not _is_part(reader)), None)
         if whole is not None:
             return Refusal("the projection is read as a whole too", whole)
     found = _part(match)
     return found if isinstance(found, Refusal) else None
+
+
+def _is_part(reader: fx.Node) -> bool:
+    return reader.op == "call_function" and PARTS.may_start(target_name(reader.target))
 
 
 def _of_tensor(match: Match, tensor: fx.Node, part: _Part) -> fx.Node:
@@ -91,11 +99,7 @@ def _of_tensor(match: Match, tensor: fx.Node, part: _Part) -> fx.Node:
 
 
 @rewrite(
-    either(
-        op("aten.slice.Tensor", LINEAR, var("dim"), var("start"), var("end")),
-        op("aten.slice.Tensor", FEATURES, var("dim"), var("start"), var("end")),
-        op("aten.select.int", FEATURES, var("dim"), var("index")),
-    ),
+    PARTS,
     check=_only_parts_are_read,
     shared=True,
 )

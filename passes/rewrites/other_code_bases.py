@@ -17,12 +17,9 @@ import torch
 from torch import fx
 
 from fxmerge.rewrite import Match, Refusal, either, op, rewrite, var
-from passes.rewrites.common import called, fixed, is_tensor, is_tensor_of_program, rank, shape
+from passes.rewrites.common import called, fixed, is_tensor, is_tensor_of_program, operators_of, rank, shape
 
 x, w, b = var("x"), var("w"), var("b")
-SEATS = ("aten.reshape.default", "aten.permute.default", "aten.unsqueeze.default", "aten.expand.default")
-"""Moves behind which a token is still a token."""
-
 SDPA = "aten.scaled_dot_product_attention.default"
 
 
@@ -159,9 +156,9 @@ def plus_nothing(match: Match) -> fx.Node:
 def _are_tokens(match: Match) -> Refusal | None:
     if not is_tensor_of_program(match["x"], match) or rank(match["x"]) != 2:
         return Refusal("what is indexed is no table of the model", match.root)
-    numbers = match["numbers"]
-    while called(numbers, *SEATS):
-        numbers = numbers.args[0]
+    numbers, operators = match["numbers"], operators_of(match)
+    while is_tensor(numbers) and (moved := operators.moved(numbers)) is not None and not (moved.by or moved.cast):
+        numbers = moved.source
     if not is_tensor(numbers) or numbers.meta["val"].dtype not in (torch.int32, torch.int64):
         return Refusal("rows are picked by something else than integers", match.root)
     given = numbers.op == "placeholder" or called(numbers, "aten.arange.default")

@@ -14,8 +14,9 @@ import passes
 from fxmerge.coupling import Call, Rule, couples, moves
 from fxmerge.ir.program import Program
 from fxmerge.methods.student import groups
-from fxmerge.rewrite import operator
+from fxmerge.rewrite import apply, operator
 from passes.rewrites import REWRITES
+from passes.rewrites.other_code_bases import index_as_embedding
 from passes.rules import BUILTIN
 
 MINE = "fxmerge_test_every_stage"
@@ -115,6 +116,13 @@ def test_a_rewrite_sees_a_weight_behind_its_moves() -> None:
     after = passes.normalize(before, REWRITES, rules=KNOWN)
     assert "aten.linear.default" in called(after)
     torch.testing.assert_close(after(X), before(X))
+
+
+def test_rows_are_looked_up_whatever_moves_their_numbers() -> None:
+    before = program(lambda w, ids: w[MY.turn(MY.kept(ids))], torch.randint(0, 4, (5, 3)))
+    assert apply(before, [index_as_embedding]) is before
+    after = apply(before, [index_as_embedding], rules=KNOWN)
+    assert "aten.embedding.default" in called(after)
 
 
 @pytest.mark.parametrize(
