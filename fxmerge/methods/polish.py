@@ -2,7 +2,7 @@
 
     rung 1   every start x optimizer, at a middle rate, for a fortieth of the steps
     rung 2   the best optimizer of the two best starts, at lower and higher rates, for a twentieth
-    rung 3   the best rate of both, for a tenth
+    rung 3   the best rate of both, and the next one towards the middle, for a tenth
     then     how inputs are varied, where that is left open; and all steps with what was best
 
 A start that is clearly behind in one rung has no part in the next. Every trial trains on the same inputs and is judged
@@ -160,6 +160,7 @@ class _Search:
         if options.lr is None:
             field = [self._with_best_rate(each) for each in field]
             field = self._near(self._ranked(field, 1), 1)
+            field += [self._nearer(each) for each in field if each.rate != RATE]
         if len(field) > 1:
             field = self._ranked(field, 2)
         if self.errors:
@@ -221,6 +222,10 @@ class _Search:
             if best is not one:
                 break
         return best
+
+    def _nearer(self, one: Try) -> Try:
+        """At the next rate towards the middle, which a longer trial may find to be the better one."""
+        return replace(one, rate=one.rate * APART if one.rate < RATE else one.rate / APART)
 
     def _of_each_start(self, ranked: Sequence[Try]) -> list[Try]:
         best: dict[int, Try] = {}
