@@ -11,7 +11,7 @@ Everything follows from the operator's coupling rule, and from torch's own tags.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -20,7 +20,8 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import Call, Rule, RuleSet, Signature, signature
 from fxmerge.coupling.axes import Axis, Class, Coupler, factors, segments
-from fxmerge.coupling.law import Apply, Expr, Operand, Sum, added_in, normed_in, parse
+from fxmerge.coupling.factors import Factor, factor_in, scales_with
+from fxmerge.coupling.law import Apply, Expr, Operand, Sum, added_in, names, normed_in, parse
 from fxmerge.coupling.move import Move
 from fxmerge.coupling.views import Held, restore
 from passes.rules import BUILTIN
@@ -141,6 +142,30 @@ class Operators:
             return False
         term = next(t for t, (name, _) in self._terms(node, found) if name == law.name)
         return found.results[0][axis] in (term or ()) and found.results[0][axis] != "1"
+
+    def factor(self, node: fx.Node, name: str) -> Factor | None:
+        """How the argument `name`, a number, multiplies operands of a call; None if it does not."""
+        _, law = self._lawful(node)
+        return factor_in(law, name) if law is not None else None
+
+    def numbers(self, node: fx.Node) -> frozenset[str]:
+        """The arguments of a call that are numbers and of which its law says what they do."""
+        _, law = self._lawful(node)
+        given = Call.of(node).arguments
+        return (
+            frozenset(n for n in names(law) if type(given.get(n)) in (int, float)) if law is not None else frozenset()
+        )
+
+    def scales_with(self, node: fx.Node, values: Collection[fx.Node]) -> bool:
+        """Whether a factor of all these operands together is the same factor of the result."""
+        _, law = self._lawful(node)
+        if law is None:
+            return False
+        call = Call.of(node)
+        own = frozenset(name for name, operand in call.operands if operand in values)
+        absent = frozenset(name for name in names(law) - own if call.arguments.get(name) is None)
+        absent -= {name for name, operand in call.operands if operand is not None}
+        return scales_with(law, own, absent)
 
     def keeps_factors(self, node: fx.Node) -> bool:
         """Whether a positive factor of the one operand is the same factor of the result."""

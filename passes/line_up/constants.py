@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from fxmerge.coupling import Call
 from fxmerge.ir.program import Program, target_name
 from passes.line_up.digests import VALUES
+from passes.operators import Operators
 
 ROUNDING = 1e-6
 """Relative difference of two numbers, or of two tensors' entries, that were written down in different precision."""
@@ -38,7 +39,9 @@ class Difference:
         return f"{what} is {_shown(self.ours, self.node)} in {one} and {_shown(self.theirs, self.other)} in {two}"
 
 
-def differences(template: Program, other: Program, pairs: Mapping[fx.Node, fx.Node]) -> Iterator[Difference]:
+def differences(
+    template: Program, other: Program, pairs: Mapping[fx.Node, fx.Node], operators: Operators
+) -> Iterator[Difference]:
     """Every constant that differs, in the order of computation; numbers that follow from other sizes aside."""
     sizes = _sizes(pairs)
     for ours, theirs in pairs.items():
@@ -48,7 +51,7 @@ def differences(template: Program, other: Program, pairs: Mapping[fx.Node, fx.No
                 yield Difference(ours, theirs, "", a, b)
         elif ours.op == "call_function" and isinstance(ours.meta["val"], Tensor):
             mine, its = Call.of(ours).arguments, Call.of(theirs).arguments
-            for name in VALUES & mine.keys() & its.keys():
+            for name in (VALUES | operators.numbers(ours)) & mine.keys() & its.keys():
                 x, y = (_number(name, call[name], node) for call, node in ((mine, ours), (its, theirs)))
                 if x is not None and y is not None and not _same(x, y) and not _follows(x, y, sizes):
                     yield Difference(ours, theirs, name, x, y)

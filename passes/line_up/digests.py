@@ -66,9 +66,12 @@ def describe(node: fx.Node, operators: Operators) -> Described:
     operands: list[tuple[str, fx.Node]] = []
     sizes: dict[str, fx.Node] = {}
     tokens: list[tuple[str, Token]] = [("value", value)]
+    told = operators.numbers(node)
     for name, argument in Call.of(node).arguments.items():
         if name not in IGNORED:
-            tokens.append((name, _token(node, name, argument, name, operands, sizes)))
+            free = name in FREE or (name in told and not _is_whole(node))
+            token = _token(node, name, argument, name, operands, sizes, free=free)
+            tokens.append((name, token))
     description = Description(target_name(node.target), tuple(name for name, _ in operands), tuple(tokens))
     plain = dict(tokens).get("alpha", ("number", 1.0)) == ("number", 1.0)
     commutes = len(operands) == 2 and plain and operators.commutes(node)
@@ -91,6 +94,8 @@ def _token(
     place: str,
     operands: list[tuple[str, fx.Node]],
     sizes: dict[str, fx.Node],
+    *,
+    free: bool,
 ) -> Token:
     if isinstance(value, fx.Node):
         if has_tensor(value):
@@ -99,8 +104,9 @@ def _token(
         sizes[place] = value
         return "size"
     if isinstance(value, list | tuple):
-        return tuple(_token(node, name, item, f"{place}{i}", operands, sizes) for i, item in enumerate(value))
-    if name in FREE and (value is None or _is_number(value)) and not (name in EXACT and _is_whole(node)):
+        items = enumerate(value)
+        return tuple(_token(node, name, item, f"{place}{i}", operands, sizes, free=free) for i, item in items)
+    if free and (value is None or _is_number(value)) and not (name in EXACT and _is_whole(node)):
         return "size"
     if name in ("start", "end") and (value is None or _is_number(value)):
         return _border(node, name, value)

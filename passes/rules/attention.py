@@ -9,7 +9,7 @@ from passes.rules.names import aten
 def scores(call: Call) -> tuple[str, str]:
     """Signature and law of attention: scores are contracted, made rigid by the softmax, and weigh the values."""
     q, k = ("q!", "k!") if call["is_causal"] else ("q", "k")
-    law = "rigid(query * key + attn_mask) * value"
+    law = "rigid(scale * query * key + attn_mask) * value"
     if call["enable_gqa"] and call.shape("query")[-3] != call.shape("key")[-3]:
         return f"... (g r) {q} d, ... g {k} d, ... g {k} e, ... (g r) {q} {k} -> ... (g r) {q} e", law
     return f"... {q} d, ... {k} d, ... {k} e, ... {q} {k} -> ... {q} e", law

@@ -36,9 +36,9 @@ odd_functions = couples(
 even_functions = couples(*aten("cos cosh"), UNARY, "even(self)")
 relu = couples(*aten("relu leaky_relu"), UNARY, "positive(self)")
 absolute = couples(*aten("abs absolute"), UNARY, "absolute(self)")
-linear_functions = couples(
-    *aten("neg negative positive mul.Scalar multiply.Scalar div.Scalar divide.Scalar"), UNARY, "self"
-)
+linear_functions = couples(*aten("neg negative positive"), UNARY, "self")
+scale = couples(*aten("mul.Scalar multiply.Scalar"), UNARY, "self * other")
+divide_scale = couples(*aten("div.Scalar divide.Scalar"), UNARY, "self / other")
 square = couples(*aten("square"), UNARY, "power(self, 2)")
 sqrt = couples(*aten("sqrt"), UNARY, "power(self, 0.5)")
 rsqrt = couples(*aten("rsqrt"), UNARY, "power(self, -0.5)")
@@ -52,7 +52,7 @@ def power(call: Call) -> tuple[str, str]:
 
 @couples("aten.div.Scalar_mode")
 def divide_by_number(call: Call) -> tuple[str, str]:
-    return UNARY, "self" if call["rounding_mode"] is None else "rigid(self)"
+    return UNARY, "self / other" if call["rounding_mode"] is None else "rigid(self)"
 
 
 @couples(*aten("add.Scalar sub.Scalar subtract.Scalar rsub.Scalar"))

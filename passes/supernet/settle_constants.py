@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from fxmerge.coupling import Call, RuleSet
 from fxmerge.errors import LineUpError
-from fxmerge.ir.program import Program, target_name
+from fxmerge.ir.program import Program
 from passes.line_up.constants import Difference, differences
 from passes.operators import Operators
 from passes.spelling.compute_weights import compute_weights
@@ -30,10 +30,6 @@ TINY, SMALLEST, APART = 1e-2, 1e-4, 1e3
 """A number below TINY guards a division; two such may differ by the factor APART, or as they like below SMALLEST."""
 HUGE = 1e3
 """A mask's number is below minus this."""
-FACTORS = {"aten.mul.Tensor": 1, "aten.mul.Scalar": 1, "aten.div.Tensor": -1, "aten.div.Scalar": -1}
-"""Calls that multiply by a constant, or divide."""
-ATTENTION = "aten.scaled_dot_product_attention.default"
-SUMS = frozenset({"aten.add.Tensor", "aten.sub.Tensor"})
 
 
 @dataclass(frozen=True)
@@ -48,13 +44,13 @@ class Settled:
 def settle_constants(state: State, rules: RuleSet, *, apart: bool) -> Settled:
     """Settle every difference of the parents of a `State`; `apart` if tasks have inputs of their own anyway."""
     parents, notes = list(state.parents), []
-    stem = _stem(state.sites)
+    stem, known = _stem(state.sites), state.sites.operators
     for k, parent in enumerate(parents):
         if k == state.template:
             continue
         tasks = state.parents[state.template].task, parent.task
-        found = [d for d in differences(state.first, parent, state.pairs[k]) if _matters(d, state.sites)]
-        shared = [d for d in found if not _readers(d.node) <= state.sites.tail and not _is_harmless(d)]
+        found = [d for d in differences(state.first, parent, state.pairs[k], known) if _matters(d, state.sites)]
+        shared = [d for d in found if not _readers(d.node) <= state.sites.tail and not _is_harmless(d, known)]
         apart = apart or any(_readers(d.node) <= stem | state.sites.tail for d in shared)
         factors: list[Difference] = []
         for each in found:
@@ -62,9 +58,9 @@ def settle_constants(state: State, rules: RuleSet, *, apart: bool) -> Settled:
             if each in shared and apart:
                 notes.append(f"{said}: each task keeps its own, and has inputs of its own")
             elif each not in shared:
-                kept = "the merged model has the first" if _is_harmless(each) else "each task keeps its own"
+                kept = "the merged model has the first" if _is_harmless(each, known) else "each task keeps its own"
                 notes.append(f"{said}: {kept}")
-            elif _ratio(each) is not None:
+            elif _ratio(each, known) is not None:
                 factors.append(each)
                 notes.append(f"{said}: the merged model has the first, the weights of {parent.task} the rest")
             else:
@@ -109,23 +105,23 @@ def _stem(sites: Sites) -> set[fx.Node]:
     return found
 
 
-def _is_harmless(each: Difference) -> bool:
+def _is_harmless(each: Difference, operators: Operators) -> bool:
     if isinstance(each.ours, Tensor):
         return False
     a, b = each.ours, each.theirs
     guards = 0 < a < TINY and 0 < b < TINY and (max(a, b) <= SMALLEST or max(a / b, b / a) <= APART)
-    factor = target_name(each.node.target) in FACTORS or each.name == "scale"
+    factor = guards and operators.factor(each.node, each.name) is not None
     return (guards and not factor) or (a < -HUGE and b < -HUGE)
 
 
-def _ratio(each: Difference) -> float | None:
+def _ratio(each: Difference, operators: Operators) -> float | None:
     """What the parent's value is to be multiplied by before the template's factor; None if it is no factor."""
     if each.node.op == "get_attr" or not each.ours or not each.theirs:
         return None
-    name = target_name(each.node.target)
-    if name in FACTORS and each.name == "other":
-        return float((each.theirs / each.ours) ** FACTORS[name])
-    return float(each.theirs / each.ours) if name == ATTENTION and each.name == "scale" else None
+    factor, ratio = operators.factor(each.node, each.name), each.theirs / each.ours
+    if factor is None or (ratio < 0 and factor.power.denominator != 1):
+        return None
+    return float(ratio ** float(factor.power))
 
 
 # -- a factor into the weights ---------------------------------------------------------------------------
@@ -136,12 +132,12 @@ def _absorbed(
 ) -> Program:
     """`parent` with the template's factors, and weights that make up for it."""
     graph, where = parent.copy_graph()
-    work = _Absorb(sites, Operators(rules), graph, where)
+    work = _Absorb(sites, graph, where)
     for each in factors:
-        ratio, node = _ratio(each), each.other
-        assert ratio is not None
-        operand = node.all_input_nodes[0]
-        if not (work.before(operand, node, ratio) or (each.name == "other" and work.behind(node, ratio))):
+        node, factor, ratio = each.other, sites.operators.factor(each.other, each.name), _ratio(each, sites.operators)
+        assert factor is not None and ratio is not None
+        beside = [n for name, n in Call.of(node).operands if name in factor.beside and n is not None]
+        if not (any(work.before(n, node, ratio) for n in beside) or (factor.whole and work.behind(node, ratio))):
             raise _refused(each.said(*tasks))
         _set(where[node], each.name, each.ours)
     return compute_weights(parent.evolve(graph=graph), rules).evolve(notes=parent.notes)
@@ -160,7 +156,6 @@ class _Absorb:
     """Multiplies weights in a copy of a parent's graph."""
 
     sites: Sites
-    operators: Operators
     graph: fx.Graph
     where: dict[fx.Node, fx.Node]
     scaled: dict[tuple[fx.Node, fx.Node], fx.Node] = field(default_factory=dict)
@@ -177,18 +172,18 @@ class _Absorb:
             return False
         if not dry and not self.before(node, reader, ratio, dry=True):
             return False
-        site, name = self.sites.sites.get(node), target_name(node.target)
+        site, known = self.sites.sites.get(node), self.sites.operators
         if site is not None and site.kind == "linear":
             return self._scale(site, None, ratio, dry)
         data = [n for n in node.all_input_nodes if self.sites.values[n] in ("data", "parameter")]
-        if name in SUMS and len(set(data)) == 2 and all(isinstance(a, fx.Node) for a in node.args[:2]):
+        if len(data) > 1 and known.scales_with(node, data):
             owned = site.operands if site is not None else ()
             rest = [n for n in data if n not in {o.node for o in owned}]
             return all(self.before(n, node, ratio, dry=dry) for n in rest) and (
                 site is None or self._scale(site, None, ratio, dry)
             )
-        moved = self.operators.moved(node)
-        through = moved is not None or name in FACTORS or (ratio > 0 and self.operators.keeps_factors(node))
+        through = known.moved(node) is not None or known.scales_with(node, data)
+        through = through or (ratio > 0 and known.keeps_factors(node))
         return through and len(data) == 1 and site is None and self.before(data[0], node, ratio, dry=dry)
 
     def behind(self, node: fx.Node, ratio: float) -> bool:

@@ -79,7 +79,9 @@ class State:
     def differ(self) -> list[set[fx.Node]]:
         """Per parent: the template's nodes that hold another constant than the parent's."""
         pairs = zip(self.parents, self.pairs, strict=True)
-        return [{each.node for each in differences(self.first, parent, own)} for parent, own in pairs]
+        return [
+            {each.node for each in differences(self.first, parent, own, self.sites.operators)} for parent, own in pairs
+        ]
 
     def root(self, operand: Operand) -> fx.Node:
         """The template's node of the tensor that an operand is."""

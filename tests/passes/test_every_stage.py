@@ -43,6 +43,7 @@ def operators() -> Iterator[None]:
         define("plus(Tensor a, Tensor b) -> Tensor", lambda a, b: a + b)
         define("total(Tensor x) -> Tensor", lambda x: x.sum(-2))
         define("pick(Tensor table, Tensor rows) -> Tensor", lambda table, rows: table[rows])
+        define("damp(Tensor x, float gain) -> Tensor", lambda x, gain: x / gain)
         yield
 
 
@@ -71,6 +72,7 @@ RULES: tuple[Rule, ...] = (
     couples(f"{MINE}.plus.default", "..., ... -> ...", "a + b"),
     couples(f"{MINE}.total.default", "... t d -> ... d", "x"),
     couples(f"{MINE}.pick.default", "_ d, ... -> ... d", "table", exact=True),
+    couples(f"{MINE}.damp.default", "... -> ...", "x / gain"),
     couples(f"{MINE}.near.default", "..., ... -> ...", "rigid(a + b)"),
 )
 KNOWN = sum(RULES, BUILTIN)
@@ -226,3 +228,36 @@ def test_a_table_is_trained_as_one_whatever_looks_it_up() -> None:
     matrices, tables, _ = ({names[id(p)] for p in group.parameters} for group in groups(student, net))
     assert (len(matrices), len(tables), len(student.parameters)) == (3, 1, 7)
     assert "table" in tables.pop()
+
+
+# -- constants -----------------------------------------------------------------------------------------------
+
+
+class Damped(nn.Module):
+    """A linear map, a sum and a constant of an extension, another linear map and a head."""
+
+    def __init__(self, inner: Callable[[Tensor, float], Tensor], gain: float) -> None:
+        super().__init__()
+        self.first, self.other = nn.Linear(6, 8), nn.Linear(6, 8)
+        self.second, self.head, self.inner, self.gain = nn.Linear(8, 8), nn.Linear(8, 3), inner, gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = MY.plus(self.first(x), self.other(x).relu())
+        return self.head(self.second(self.inner(y, self.gain)).sigmoid())
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [lambda y, c: MY.damp(y, c).tanh(), lambda y, c: MY.damp(y.tanh(), c), lambda y, c: (y * c).tanh()],
+    ids=["behind a sum", "in front of a linear map", "through a sum of the extension"],
+)
+def test_a_factor_of_an_extension_goes_into_the_weights(inner: Callable[[Tensor, float], Tensor]) -> None:
+    x, parents = torch.randn(5, 6, dtype=torch.float64), []
+    for k, gain in enumerate((2.0, 30.0)):
+        torch.manual_seed(k)
+        parents.append(fxmerge.capture(Damped(inner, gain).eval().double(), (x,), task=f"t{k}"))
+    net = passes.insert_merge([passes.normalize(each, rules=KNOWN) for each in parents], KNOWN).start([0.0, 1.0])
+    merged = passes.fold_merge(passes.hoist(net.program.only(net.output_names)), net.tasks, 0)
+    second = merged.run({port.name: x for port in merged.inputs})[net.output_names[1]]
+    torch.testing.assert_close(second, parents[1](x), rtol=1e-10, atol=1e-10)
+    assert any("the weights of t1 the rest" in note for note in net.program.notes)
