@@ -10,7 +10,7 @@ from torch import fx
 
 from fxmerge.errors import VerificationError
 from fxmerge.ir.merge import NODES
-from fxmerge.ir.program import Program
+from fxmerge.ir.program import Program, target_name
 
 REPORT = "nothing was written; report it to the owner of the pass (`fxmerge passes` lists owners)"
 
@@ -21,6 +21,8 @@ class Property:
 
     name: str
     wrong: Callable[[Program], str | None]
+    advice: str = REPORT
+    """What to do where it does not hold."""
 
 
 def require_all(properties: Iterable[Property], program: Program, when: str) -> None:
@@ -28,20 +30,32 @@ def require_all(properties: Iterable[Property], program: Program, when: str) -> 
     for each in properties:
         wrong = each.wrong(program)
         if wrong is not None:
-            raise VerificationError(f"{when}, the program is not {each.name}: {wrong}", REPORT)
+            raise VerificationError(f"{when}, the program is not {each.name}: {wrong}", each.advice)
 
 
 def _left(program: Program) -> str | None:
-    """The first map, or merge node, that a program still has."""
-    if program.maps:
-        return f"{len(program.maps)} maps are left, the first is {next(iter(program.maps))}"
+    """The first merge node, or map, that a program still has."""
     for node in program.graph.nodes:
         if node.target in NODES:
-            return f"a call of {node.target.__name__} is left"
+            return f"no weight takes in the {node.target.__name__} at {_place(node)}"
+    if program.maps:
+        return f"{len(program.maps)} maps are left, the first is {next(iter(program.maps))}"
     return None
 
 
-FOLDED = Property("folded", _left)
+def _place(node: fx.Node) -> str:
+    """The call that a merge or unmerge stands behind, and its line."""
+    call = next((n for n in node.all_input_nodes if n.op == "call_function"), node)
+    line = call.meta.get("source") or node.meta.get("source") or "an unknown line"
+    return f"{target_name(call.target) if call.op == 'call_function' else call.name} ({line})"
+
+
+FOLDED = Property(
+    "folded",
+    _left,
+    "leave out the pass that puts a call between a weight and its maps (`fxmerge passes` lists who brought which),"
+    ' or let it run on the merged model (stage = "merged")',
+)
 """No merge or unmerge map is left: the program is an ordinary network."""
 
 

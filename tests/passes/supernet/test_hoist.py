@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ import passes
 from fxmerge.ir.difference import compare, largest
 from fxmerge.ir.merge import head, merge, unmerge
 from fxmerge.ir.program import Program
+from fxmerge.pipeline.borders import FOLDED
 from tests.passes.supernet.test_supernet import net_of
 
 RELU = torch.ops.aten.relu.default
@@ -67,3 +69,8 @@ def test_a_call_between_a_map_and_its_weights_keeps_the_merge_on_activations(
     assert largest(compare(between, hoisted, samples, [p.name for p in between.outputs])) < 1e-12, left
     stayed = [n for n in hoisted.graph.nodes if n.target in (merge, head)]
     assert len(stayed) == 1
+    said = FOLDED.wrong(passes.fold_merge(hoisted, net.tasks, 0))
+    if left == "a head":  # its map becomes a linear map of the task's own
+        assert said is None
+    else:
+        assert re.fullmatch(r"no weight takes in the merge at aten\.(linear|neg)\.default \(.+\.py:\d+\)", str(said))
