@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fxmerge.errors import VerificationError
 from fxmerge.ir.difference import Difference, compare, differences, floor, largest, require, worse
-from fxmerge.ir.merge import NODES, fold
+from fxmerge.ir.merge import NODES, fold, head
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
@@ -192,7 +192,7 @@ def unfolded(program: Program, pipeline: Pipeline, known: Extension) -> set[str]
         f"{node.target.__name__} by {next(str(n.target) for n in node.all_input_nodes if n.target in program.maps)}"
         + "".join(f" of parent {a}" for a in node.args[-1:] if isinstance(a, int))
         for node in program.graph.nodes
-        if node.target in NODES - {fold}
+        if node.target in NODES - {fold, head}
     }
 
 
