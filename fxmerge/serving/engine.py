@@ -212,7 +212,8 @@ class Engine:
             if trunk is not None:
                 self._trunk = self._open(trunk, device)
             probe = next(self._probes({}, (3,)))
-            assert _equal(self._values(probe.inputs, probe.outputs), self._whole.run(probe.inputs, probe.outputs))
+            if not _equal(self._values(probe.inputs, probe.outputs), self._whole.run(probe.inputs, probe.outputs)):
+                raise ValueError("trunk and heads give something else than the whole model")
         except Exception as error:
             self._trunk, self._heads = self._whole, {}
             self.notes.append(f"all outputs are computed whatever is asked for: {reason(error)}")

@@ -96,16 +96,18 @@ class _Servicer(v2_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         await self._admit(context)
-        try:
-            asked = read_request(request)
-        except RequestError as error:
-            self.service.refused(request.model_name, "grpc", error)
-            await _abort(context, error)
-        try:
-            answer = await self.service.infer(request.model_name, request.model_version, asked, "grpc")
-        except RequestError as error:
-            await _abort(context, error)
-        return write_answer(asked, answer)
+        with self.service.holding() as hold:
+            try:
+                hold(request.ByteSize())
+                asked = read_request(request)
+            except RequestError as error:
+                self.service.refused(request.model_name, "grpc", error)
+                await _abort(context, error)
+            try:
+                answer = await self.service.infer(request.model_name, request.model_version, asked, "grpc")
+            except RequestError as error:
+                await _abort(context, error)
+            return write_answer(asked, answer)
 
     async def _admit(self, context: Any) -> None:
         try:

@@ -11,7 +11,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fxmerge.errors import FxmergeError
 from fxmerge.serving.protocol import (
     FULL,
     LATE,
@@ -23,7 +22,7 @@ from fxmerge.serving.protocol import (
     format_answer,
     parse_request,
 )
-from fxmerge.serving.service import GONE, Service
+from fxmerge.serving.service import GONE, Hold, Service
 
 SMALL = 1 << 16
 """Bytes of a body up to which it is parsed at once, not in a thread."""
@@ -56,8 +55,12 @@ def app(service: Service) -> Starlette:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def infer(request: Request) -> Response:
+        with service.holding() as hold:
+            return await answered(request, hold)
+
+    async def answered(request: Request, hold: Hold) -> Response:
         try:
-            parsed = await _read(request, service)
+            parsed = await _read(request, service, hold)
         except RequestError as error:
             service.refused(_named(request)[0], "rest", error)
             raise
@@ -71,30 +74,35 @@ def app(service: Service) -> Starlette:
         return Response(made, media_type="application/octet-stream", headers={LENGTH: str(length)})
 
     guarded = _guarded(service)
-    routes = [Route("/v2/health/live", _answering(live)), Route("/v2/health/ready", _answering(ready))]
+    routes = [
+        Route("/v2/health/live", _answering(service, live)),
+        Route("/v2/health/ready", _answering(service, ready)),
+    ]
     routes += [Route("/v2", guarded(server)), Route("/v2/", guarded(server)), Route("/metrics", guarded(metrics))]
     for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         routes += [
-            Route(f"{base}/ready", _answering(model_ready)),
+            Route(f"{base}/ready", _answering(service, model_ready)),
             Route(f"{base}/infer", guarded(infer), methods=["POST"]),
             Route(base, guarded(model)),
         ]
     return Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route})
 
 
-def _answering(handler: Handler) -> Handler:
-    """Errors become the protocol's error objects."""
+def _answering(service: Service, handler: Handler) -> Handler:
+    """Errors become the protocol's error objects; who asks a stopping server is told to go elsewhere."""
 
     async def answer(request: Request) -> Response:
         try:
-            return await handler(request)
+            made = await handler(request)
         except ClientDisconnect:
             return Response(status_code=GONE)
-        except FxmergeError as error:
-            status = error.status if isinstance(error, RequestError) else 400
-            headers = {"Retry-After": "1"} if status in (FULL, STOPPING) else {}
-            headers |= {"WWW-Authenticate": "Bearer"} if status == NO_KEY else {}
-            return JSONResponse({"error": str(error)}, status, headers)
+        except RequestError as error:
+            headers = {"Retry-After": "1"} if error.status in (FULL, STOPPING) else {}
+            headers |= {"WWW-Authenticate": "Bearer"} if error.status == NO_KEY else {}
+            made = JSONResponse({"error": str(error)}, error.status, headers)
+        if service.stopping:
+            made.headers["Connection"] = "close"
+        return made
 
     return answer
 
@@ -105,7 +113,7 @@ def _guarded(service: Service) -> Callable[[Handler], Handler]:
             service.admit(request.headers.get("authorization"))
             return await handler(request)
 
-        return _answering(checked)
+        return _answering(service, checked)
 
     return guard
 
@@ -124,21 +132,21 @@ async def _no_route(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"there is no {request.method} {request.url.path}\n{todo}"}, status)
 
 
-async def _read(request: Request, service: Service) -> InferRequest:
+async def _read(request: Request, service: Service, hold: Hold) -> InferRequest:
     """The request in the body."""
     service.find(*_named(request))
     if request.headers.get("content-encoding", "identity") != "identity":
         raise RequestError("the body is compressed", "send it as it is", 415)
     try:
         async with asyncio.timeout(service.timeout):
-            body = await _body(request, service.most_bytes)
+            body = await _body(request, service.most_bytes, hold)
     except TimeoutError as error:
         raise RequestError("the request did not arrive in time", "send it faster, or in parts", LATE) from error
     parsed: InferRequest = await _off(len(body), parse_request, body, request.headers.get(LENGTH))
     return parsed
 
 
-async def _body(request: Request, most: int) -> bytes:
+async def _body(request: Request, most: int, hold: Hold) -> bytes:
     """The whole body. Raises `RequestError` as soon as it is known to be too large."""
     told = request.headers.get("content-length", "0")
     parts, size = [], int(told) if told.isascii() and told.isdigit() else 0
@@ -151,6 +159,7 @@ async def _body(request: Request, most: int) -> bytes:
         size += len(part)
         if size > most:
             raise over
+        hold(len(part))
     return b"".join(parts)
 
 

@@ -20,6 +20,9 @@ from fxmerge.serving.metrics import Metrics
 from fxmerge.serving.models import open_models
 from fxmerge.serving.service import Service, read_keys
 
+LINGER = 1.0
+"""Seconds that a stopping server still says so to who asks: a request on its way would meet a closed connection."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -65,10 +68,11 @@ async def _serve(service: Service, rest: socket.socket, options: Options) -> int
 
     def stop(number: int) -> None:
         log("stopping", signal=signal.Signals(number).name)
-        by_rest.force_exit = bool(stopped)  # who asks twice does not want to wait
-        by_rest.should_exit = True
         service.stop()
+        if stopped:  # who asks twice does not want to wait
+            by_rest.force_exit = by_rest.should_exit = True
         stopped.append(number)
+        asyncio.get_running_loop().call_later(LINGER, setattr, by_rest, "should_exit", True)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,8 +16,23 @@ from fxmerge.messages import listed, nearest, printable, reason
 from fxmerge.serving.logs import log
 from fxmerge.serving.metrics import Metrics
 from fxmerge.serving.models import Served
-from fxmerge.serving.protocol import BROKEN, LATE, NO_KEY, STOPPING, UNKNOWN, InferAnswer, InferRequest, RequestError
+from fxmerge.serving.protocol import (
+    BROKEN,
+    FULL,
+    LATE,
+    NO_KEY,
+    STOPPING,
+    UNKNOWN,
+    InferAnswer,
+    InferRequest,
+    RequestError,
+)
 from fxmerge.version import __version__
+
+Hold = Callable[[int], None]
+
+AT_ONCE = 8
+"""Largest requests that may be in memory at once, or as many bytes of smaller ones."""
 
 GONE = 499
 """The status in logs and metrics of a request whose client went away."""
@@ -31,7 +47,7 @@ class Service:
     ) -> None:  # fmt: skip
         self.models, self.metrics = models, metrics
         self.timeout, self.most_bytes, self.keys = timeout, most_bytes, tuple(keys)
-        self.stopping = False
+        self.stopping, self.held = False, 0
 
     def stop(self) -> None:
         """Accept nothing more, and answer what was accepted without waiting for others."""
@@ -67,6 +83,24 @@ class Service:
         right = [hmac.compare_digest(given, known) for known in self.keys]  # as long whichever key it is
         if scheme.lower() != "bearer" or not any(right):
             raise RequestError("the API key is missing or wrong", "send it as Authorization: Bearer KEY", NO_KEY)
+
+    @contextmanager
+    def holding(self) -> Iterator[Hold]:
+        """Count the bytes of a request until it is answered. Raises `RequestError` if there are too many of all."""
+        mine = 0
+
+        def hold(size: int) -> None:
+            nonlocal mine
+            if self.held + size > AT_ONCE * self.most_bytes:
+                raise RequestError(
+                    f"requests of {self.held} bytes are being answered", "send it again in a moment", FULL
+                )
+            self.held, mine = self.held + size, mine + size
+
+        try:
+            yield hold
+        finally:
+            self.held -= mine
 
     async def infer(self, name: str, version: str, request: InferRequest, protocol: str) -> InferAnswer:
         """Outputs of a request. Raises `RequestError`, whatever goes wrong."""

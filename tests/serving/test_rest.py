@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+import fxmerge.serving.service
 from fxmerge.serving.rest import LENGTH, app
 from fxmerge.version import __version__
 
@@ -175,3 +176,14 @@ def test_a_client_that_goes_away_frees_its_place(two_tasks: Any, serve: Any, hol
         await service.close()
 
     asyncio.run(go())
+
+
+def test_bytes_of_all_requests_have_a_limit(two_tasks: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fxmerge.serving.service, "AT_ONCE", 0.05)
+    service = serve(two_tasks(), most_bytes=4000)
+    with TestClient(app(service)) as client:
+        for _ in range(2):
+            answer = client.post("/v2/models/two/infer", json=request(10))
+            assert answer.status_code == 429 and "being answered" in answer.json()["error"]
+            assert client.post("/v2/models/two/infer", json=request()).status_code == 200
+    assert service.held == 0

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx2
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import pytest
 import fxmerge.cli.serve
 from fxmerge import compiler
 from fxmerge.cli.verbs import main
+from fxmerge.serving import v2_pb2, v2_pb2_grpc
 from fxmerge.serving.engine import Engine
 from fxmerge.serving.protocol import InferRequest
 
@@ -64,20 +66,30 @@ def test_it_stops_when_all_it_accepted_is_answered(two_tasks: Any) -> None:
         try:
             model, start = (json.loads(told.readline()) for _ in range(2))
             assert model["provider"].endswith("ExecutionProvider") and start["host"] == "127.0.0.1"
-            url = f"http://127.0.0.1:{start['port']}/v2"
-            with ThreadPoolExecutor(9) as pool, httpx2.Client(timeout=30) as client:
-                asked = [pool.submit(client.post, f"{url}/models/two/infer", json=BODY) for _ in range(8)]
-                while 'queue_requests{model="two"} 8.0' not in client.get(f"{url[:-3]}/metrics").text:
+            url, by_grpc = f"http://127.0.0.1:{start['port']}", f"127.0.0.1:{start['grpc_port']}"
+            with ThreadPoolExecutor(8) as pool, httpx2.Client(timeout=30) as client:
+                asked = [pool.submit(client.post, f"{url}/v2/models/two/infer", json=BODY) for _ in range(7)]
+                asked.append(pool.submit(_ask_by_grpc, by_grpc))
+                while 'queue_requests{model="two"} 8.0' not in client.get(f"{url}/metrics").text:
                     pass
                 process.send_signal(signal.SIGTERM)
                 assert json.loads(told.readline())["event"] == "stopping"
                 answers = [one.result() for one in asked]  # at once, not when the queue's wait is over
-            assert [one.status_code for one in answers] == [200] * 8
+                late = client.post(f"{url}/v2/models/two/infer", json=BODY)
+            assert [one.status_code for one in answers[:7]] == [200] * 7 and len(answers[7].outputs) == 2
+            assert late.status_code == 503 and late.headers["Connection"] == "close"
             rest = [json.loads(line) for line in told]
-            assert [line["event"] for line in rest] == ["infer"] * 8 + ["stopped"]
+            assert [line["event"] for line in rest] == ["infer"] * 9 + ["stopped"]
             assert process.wait(30) == 0
         finally:
             process.kill()
+
+
+def _ask_by_grpc(address: str) -> Any:
+    message = v2_pb2.ModelInferRequest(model_name="two", raw_input_contents=[bytes(32)])
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 8])
+    with grpc.insecure_channel(address) as channel:
+        return v2_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=30)
 
 
 def test_a_merge_is_served_as_it_computes(parents: Any, tmp_path: Path) -> None:
