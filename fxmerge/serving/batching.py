@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -37,7 +38,7 @@ class Batcher:
         self.engine, self.limits, self.metrics, self.name = engine, limits, metrics, name
         self._queue: deque[_Waiting] = deque()
         self._running: list[_Waiting] = []
-        self._more = asyncio.Event()
+        self._more, self._full = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._hurry = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fxmerge-serving")
@@ -63,7 +64,7 @@ class Batcher:
     def hurry(self) -> None:
         """Wait for no more requests: those that are here are the last."""
         self._hurry = True
-        self._more.set()
+        self._changed()
 
     async def close(self) -> None:
         """Answer all who wait, then stop."""
@@ -79,7 +80,12 @@ class Batcher:
 
     def _changed(self) -> None:
         self.metrics.queue.labels(self.name).set(len(self._queue))
-        self._more.set()
+        if self._queue:
+            self._more.set()
+        if self._hurry or sum(one.asked.rows for one in self._queue) >= self.limits.max_batch:
+            self._full.set()
+        else:
+            self._full.clear()
 
     async def _work(self) -> None:
         while True:
@@ -94,15 +100,11 @@ class Batcher:
 
     async def _fill(self) -> None:
         """Wait until the batch is full or its first request has waited long enough."""
-        while self._queue:
-            left = self._queue[0].since + self.limits.max_wait - monotonic()
-            if self._hurry or left <= 0 or sum(one.asked.rows for one in self._queue) >= self.limits.max_batch:
-                return
-            self._more.clear()
-            try:
-                await asyncio.wait_for(self._more.wait(), left)
-            except TimeoutError:
-                return
+        left = self._queue[0].since + self.limits.max_wait - monotonic()
+        if left > 0 and not self._full.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._full.wait()
 
     def _take(self) -> list[_Waiting]:
         """The first that waits and all behind it that may share its batch; a larger request runs alone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,7 +29,8 @@ def log(event: str, *, level: str = "info", **fields: Any) -> None:
 
 class _Stderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        with suppress(OSError):  # whoever read the lines went away: the server goes on
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Lines(logging.Formatter):

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+import fxmerge.serving.engine
 from fxmerge.serving.engine import Asked, Engine, Runner
 from fxmerge.serving.protocol import InferRequest, RequestError
 
@@ -106,3 +108,26 @@ def test_values_that_the_model_cannot_be_run_on_are_the_clients(tokens: Write) -
     engine = Engine(tokens())
     with pytest.raises(RequestError, match="cannot be run on ids"):
         engine.run([ask(engine, ids=np.full((1, 3), 99), mask=np.ones((1, 3), np.int64))])
+
+
+def test_weights_beside_the_model_are_found(two_tasks: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = two_tasks()
+    expected = Engine(path)
+    model = onnx.load(str(path))
+    onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
+    engine = Engine(path)
+    assert not engine.notes and engine.version != expected.version
+    one = ask(engine, x=rows(2))
+    for name, value in expected.run([one])[0].items():
+        np.testing.assert_allclose(engine.run([one])[0][name], value, rtol=1e-6)
+
+
+def test_a_model_that_cannot_be_cut_is_run_whole(two_tasks: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> Any:
+        raise KeyError("trunk")
+
+    monkeypatch.setattr(fxmerge.serving.engine, "cut", refuse)
+    engine = Engine(two_tasks())
+    assert "all outputs are computed" in engine.notes[0]
+    [values] = engine.run([ask(engine, "b.logits", x=rows(2))])
+    assert list(values) == ["b.logits"] and values["b.logits"].shape == (2, 5)
