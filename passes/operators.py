@@ -156,6 +156,11 @@ class Operators:
             frozenset(n for n in names(law) if type(given.get(n)) in (int, float)) if law is not None else frozenset()
         )
 
+    def sizes(self, node: fx.Node) -> tuple[str, ...]:
+        """The arguments of a call that its rule says to spell out sizes."""
+        rule = self._rule(node)
+        return rule.sizes if rule is not None else ()
+
     def scales_with(self, node: fx.Node, values: Collection[fx.Node]) -> bool:
         """Whether a factor of all these operands together is the same factor of the result."""
         _, law = self._lawful(node)

@@ -58,6 +58,9 @@ class Rule:
     """Whether every number of the result is one of an operand's, as it stood there: moves do so unless they say no."""
     commutes: bool = False
     """Whether its two operands may stand in either order."""
+    sizes: tuple[str, ...] = ()
+    """Arguments that spell out sizes, in which parents of different widths differ, beside those named as torch names
+    them (size, shape, groups …)."""
     modest: str = ""
     """Why the rule claims less than seems to hold, where it does so on purpose; an audit then notes nothing."""
     owner: str = ""
@@ -126,28 +129,34 @@ def couples(
     roles: Mapping[str, str] | None = None,
     exact: bool | None = None,
     commutes: bool = False,
+    sizes: tuple[str, ...] = (),
     modest: str = "",
 ) -> Rule:
     """A rule by signature: `couples(op, signature[, law])`, or `@couples(op, …)` above a function of the call.
 
     The function returns a signature, or a signature and a law. `exact` says that the result holds nothing but numbers
-    of an operand (rows of a table, say), `commutes` that the two operands may change places; `modest` why it
-    claims less than seems to hold.
+    of an operand (rows of a table, say), `commutes` that the two operands may change places, `sizes` which
+    arguments spell out sizes; `modest` why it claims less than seems to hold.
     """
     owner = sys._getframe(1).f_globals.get("__name__", "")
     start = next((i for i, text in enumerate(ops_and_form) if "->" in text), len(ops_and_form))
     ops, form = ops_and_form[:start], ops_and_form[start:]
     text = form[0] if form else None
     rule = Rule(ops, text, law=form[1] if len(form) > 1 else law, state=state, roles=roles or {}, owner=owner)
-    return replace(rule, exact=exact, commutes=commutes, modest=modest)
+    return replace(rule, exact=exact, commutes=commutes, sizes=sizes, modest=modest)
 
 
-def moves(*ops: str, exact: bool | None = None, modest: str = "") -> Callable[[Callable[[Move], Any]], Rule]:
+def moves(
+    *ops: str, exact: bool | None = None, sizes: tuple[str, ...] = (), modest: str = ""
+) -> Callable[[Callable[[Move], Any]], Rule]:
     """A rule for operators that only move axes around: the function returns the axes of the result.
 
-    `exact=False` says that numbers are computed, or added, along the way (a gate, a border of zeros).
+    `exact=False` says that numbers are computed, or added, along the way (a gate, a border of zeros), `sizes`
+    which arguments spell out sizes.
     """
-    return lambda function: Rule(tuple(ops), moves=function, exact=exact, modest=modest, owner=function.__module__)
+    return lambda function: Rule(
+        tuple(ops), moves=function, exact=exact, sizes=sizes, modest=modest, owner=function.__module__
+    )
 
 
 def fills(*ops: str, blank: bool = False) -> Rule:

@@ -27,12 +27,16 @@ FREE = VALUES | frozenset(
         "groups", "p", "momentum", "output_size", "padding_idx",
     }
 )  # fmt: skip
-"""Numbers in which parents may differ and still line up: values, sizes, and what only matters in training."""
+"""Numbers in which parents may differ and still line up: values, sizes, and what only matters in training.
+
+These are torch's own words. No type and no shape tells a size from a stride, so a rule says it of words of its own.
+"""
 
 EXACT = frozenset({"other", "value", "fill_value"})
 """Of these, the ones that must agree where the result is no real number: which token is padding, say."""
 
 AXES = frozenset({"dim", "dims", "dim0", "dim1", "axis", "start_dim", "end_dim"})
+"""Words for axes: no rule tells an axis from an index, and with other words, other numbers are other calls."""
 Token = Any
 """An argument that is no operand, as far as it must agree: equal tokens, equal arguments."""
 
@@ -66,10 +70,10 @@ def describe(node: fx.Node, operators: Operators) -> Described:
     operands: list[tuple[str, fx.Node]] = []
     sizes: dict[str, fx.Node] = {}
     tokens: list[tuple[str, Token]] = [("value", value)]
-    told = operators.numbers(node)
+    told, spelt = operators.numbers(node), operators.sizes(node)
     for name, argument in Call.of(node).arguments.items():
         if name not in IGNORED:
-            free = name in FREE or (name in told and not _is_whole(node))
+            free = name in FREE.union(spelt) or (name in told and not _is_whole(node))
             token = _token(node, name, argument, name, operands, sizes, free=free)
             tokens.append((name, token))
     description = Description(target_name(node.target), tuple(name for name, _ in operands), tuple(tokens))

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxmerge.coupling import RuleSet
+from fxmerge.coupling import Call, RuleSet
 from fxmerge.errors import OptionError
-from fxmerge.ir.program import Program, target_name
+from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Cat, Leaf, Prod
 from passes.supernet.sites import Sites, SitesOf
 
@@ -96,34 +96,45 @@ def _positions(axis: AxisExpr, sizes: Mapping[str, int]) -> tuple[Tensor, int]:
 
 def _resize_call(old: fx.Node, new: fx.Node, sites: Sites, sizes: Mapping[str, int]) -> None:
     """Write the new sizes where a call spells sizes out."""
-    name = target_name(old.target).removeprefix("aten.").partition(".")[0]
+    given = Call.of(old).arguments
     axes = sites.spaces.axes.get(old, ())
     args = list(new.args)
-    if name in ("split", "split_with_sizes"):
-        parts = [part[_dim(old, 2)] for part in axes]  # type: ignore[index]
+    place = {name: number for number, name in enumerate(given) if number < len(args)}
+    split = next((place[name] for name in ("split_size", "split_sizes") if name in place), None)
+    groups = given.get("groups")
+    if split is not None and isinstance(old.meta.get("val"), tuple | list):
+        parts = [part[_dim(old)] for part in axes]  # type: ignore[index]
         found = [_size(part, sizes) for part in parts]
-        args[1] = found[0] if isinstance(args[1], int) else found
-    elif name == "slice":
-        args = _resize_slice(old, args, sites, sizes)
-    elif name in ("conv1d", "conv2d", "convolution") and isinstance(args[-1], int) and args[-1] > 1:
+        args[split] = found[0] if isinstance(args[split], int) else found
+    elif {"dim", "start", "end"} <= given.keys():
+        args = _resize_slice(old, args, sites, sizes, [place[name] for name in ("start", "end") if name in place])
+    elif "groups" in place and isinstance(groups, int) and groups > 1:
         _, channels, *_ = sites.spaces.axes[old.all_input_nodes[0]]
-        if args[-1] == channels.size:  # one filter a channel
-            args[-1] = _size(channels, sizes)
+        if groups == channels.size:  # one filter a channel
+            args[place["groups"]] = _size(channels, sizes)
     elif isinstance(old.meta.get("val"), Tensor):
-        args = [_resize_list(given, axes, sizes) for given in args]
+        args = [_resize_list(each, axes, sizes) for each in args]
+        left = list(axes)
+        for at in (place[name] for name in sites.operators.sizes(old) if name in place):
+            axis = next((axis for axis in left if isinstance(args[at], int) and axis.size == args[at]), None)
+            if axis is not None:
+                left.remove(axis)
+                args[at] = _size(axis, sizes)
     new.args = tuple(args)
 
 
-def _resize_slice(old: fx.Node, args: list[Any], sites: Sites, sizes: Mapping[str, int]) -> list[Any]:
+def _resize_slice(
+    old: fx.Node, args: list[Any], sites: Sites, sizes: Mapping[str, int], borders: Sequence[int]
+) -> list[Any]:
     known = sites.spaces.axes.get(old.all_input_nodes[0])
     if known is None:  # a constant that no parameter meets
         return args
-    axis = known[_dim(old, 1)]
+    axis = known[_dim(old)]
     index, size = _positions(axis, sizes)
     if size == axis.size:
         return args
-    for place in (2, 3):
-        if len(args) > place and isinstance(args[place], int) and args[place] < axis.size:
+    for place in borders:
+        if isinstance(args[place], int) and args[place] < axis.size:
             at = args[place] % axis.size
             args[place] = int(index[at]) if at else 0
     return args
@@ -145,7 +156,6 @@ def _literal(given: Any, axis: AxisExpr, sizes: Mapping[str, int]) -> Any:
     return _size(axis, sizes) if isinstance(given, int) and given == axis.size else given
 
 
-def _dim(node: fx.Node, place: int) -> int:
-    value = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
-    rank: int = node.args[0].meta["val"].ndim  # type: ignore[union-attr]
-    return int(value) % rank  # type: ignore[arg-type]
+def _dim(node: fx.Node) -> int:
+    rank: int = node.all_input_nodes[0].meta["val"].ndim
+    return int(Call.of(node).arguments["dim"]) % rank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -44,6 +45,13 @@ def operators() -> Iterator[None]:
         define("total(Tensor x) -> Tensor", lambda x: x.sum(-2))
         define("pick(Tensor table, Tensor rows) -> Tensor", lambda table, rows: table[rows])
         define("damp(Tensor x, float gain) -> Tensor", lambda x, gain: x / gain)
+        define(
+            "parted(Tensor x, SymInt[] split_sizes, int dim) -> Tensor[]",
+            lambda x, split_sizes, dim: [part.clone() for part in x.split(split_sizes, dim)],
+        )
+        define(
+            "seen(Tensor x, SymInt lead, SymInt rest) -> Tensor", lambda x, lead, rest: x.reshape(lead, rest).clone()
+        )
         yield
 
 
@@ -62,10 +70,23 @@ def corner(move: Any) -> Sequence[Any]:
     return move.narrow(move.narrow(move.held("x"), 0, 0, move["size"]), 1, 0, move["size"])
 
 
+@moves(f"{MINE}.parted.default")
+def parted(move: Any) -> Sequence[Any]:
+    axes, starts = move.held("x"), [0, *accumulate(move["split_sizes"])]
+    return [move.narrow(axes, move["dim"], a, b) for a, b in pairwise(starts)]
+
+
+@moves(f"{MINE}.seen.default", sizes=("lead", "rest"))
+def seen(move: Any) -> Sequence[Any]:
+    return move.reshape(move.held("x"), move.result)
+
+
 RULES: tuple[Rule, ...] = (
     turn,
     kept,
     corner,
+    parted,
+    seen,
     couples(f"{MINE}.before.default", "..., ... -> ...", "rigid(a + b)"),
     couples(f"{MINE}.unit.default", "... d, d -> ... d", "isotropic(x, d) * scale"),
     couples(f"{MINE}.even.default", "... d -> ... d", "isotropic(centred(x, d), d)"),
@@ -261,3 +282,29 @@ def test_a_factor_of_an_extension_goes_into_the_weights(inner: Callable[[Tensor,
     second = merged.run({port.name: x for port in merged.inputs})[net.output_names[1]]
     torch.testing.assert_close(second, parents[1](x), rtol=1e-10, atol=1e-10)
     assert any("the weights of t1 the rest" in note for note in net.program.notes)
+
+
+# -- sizes ---------------------------------------------------------------------------------------------------
+
+
+class Parted(nn.Module):
+    """Halves of a hidden layer, taken apart and viewed by an extension that is told their sizes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.first, self.second, self.head = nn.Linear(6, 2 * width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = MY.parted(self.first(x), [self.width, self.width], 1)
+        hidden = MY.seen(a.relu() * b.sigmoid(), 5, self.width)
+        return self.head(self.second(hidden).relu())
+
+
+@pytest.mark.parametrize("scale", [None, 1.5], ids=["as it is", "wider"])
+def test_parents_differ_in_sizes_that_an_extension_spells_out(scale: float | None) -> None:
+    parents = [fxmerge.capture(Parted(w).eval(), (torch.randn(5, 6),), task=f"t{w}") for w in (8, 12)]
+    net = passes.insert_merge(parents, KNOWN, 0, scale)
+    merged = passes.fold_merge(passes.hoist(net.program.only(net.output_names)), net.tasks, 0)
+    assert merged.tensors["second.weight"].shape == ((8, 8) if scale is None else (12, 12))
+    assert all(value.isfinite().all() for value in merged.run({"x": torch.randn(5, 6)}).values())
