@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -261,19 +262,19 @@ class Engine:
 
     def _probes(self, shares: Mapping[int, float], rows: Sequence[int]) -> Iterator[Asked]:
         """Requests of random values at the first sizes that the model can be run at, token rows of these shares."""
-        for most in TRIED:
+        for most, mask in product(TRIED, (1, 0)):
             generator = np.random.default_rng(0)
-            made = [self._probe(generator, most, shares.get(k, 1.0), count) for k, count in enumerate(rows)]
+            made = [self._probe(generator, most, shares.get(k, 1.0), count, mask) for k, count in enumerate(rows)]
             try:
-                self.run(made[:1])
+                [found] = self.run(made[:1])
             except RequestError:
-                if most == TRIED[-1]:
-                    raise
                 continue
-            yield from made
-            return
+            if all(np.isfinite(value).all() for value in found.values()):
+                yield from made
+                return
+        raise RequestError("the model gives no numbers at any size that was tried", "send it one request at a time")
 
-    def _probe(self, generator: np.random.Generator, most: int, share: float, rows: int) -> Asked:
+    def _probe(self, generator: np.random.Generator, most: int, share: float, rows: int, mask: int) -> Asked:
         inputs: dict[str, Array] = {}
         sizes: dict[str, int] = {}
         for port in self.inputs.values():
@@ -286,7 +287,7 @@ class Engine:
             if kind.kind == "f":
                 inputs[port.name] = generator.standard_normal(shape).astype(kind)
             elif "mask" in port.name:
-                inputs[port.name] = np.ones(shape, kind)
+                inputs[port.name] = np.full(shape, mask, kind)  # some say what is real, some what is padding
             else:
                 inputs[port.name] = generator.integers(0, 2, shape).astype(kind)  # legal as token and flag
         return Asked(inputs, tuple(self.outputs), rows, sizes)

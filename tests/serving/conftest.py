@@ -60,20 +60,27 @@ def two_tasks(tmp_path: Path) -> Write:
 def tokens(tmp_path: Path) -> Write:
     """Writes a network over rows of ten kinds of tokens: a gives each token numbers, b gives each row some."""
 
-    def write(name: str = "tokens.onnx", *, masked: bool = True) -> Path:
+    def write(name: str = "tokens.onnx", *, masked: bool = True, inverted: bool = False) -> Path:
         draw = np.random.default_rng(0).standard_normal
         weights = {"table": draw((10, 4)).astype("f"), "wa": draw((4, 3)).astype("f"), "axes": np.array([1])}
-        weights |= {"last": np.array([-1])}
+        weights |= {"last": np.array([-1]), "one": np.array(1, "f")}
         mask = [
-            helper.make_node("Cast", ["mask"], ["real"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["mask"], ["given"], to=TensorProto.FLOAT),
+            helper.make_node("Sub", ["one", "given"], ["other"]),
+            helper.make_node("Identity", ["other" if inverted else "given"], ["real"]),
             helper.make_node("Unsqueeze", ["real", "last"], ["column"]),
             helper.make_node("Mul", ["embedded", "column"], ["kept"]),
+        ]
+        count = [
+            helper.make_node("ReduceSum", ["real", "axes"], ["count"], keepdims=1),
+            helper.make_node("Div", ["b.sum", "count"], ["b.row"]),
         ]
         nodes = [
             helper.make_node("Gather", ["table", "ids"], ["embedded"]),
             *(mask if masked else [helper.make_node("Tanh", ["embedded"], ["kept"])]),
             helper.make_node("MatMul", ["kept", "wa"], ["a.each"]),
-            helper.make_node("ReduceSum" if masked else "ReduceMean", ["kept", "axes"], ["b.row"], keepdims=0),
+            helper.make_node("ReduceSum" if masked else "ReduceMean", ["kept", "axes"], ["b.sum"], keepdims=0),
+            *(count if masked else [helper.make_node("Identity", ["b.sum"], ["b.row"])]),
         ]
         names = ["ids", "mask"] if masked else ["ids"]
         inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "sequence"]) for n in names]

@@ -78,6 +78,11 @@ def test_rows_that_padding_would_change_are_batched_by_length(tokens: Write) -> 
     assert engine.key(three) == engine.key(other) != engine.key(five)
 
 
+def test_a_mask_that_says_what_is_padding_is_not_padded_with_zeros(tokens: Write) -> None:
+    engine = Engine(tokens(inverted=True))  # ones hide all tokens: nothing but NaN to compare
+    assert engine.batched and not engine.padded and "different lengths" in engine.notes[0]
+
+
 BAD = {
     "output": (("c.logits",), {"x": rows(1)}, "no output 'c.logits', did you mean"),
     "input": ((), {"y": rows(1)}, "no input 'y'"),
