@@ -1,8 +1,8 @@
 """Train the folded weights, from the best of several starts: the last stage of a merge.
 
     rung 1   every start x optimizer, at a middle rate, for a fortieth of the steps
-    rung 2   the best optimizer of the two best starts, at lower and higher rates, for a twentieth
-    rung 3   the best rate of both, and the next one towards the middle, for a tenth
+    rung 2   the two best starts x optimizer, at lower and higher rates, for a twentieth
+    rung 3   the best two, each also at the next rate towards the middle, for a tenth
     then     how inputs are varied, where that is left open; and all steps with what was best
 
 A start that is clearly behind in one rung has no part in the next. Every trial trains on the same inputs and is judged
@@ -40,7 +40,8 @@ SHARES = (40, 20, 10)
 """A trial of a rung takes one step in so many of the whole run."""
 POOLS = 4
 """About so many pools of trials share the memory for samples."""
-MOST_RATES = 3
+FINALISTS = 2
+MOST_RATES = 2
 """So many are tried to either side at most."""
 NOT_BETTER = 0.95
 """Another rate is taken if its error is below this share of that of the one nearer to the middle."""
@@ -150,16 +151,17 @@ class _Search:
     @property
     def overhead(self) -> float:
         """Steps of all trials beside those of the run itself."""
-        rates = 2 * 3 * (self.job.options.lr is None)
-        return len(self.field) / SHARES[0] + rates / SHARES[1] + 2 / SHARES[2]
+        rates = 3 * 3 * (self.job.options.lr is None)
+        return len(self.field) / SHARES[0] + rates / SHARES[1] + 3 / SHARES[2]
 
     def best(self) -> Try:
-        options, field = self.job.options, self.field
+        field = self.field
         if len(field) > 1:
-            field = self._near(self._of_each_start(self._ranked(field, 0))[:2], 0)
-        if options.lr is None:
+            starts = self._near(self._of_each_start(self._ranked(field, 0))[:2], 0)
+            field = [each for each in field if any(each.start is near.start for near in starts)]
+        if self.job.options.lr is None:
             field = [self._with_best_rate(each) for each in field]
-            field = self._near(self._ranked(field, 1), 1)
+            field = self._near(self._ranked(field, 1), 1)[:FINALISTS]
             field += [self._nearer(each) for each in field if each.rate != RATE]
         if len(field) > 1:
             field = self._ranked(field, 2)
@@ -197,7 +199,7 @@ class _Search:
     @property
     def _trials(self) -> int:
         """About how many there will be."""
-        return len(self.field) + 6 * (self.job.options.lr is None) + 2
+        return len(self.field) + 9 * (self.job.options.lr is None) + 3
 
     def _ranked(self, field: Sequence[Try], rung: int) -> list[Try]:
         return sorted(field, key=lambda each: self._error(each, rung))
