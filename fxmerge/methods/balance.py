@@ -36,7 +36,7 @@ def best_balance(job: Job, solve: Solve) -> Balance:
         return equal
     short = replace(job, pool=pools.trial(pools.kinds[0], 1.0), progress=silent, notes=[])
     held = replace(job, pool=pools.held())
-    if held.pool is None or held.pool.rows < FEWEST * count:
+    if pools.held_back < FEWEST:
         return equal
     scores = {equal: _score(held, *solve(short, equal))}
     if scores[equal] < ENOUGH:

@@ -74,6 +74,11 @@ class Pools(Protocol):
         """For a trial of this share of the steps."""
         ...
 
+    @property
+    def held_back(self) -> int:
+        """How many samples of a task are held back from trials: of the task with fewest."""
+        ...
+
     def held(self) -> Pool:
         """What trials are judged by."""
         ...

@@ -42,6 +42,8 @@ WRITTEN = "written"
 """The kind of pool of which the parents write most."""
 HELD = 256
 """Samples of a task that a trial is judged by at most."""
+TELLING, VARIED = 64, 512
+"""Fewer held-back samples than the first are varied to so many rows of all tasks."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,21 @@ class Pools:
             few.append({name: value[held : held + kept] for name, value in own.items()})
         return self._pool(few, kind, self.recipe.batch)
 
+    @property
+    def held_back(self) -> int:
+        """How many samples of a task are held back from trials: of the task with fewest."""
+        return min(map(_held, self.samples))
+
     def held(self) -> Pool:
-        """Samples as they are, of every task, to judge a trial by."""
+        """Samples that no trial trains on, to judge trials by: of every task, as they are, or varied where they are few.
+
+        A handful says too little: of a good start it praises whatever changes least.
+        """
         few = [{name: value[: _held(own)] for name, value in own.items()} for own in self.samples]
-        return self._pool(few, "none")
+        likeliest = next(kind for kind in self.kinds if kind != WRITTEN)
+        if self.held_back >= TELLING or likeliest == "none":
+            return self._pool(few, "none")
+        return replace(self, recipe=replace(self.recipe, rows=VARIED))._pool(few, likeliest)
 
     def _pool(self, samples: Sequence[Samples], kind: str, fewest: int = 0) -> Pool:
         if kind == WRITTEN:
