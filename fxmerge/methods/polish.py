@@ -163,11 +163,10 @@ class _Search:
             field = [self._with_best_rate(each) for each in field]
             field = self._near(self._ranked(field, 1), 1)[:FINALISTS]
             field += [self._nearer(each) for each in field if each.rate != RATE]
-        if len(field) > 1:
-            field = self._ranked(field, 2)
+        best = self._preferred(self._ranked(field, 2)) if len(field) > 1 else field[0]
         if self.errors:
-            self.job.notes.append(f"polish {field[0]}: smallest error on held-back inputs ({self._told()})")
-        return field[0]
+            self.job.notes.append(f"polish {best}: smallest error on held-back inputs, or near it ({self._told()})")
+        return best
 
     def with_best_augmentation(self, best: Try) -> Job:
         """The job with the inputs varied in the likeliest way, unless another is clearly better."""
@@ -224,6 +223,19 @@ class _Search:
             if best is not one:
                 break
         return best
+
+    def _preferred(self, ranked: Sequence[Try]) -> Try:
+        """The best, unless Muon or a rate nearer to the middle is not clearly worse from the same start.
+
+        Both do better in long training than in the short trials.
+        """
+        first = ranked[0]
+        alike = [
+            each
+            for each in ranked
+            if each.start is first.start and NOT_BETTER * self._error(each, 2) <= self._error(first, 2)
+        ]
+        return min(alike, key=lambda each: (each.optimizer != "muon", abs(math.log(each.rate / RATE))), default=first)
 
     def _nearer(self, one: Try) -> Try:
         """At the next rate towards the middle, which a longer trial may find to be the better one."""

@@ -77,10 +77,14 @@ class Pools:
         """The kinds to choose from, the likeliest first: the user's, or what the inputs may be."""
         if self.recipe.kind != "auto":
             return (self.recipe.kind,)
-        first = (WRITTEN,) if self.writers else ()
+        return (WRITTEN, *self._varied) if self.writers else self._varied
+
+    @cached_property
+    def _varied(self) -> tuple[str, ...]:
+        """The kinds that vary samples, the likeliest first, and none."""
         varied = [kinds[:-1] or kinds for kinds in self.own]
         joined = ("+".join(sorted({part for kinds in varied for part in kinds[n].split("+")})) for n in (0, -1))
-        return tuple(dict.fromkeys([*first, *(kind.replace("none+", "") for kind in joined), "none"]))
+        return tuple(dict.fromkeys([*(kind.replace("none+", "") for kind in joined), "none"]))
 
     @cached_property
     def writers(self) -> dict[int, Writer]:
@@ -144,15 +148,14 @@ class Pools:
         return min(map(_held, self.samples))
 
     def held(self) -> Pool:
-        """Samples that no trial trains on, to judge trials by: of every task, as they are, or varied where they are few.
+        """Samples that no trial trains on, to judge trials by: as they are, or varied where they are few.
 
         A handful says too little: of a good start it praises whatever changes least.
         """
         few = [{name: value[: _held(own)] for name, value in own.items()} for own in self.samples]
-        likeliest = next(kind for kind in self.kinds if kind != WRITTEN)
-        if self.held_back >= TELLING or likeliest == "none":
+        if self.held_back >= TELLING or self.recipe.kind == "none" or self._varied[0] == "none":
             return self._pool(few, "none")
-        return replace(self, recipe=replace(self.recipe, rows=VARIED))._pool(few, likeliest)
+        return replace(self, recipe=replace(self.recipe, kind="auto", rows=VARIED))._pool(few, self._varied[0])
 
     def _pool(self, samples: Sequence[Samples], kind: str, fewest: int = 0) -> Pool:
         if kind == WRITTEN:

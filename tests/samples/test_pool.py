@@ -122,7 +122,8 @@ def test_every_sample_is_in_the_pool_once_and_in_no_order() -> None:
     assert x.tolist() != list(range(20))
 
 
-def test_a_trial_sees_none_of_what_it_is_judged_by() -> None:
+def test_a_trial_sees_none_of_what_it_is_judged_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxmerge.samples.pool.TELLING", 10)
     samples = [{"x": torch.arange(float(100 * k), 100 * k + 40)[:, None].repeat(1, 3)} for k in range(2)]
     made = pools(samples, rows=None, free=False)
     assert made.triable
@@ -132,6 +133,17 @@ def test_a_trial_sees_none_of_what_it_is_judged_by() -> None:
     assert len(trained) == 30
     assert not held & trained
     assert not pools([{"x": torch.randn(7, 3)}] * 2, free=False).triable
+
+
+def test_few_held_back_samples_are_varied() -> None:
+    samples = [{"x": torch.arange(float(100 * k), 100 * k + 40)[:, None].repeat(1, 3)} for k in range(2)]
+    made = pools(samples, rows=None, free=False)
+    assert made.held_back == 10
+    held = made.held()
+    assert held.rows == 512
+    assert held.about["kind"] == "vector"
+    firsts = torch.cat([read[0] for _, read in blocks(held)])[:, 0]
+    assert float(firsts.min()) > -40 and float(firsts.max()) < 140
 
 
 class Net(nn.Module):
