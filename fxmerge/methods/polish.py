@@ -26,7 +26,7 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job, Outcome, Stage
 from fxmerge.methods.student import groups, student_of, targets_of, train, trainable, unreached
-from fxmerge.methods.trial import CLEARLY, FEWEST
+from fxmerge.methods.trial import FEWEST, with_best_augmentation
 from fxmerge.training.fit import Settings, fit_labelled, labels_of, score_labelled
 from fxmerge.training.labels import Labels
 from fxmerge.training.optimizers import OPTIMIZERS
@@ -88,7 +88,7 @@ def polish(job: Job, starts: Sequence[Start], steps: int, budget: float | None =
         if budget is not None:
             search.steps = steps = search.affordable(budget)
         best = search.best()
-        job = search.with_best_augmentation(best)
+        job = with_best_augmentation(job, lambda kind: search.error(best, 1, kind))
     supernet, program = best.start.supernet, best.start.program
     before = frozen(program)
     job = replace(job, settings=best.settings(job.settings, steps))
@@ -168,20 +168,6 @@ class _Search:
             self.job.notes.append(f"polish {best}: smallest error on held-back inputs, or near it ({self._told()})")
         return best
 
-    def with_best_augmentation(self, best: Try) -> Job:
-        """The job with the inputs varied in the likeliest way, unless another is clearly better."""
-        job, pools = self.job, self.job.pools
-        if pools is None or not pools.triable or len(pools.kinds) < 2:
-            return job
-        likeliest = pools.kinds[0]
-        errors = {kind: self._error(best, 1, kind) for kind in pools.kinds}
-        kind = min(errors, key=lambda kind: errors[kind] * (CLEARLY if kind == likeliest else 1))
-        tried = {each: round(error, 6) for each, error in errors.items()}
-        told = ", ".join(f"{each} {error:.3f}" for each, error in errors.items())
-        job.notes.append(f"augmentation {kind}: error on held-back inputs {told}")
-        pool = pools.pool(kind)
-        return replace(job, pool=replace(pool, about={**pool.about, "tried": tried}))
-
     def said(self) -> list[dict[str, Any]]:
         """Every trial with its error, for the result."""
         return [
@@ -201,12 +187,12 @@ class _Search:
         return len(self.field) + 9 * (self.job.options.lr is None) + 3
 
     def _ranked(self, field: Sequence[Try], rung: int) -> list[Try]:
-        return sorted(field, key=lambda each: self._error(each, rung))
+        return sorted(field, key=lambda each: self.error(each, rung))
 
     def _near(self, ranked: Sequence[Try], rung: int) -> list[Try]:
         """Those that are not clearly behind the first."""
-        most = BEHIND[rung] * self._error(ranked[0], rung)
-        return [each for each in ranked if self._error(each, rung) <= most]
+        most = BEHIND[rung] * self.error(ranked[0], rung)
+        return [each for each in ranked if self.error(each, rung) <= most]
 
     def _with_best_rate(self, one: Try) -> Try:
         """At the best rate: below the middle one while that is clearly better, or else above.
@@ -217,7 +203,7 @@ class _Search:
         for step in (1 / APART, APART):
             for _ in range(MOST_RATES):
                 other = replace(best, rate=best.rate * step)
-                if self._error(other, 1) > NOT_BETTER * self._error(best, 1):
+                if self.error(other, 1) > NOT_BETTER * self.error(best, 1):
                     break
                 best = other
             if best is not one:
@@ -233,7 +219,7 @@ class _Search:
         alike = [
             each
             for each in ranked
-            if each.start is first.start and NOT_BETTER * self._error(each, 2) <= self._error(first, 2)
+            if each.start is first.start and NOT_BETTER * self.error(each, 2) <= self.error(first, 2)
         ]
         return min(alike, key=lambda each: (each.optimizer != "muon", abs(math.log(each.rate / RATE))), default=first)
 
@@ -247,7 +233,7 @@ class _Search:
             best.setdefault(id(each.start), each)
         return list(best.values())
 
-    def _error(self, one: Try, rung: int, kind: str = "") -> float:
+    def error(self, one: Try, rung: int, kind: str = "") -> float:
         """On held-back inputs after a trial; infinite where training diverged."""
         kind = kind or self._likeliest
         steps = min(self.steps, max(FEWEST, self.steps // SHARES[rung]))

@@ -40,8 +40,27 @@ def begin(job: Job, start: Start) -> Begun:
     """The start and the augmentation that the user named, or the best ones."""
     trial = _Trial(job, start)
     init = trial.best_init() if job.options.init == "auto" else job.options.init
-    job = trial.with_best_augmentation(init)
+    job = with_best_augmentation(job, lambda kind: trial.error(init, kind))
     return Begun(init, *start(job, find_init(init)), job)
+
+
+def with_best_augmentation(job: Job, error: Callable[[str], float]) -> Job:
+    """The job with the inputs varied in the likeliest way, unless another's error in a trial is clearly smaller."""
+    pools = job.pools
+    if pools is None or not pools.triable or len(pools.kinds) < 2:
+        return job
+    errors = {}
+    for number, kind in enumerate(pools.kinds):
+        job.progress(number, len(pools.kinds), f"try augmentation {kind}")
+        errors[kind] = error(kind)
+    likeliest = pools.kinds[0]
+    best = min(errors, key=lambda kind: errors[kind] * (CLEARLY if kind == likeliest else 1))
+    why = "none other is clearly better" if best == likeliest else "clearly better than the likeliest"
+    told = ", ".join(f"{kind} {found:.3f}" for kind, found in errors.items())
+    job.notes.append(f"augmentation {best}: {why} (error on held-back inputs after a trial: {told})")
+    chosen = pools.pool(best)
+    tried = {kind: round(found, 6) for kind, found in errors.items()}
+    return replace(job, pool=replace(chosen, about={**chosen.about, "tried": tried}))
 
 
 @dataclass(frozen=True)
@@ -66,23 +85,6 @@ class _Trial:
         best = min(errors, key=lambda name: errors[name])
         self.job.notes.append(f"init {best}: smallest {self.said(errors)}")
         return best
-
-    def with_best_augmentation(self, init: str) -> Job:
-        """The job with the inputs varied in the likeliest way, unless another is clearly better."""
-        job, pools = self.job, self.job.pools
-        if pools is None or not pools.triable or len(pools.kinds) < 2:
-            return job
-        errors = {}
-        for number, kind in enumerate(pools.kinds):
-            job.progress(number, len(pools.kinds), f"try augmentation {kind}")
-            errors[kind] = self.error(init, kind)
-        likeliest = pools.kinds[0]
-        best = min(errors, key=lambda kind: errors[kind] * (CLEARLY if kind == likeliest else 1))
-        why = "none other is clearly better" if best == likeliest else "clearly better than the likeliest"
-        job.notes.append(f"augmentation {best}: {why} ({self.said(errors)})")
-        chosen = pools.pool(best)
-        tried = {kind: round(error, 6) for kind, error in errors.items()}
-        return replace(job, pool=replace(chosen, about={**chosen.about, "tried": tried}))
 
     def pools(self, kind: str) -> tuple[Pool, Pool]:
         """What to train on and what to judge by; the whole pool for both where samples are too few to part."""

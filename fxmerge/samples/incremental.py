@@ -1,7 +1,7 @@
 """Run a program of tokens one token at a time, the keys and values of earlier ones kept; other inputs are all ones.
 
     what depends on no token (positions, masks)     is read off a plain run of one row, its last place taken
-    attention                                       keys and values are appended to those of the places before;
+    attention: a call with queries, keys, values    keys and values are appended to those of the places before;
                                                     of a mask the last query's row is taken
     everything else                                 runs on the last place alone
 
@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxmerge.ir.program import Program, target_name
+from fxmerge.ir.program import Program
 
-ATTENTION = "aten.scaled_dot_product_attention.default"
-MASK = 3
-"""Its argument."""
+ATTENDING = ("query", "key", "value")
+"""The words of a schema for what attention reads; "attn_mask" and "is_causal" say which places see which."""
 QUERY = -2
 """Axis of the places in queries, keys and values."""
 
@@ -42,7 +41,7 @@ class Incremental:
             if node not in self.sizes and self.moving.intersection(node.all_input_nodes):
                 self.moving.add(node)
         self.axes = {node: _grown(short[node], long[node]) for node in self.order if node not in self.moving}
-        self.kept: dict[tuple[fx.Node, int], Tensor] = {}
+        self.kept: dict[tuple[fx.Node, str], Tensor] = {}
 
     def reset(self) -> None:
         """Forget all rows."""
@@ -88,23 +87,18 @@ class Incremental:
     def _moved(self, node: fx.Node, values: dict[fx.Node, Any], plain: dict[fx.Node, Any]) -> Any:
         """The value of a call at the last place."""
         given = {n: values[n] if n in values else self._last(n, plain[n]) for n in node.all_input_nodes}
-        if target_name(node.target) != ATTENTION:
+        named = _named(node)
+        if not named.keys() >= {*ATTENDING}:
             return _call(node, given)
-        args = list(node.args)
-        for position in (1, 2):
-            operand = args[position]
-            assert isinstance(operand, fx.Node)
-            before = self.kept.get((node, position))
-            whole = given[operand] if before is None else torch.cat([before, given[operand]], QUERY)
-            self.kept[node, position] = given[operand] = whole
-        mask = args[MASK] if len(args) > MASK else None
+        filled = dict(fx.node.map_arg(named, given.__getitem__))
+        for word in ATTENDING[1:]:
+            before = self.kept.get((node, word))
+            filled[word] = filled[word] if before is None else torch.cat([before, filled[word]], QUERY)
+            self.kept[node, word] = filled[word]
+        mask = named.get("attn_mask")
         if isinstance(mask, fx.Node) and mask not in values and self.axes[mask] != plain[mask].ndim + QUERY:
-            given[mask] = plain[mask]
-        if len(args) > 5:
-            args[5] = False  # the last place sees all
-        kwargs = {name: value for name, value in node.kwargs.items() if name != "is_causal"}
-        filled = fx.node.map_arg((tuple(args), kwargs), given.__getitem__)
-        return node.target(*filled[0], **filled[1])  # type: ignore[operator]
+            filled["attn_mask"] = plain[mask]
+        return node.target(**{**filled, "is_causal": False})  # type: ignore[operator] # the last place sees all
 
     def _last(self, node: fx.Node, value: Any) -> Any:
         """What stands at the last place of a value that depends on no token."""
@@ -115,6 +109,13 @@ class Incremental:
 def _call(node: fx.Node, given: dict[fx.Node, Any]) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _named(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by the words of its schema."""
+    schema = getattr(node.target, "_schema", None)
+    words = [argument.name for argument in schema.arguments] if schema is not None else []
+    return {**dict(zip(words, node.args, strict=False)), **node.kwargs}
 
 
 def _grown(short: Any, long: Any) -> int | None:
