@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[text,dev]"
 	@touch $@
 
-demo: $(VENV)/.ready ## Merge two digit classifiers of different widths and compare (three minutes, after the installation)
+demo: $(VENV)/.ready ## Merge two digit classifiers of different widths and compare (two minutes, after the installation)
 	$(BIN)/fxmerge demo
 
 test: $(VENV)/.ready ## Run the tests
