@@ -19,6 +19,7 @@ from fxmerge.cli.arguments import ARCH, EXTENSION, IGNORE, INPUTS, JSON, KEY, OV
 from fxmerge.cli.bars import Bars, duration
 from fxmerge.cli.class_names import check_class_names, read_class_names
 from fxmerge.cli.flags import with_config_flags
+from fxmerge.cli.package import package
 from fxmerge.cli.serve import serve
 from fxmerge.config import MergeConfig, parse_by_task, parse_data, state_folder
 from fxmerge.errors import OptionError
@@ -349,6 +350,7 @@ def demo(
 
 
 _verb(serve)
+_verb(package)
 
 
 def _list(kind: Literal["methods", "passes", "rules"], extension: Sequence[str] | None) -> None:

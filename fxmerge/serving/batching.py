@@ -9,10 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from fxmerge.serving.engine import Asked, Engine
-from fxmerge.serving.metrics import Metrics
 from fxmerge.serving.protocol import FULL, Array, RequestError
+
+if TYPE_CHECKING:
+    from fxmerge.serving.metrics import Metrics
 
 
 @dataclass(frozen=True)

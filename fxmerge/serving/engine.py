@@ -62,8 +62,8 @@ class Engine:
             raise SourceError(
                 f"{path}: the protocol has no data type for {printable(listed(strange))}", "merge it as float32"
             )
-        names = read_metadata(whole.metadata, whole.outputs, path).tasks
-        self.tasks = {task: [name for name in self.outputs if name.startswith(f"{task}.")] for task in names}
+        self.metadata = read_metadata(whole.metadata, whole.outputs, path)
+        self.tasks = {t: [name for name in self.outputs if name.startswith(f"{t}.")] for t in self.metadata.tasks}
         self.task_of = {name: task for task, outputs in self.tasks.items() for name in outputs}
         self.providers: list[str] = whole.session.get_providers()
         beside = weights_beside(path)
@@ -91,7 +91,7 @@ class Engine:
                 raise RequestError(
                     f"the model has no input {name!r}{nearest(name, self.inputs)}", f"send {listed(self.inputs)}"
                 )
-        needed = self._inputs_of(wanted)
+        needed = self.inputs_of(wanted)
         lacking = [name for name in needed if name not in request.inputs]
         if lacking:
             raise RequestError(f"the input {lacking[0]!r} is missing", f"send {listed(needed)}")
@@ -181,7 +181,8 @@ class Engine:
         head = self._heads.get(self.task_of.get(output, ""))
         return head if head is not None and output in head.outputs else self._trunk
 
-    def _inputs_of(self, wanted: Sequence[str]) -> list[str]:
+    def inputs_of(self, wanted: Sequence[str]) -> list[str]:
+        """The inputs that these outputs are computed from, as far as the model could be cut."""
         read: set[str] = set()
         for runner in {self._runner(name) for name in wanted}:
             read |= set(runner.inputs)

@@ -22,11 +22,15 @@ from fxmerge.serving.service import Service
 Write = Callable[..., Path]
 
 
-def _save(path: Path, nodes: list[onnx.NodeProto], inputs: object, outputs: object, weights: dict[str, object]) -> Path:
+def _save(
+    path: Path, nodes: list[onnx.NodeProto], inputs: object, outputs: object, weights: dict[str, object], **more: object
+) -> Path:
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "merged", inputs, outputs, tensors)  # type: ignore[arg-type]
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {"fxmerge.tasks": json.dumps(["a", "b"])})
+    helper.set_model_props(
+        model, {"fxmerge.tasks": json.dumps(["a", "b"])} | {k: json.dumps(v) for k, v in more.items()}
+    )
     onnx.save(model, str(path))
     return path
 
@@ -89,6 +93,29 @@ def tokens(tmp_path: Path) -> Write:
             helper.make_tensor_value_info("b.row", TensorProto.FLOAT, ["batch", 4]),
         ]
         return _save(tmp_path / name, nodes, inputs, outputs, weights)
+
+    return write
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Write:
+    """Writes a network whose tasks a and b have inputs of their own; a has class names."""
+
+    def write(name: str = "apart.onnx") -> Path:
+        draw = np.random.default_rng(0).standard_normal
+        weights = {"w": draw((8, 3)).astype("f"), "axes": np.array([1])}
+        nodes = [
+            helper.make_node("MatMul", ["a.x", "w"], ["a.logits"]),
+            helper.make_node("MatMul", ["b.x", "w"], ["b.wide"]),
+            helper.make_node("ReduceSum", ["b.wide", "axes"], ["b.sum"], keepdims=0),
+        ]
+        inputs = [helper.make_tensor_value_info(f"{t}.x", TensorProto.FLOAT, ["batch", 8]) for t in "ab"]
+        outputs = [
+            helper.make_tensor_value_info("a.logits", TensorProto.FLOAT, ["batch", 3]),
+            helper.make_tensor_value_info("b.sum", TensorProto.FLOAT, ["batch"]),
+        ]
+        labels = {"a": ["bad", 'not "so" bad', "göod"], "b": None}
+        return _save(tmp_path / name, nodes, inputs, outputs, weights, **{"fxmerge.labels": labels})
 
     return write
 

@@ -6,24 +6,58 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-CLIENT = os.environ.get("FXMERGE_TRITON_PYTHON", "")
+from fxmerge.cli.verbs import main
+
+Client = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.mark.skipif(not CLIENT, reason="FXMERGE_TRITON_PYTHON names no Python that has tritonclient[http,grpc]")
-def test_tritons_client_gets_the_same_by_all_ways(two_tasks: Any) -> None:
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Client:
+    """Runs `triton_client.py` where nothing but Triton's client is installed."""
+    folder = str(tmp_path_factory.mktemp("tritonclient"))
+    wanted = ["--only-binary", ":all:", "--target", folder, "tritonclient[http,grpc]>=2.60"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", *wanted]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the package registry does not answer")
+    if made.returncode:
+        pytest.skip(f"tritonclient cannot be installed: {made.stderr.strip().splitlines()[-1:]}")
+    script = str(Path(__file__).with_name("triton_client.py"))
+
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        alone = {**os.environ, "PYTHONPATH": folder}
+        found = subprocess.run(
+            [sys.executable, "-S", script, *args], capture_output=True, text=True, timeout=60, env=alone
+        )
+        assert found.returncode == 0, found.stderr
+        return found
+
+    return run
+
+
+def test_tritons_client_gets_the_same_by_all_ways(two_tasks: Any, client: Client) -> None:
     command = [sys.executable, "-m", "fxmerge", "serve", str(two_tasks()), "--port", "0", "--grpc-port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, process.stderr as told:  # type: ignore[union-attr]
         try:
             _, start = (json.loads(told.readline()) for _ in range(2))
-            script = Path(__file__).with_name("triton_client.py")
-            ports = [str(start["port"]), str(start["grpc_port"])]
-            found = subprocess.run([CLIENT, str(script), *ports], capture_output=True, text=True, timeout=60)
+            found = client(str(start["port"]), str(start["grpc_port"]))
         finally:
             process.terminate()
-    assert found.returncode == 0, found.stderr
-    assert "7 ways, largest difference 0.0" in found.stdout
+    count, _, difference = found.stdout.partition(" answers, largest difference ")
+    assert int(count) == 24 and float(difference) < 1e-6
+
+
+def test_tritons_message_holds_what_is_packaged(two_tasks: Any, apart: Any, client: Client, tmp_path: Path) -> None:
+    for path in (two_tasks(), apart()):
+        assert main(["package", str(path), "--triton", str(tmp_path / "repository")]) == 0
+    assert client(str(tmp_path / "repository")).stdout.splitlines() == [
+        "apart onnxruntime_onnx", "apart_a onnxruntime_onnx", "apart_b onnxruntime_onnx",
+        "two onnxruntime_onnx", "two_a ensemble two", "two_b ensemble two",
+    ]  # fmt: skip
