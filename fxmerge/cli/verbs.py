@@ -30,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-WIDE = 200
+WIDE = 260
 """Columns of what is written to a pipe or a file."""
 
 
@@ -296,14 +296,23 @@ def _eval(
 
 
 @_verb
-def methods(extension: EXTENSION = None, verbose: VERBOSE = False, quiet: QUIET = False) -> None:
-    """List the merging methods, a line each.
+def methods(extension: EXTENSION = None, as_json: JSON = False, verbose: VERBOSE = False, quiet: QUIET = False) -> None:
+    """List the merging methods: what each needs, for which parents, what it looks for, and its source.
 
-    [bold]Example:[/]
+    [bold]Examples:[/]
 
-      fxmerge methods --extension mymethods.py:EXTENSION
+      fxmerge methods
+      fxmerge methods --extension mymethods.py:EXTENSION --json
     """
-    _list("methods", extension)
+    from fxmerge.cli.method_list import described, listed
+    from fxmerge.pipeline.installed import methods_of
+
+    found = methods_of(tuple(extension or ()))
+    console = _stdout()
+    if as_json:
+        print(json.dumps([described(*each) for each in found], indent=1))
+    else:
+        console.print(listed(found, console.width))
 
 
 @_verb
@@ -353,7 +362,7 @@ _verb(serve)
 _verb(package)
 
 
-def _list(kind: Literal["methods", "passes", "rules"], extension: Sequence[str] | None) -> None:
+def _list(kind: Literal["passes", "rules"], extension: Sequence[str] | None) -> None:
     from fxmerge.cli import report
     from fxmerge.pipeline import installed as knowledge
 

@@ -1,5 +1,6 @@
 """Merging methods: each fills the maps of a SuperNet, no more. The names are those of the papers."""
 
+from fxmerge.methods.about import About
 from fxmerge.methods.auto import AUTO
 from fxmerge.methods.average import AVERAGE
 from fxmerge.methods.base import Init, Job, Method, Outcome, Trained
@@ -9,6 +10,6 @@ from fxmerge.methods.foldable import FOLDABLE
 from fxmerge.methods.inits import INITS
 
 METHODS: tuple[Method, ...] = (AUTO, CONDENSE, FOLDABLE, DISTILL, AVERAGE)
-"""The built-in methods, the default one second."""
+"""The built-in methods, the default one first."""
 
-__all__ = ["INITS", "METHODS", "Init", "Job", "Method", "Outcome", "Trained"]
+__all__ = ["INITS", "METHODS", "About", "Init", "Job", "Method", "Outcome", "Trained"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxmerge.errors import FxmergeError
+from fxmerge.methods.about import About
 from fxmerge.methods.base import Job, Outcome, Trained
 from fxmerge.methods.inits import FromAverage, find_init, folded, starts_of
 from fxmerge.methods.polish import Start, frozen, polish
@@ -28,6 +29,7 @@ class Auto(Trained):
         "the best of several starts (closed form, average, each parent), folded, then all weights trained (default)"
     )
     needs_data: ClassVar[bool] = True
+    about: ClassVar[About] = About(trained=True, groups=("permutation", "orthogonal", "free"))
 
     init: str = "auto"
     """One start, or several joined by "+": condense, average, first, parent1, …; "parents" is each of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fxmerge.methods.about import About
 from fxmerge.methods.base import Job, Outcome
 
 
@@ -15,6 +16,7 @@ class Average:
     name: ClassVar[str] = "average"
     summary: ClassVar[str] = "mean of the parents' weights, position by position; no data (baseline)"
     needs_data: ClassVar[bool] = False
+    about: ClassVar[About] = About("the baseline of every paper")
 
     def __call__(self, job: Job) -> Outcome:
         if units := job.supernet.unwritten():

@@ -140,7 +140,7 @@ class Method(Protocol):
     """A way to fill the maps of a SuperNet. If it is a frozen dataclass, its fields are its options.
 
     One that trains may have a `plan(job)` beside: the outcome before any training, for a dry run, from a job without
-    inputs.
+    inputs. `about`, an `About`, says what `fxmerge methods` prints beside the summary; it may be left out.
     """
 
     @property
@@ -148,7 +148,7 @@ class Method(Protocol):
 
     @property
     def summary(self) -> str:
-        """One line for `fxmerge methods`, with the paper."""
+        """One line for `fxmerge methods`."""
         ...
 
     @property

@@ -13,6 +13,7 @@ from fxmerge.errors import OptionError
 from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import NAMED, SuperNet
+from fxmerge.methods.about import About
 from fxmerge.methods.balance import best_balance
 from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.bases import Bases
@@ -40,6 +41,7 @@ class Condense:
     name: ClassVar[str] = "condense"
     summary: ClassVar[str] = "compress the parents side by side to one width in closed form, without training"
     needs_data: ClassVar[bool] = True
+    about: ClassVar[About] = About(groups=("permutation", "orthogonal", "free"))
 
     ridge: float = 1e-2
     """Penalty of the regressions, as a share of the mean square of a feature."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.about import About
 from fxmerge.methods.base import Init, Job, Outcome, Trained
 from fxmerge.methods.inits import FromAverage, folded
 from fxmerge.methods.student import student_of, train, trainable, unreached
@@ -20,6 +21,9 @@ class Distill(Trained):
     name: ClassVar[str] = "distill"
     summary: ClassVar[str] = "train all weights of one model on the parents' features (baseline)"
     needs_data: ClassVar[bool] = True
+    about: ClassVar[About] = About(
+        "Hinton et al. 2015; on features: Romero et al. 2015", trained=True, groups=("free",)
+    )
 
     def __call__(self, job: Job) -> Outcome:
         begun = begin(job, self.start)

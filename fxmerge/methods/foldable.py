@@ -10,6 +10,7 @@ from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import GradientWatch
+from fxmerge.methods.about import About
 from fxmerge.methods.base import Init, Job, Outcome, Trained
 from fxmerge.methods.inits import FromAverage
 from fxmerge.methods.polish import polished
@@ -29,10 +30,9 @@ class Foldable(Trained):
     """
 
     name: ClassVar[str] = "foldable"
-    summary: ClassVar[str] = (
-        "train M and U around the frozen parents, fold into one model (FS-Merge, Kinderman et al. 2025)"
-    )
+    summary: ClassVar[str] = "train M and U around the frozen parents, fold into one model (FS-Merge)"
     needs_data: ClassVar[bool] = True
+    about: ClassVar[About] = About("Kinderman et al., TMLR 2025, §4", trained=True, groups=("free",))
 
     rank: int | None = None
     """Rank of M and U beside their diagonals, 0 for none; None for dense ones in narrow models and `RANK` in wide."""

@@ -14,7 +14,7 @@ from fxmerge.methods.inits import find_init
 from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.options import parse_options
 
-OF_EVERY_METHOD = frozenset({"name", "summary", "needs_data"})
+OF_EVERY_METHOD = frozenset({"name", "summary", "needs_data", "about"})
 """What a method says of itself, in fields or otherwise: no options."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from fxmerge.errors import ExtensionError
-from fxmerge.methods import METHODS
+from fxmerge.methods import METHODS, Method
 from fxmerge.pipeline.extension import BUILTIN_OWNER, Extension, collect
 from fxmerge.pipeline.knowledge import Knowledge, Plan
 from fxmerge.pipeline.passes import Pipeline, Together
@@ -48,6 +48,12 @@ def catalogue(kind: Kind, *, extensions: Sequence[str] = ()) -> list[Row]:
         return list(_steps(found))
     singular = {"rules": "rule", "rewrites": "rewrite", "methods": "method"}[kind]
     return [(item.name, item.owner, item.summary) for item in found.items if item.kind == singular]
+
+
+def methods_of(extensions: Sequence[str] = ()) -> list[tuple[Method, str]]:
+    """Every method with its owner."""
+    found = known(extensions)
+    return [(method, found.owner("method", method.name)) for method in found.methods]
 
 
 def _steps(found: Extension) -> Iterator[Row]:

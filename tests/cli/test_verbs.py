@@ -209,6 +209,24 @@ def test_lists_have_a_line_each(verb: str, name: str, capsys: pytest.CaptureFixt
     assert any(line.split()[0] == name and len(line.split()) > 3 for line in out.splitlines())
 
 
+def test_methods_say_what_they_need_in_any_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = run(capsys, "methods", "--json")
+    found = {each["name"]: each for each in json.loads(out)}
+    assert code == 0
+    assert (found["foldable"]["trained"], found["foldable"]["groups"]) == (True, ["free"])
+    assert found["average"] | {"summary": ""} == {
+        "name": "average", "owner": "fxmerge", "summary": "", "needs_data": False, "trained": False,
+        "parents": "any", "widths": True, "depths": False, "groups": ["identity"],
+        "source": "the baseline of every paper",
+    }  # fmt: skip
+    assert all(each["trained"] is not None for each in found.values()), "a built-in method says nothing of itself"
+    monkeypatch.setenv("COLUMNS", "120")
+    _, out, _ = run(capsys, "methods")
+    assert "needs samples · trained · any width · free · Kinderman et al., TMLR 2025, §4" in out
+
+
 def test_demo_hands_its_flags_on(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
