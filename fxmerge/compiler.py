@@ -41,6 +41,7 @@ from fxmerge.result import Checks, MergedFacts, ParentFacts, Result, TaskFigures
 from fxmerge.samples.fit import check_samples, named_tensors, rows_first
 from fxmerge.samples.load import load_samples
 from fxmerge.samples.pool import Pools, Recipe
+from fxmerge.samples.started import started
 from fxmerge.stages import Stages
 from fxmerge.training.answers import USUAL_BATCH, usual_batch
 from fxmerge.training.fit import Settings, silent
@@ -157,6 +158,8 @@ class _Merge:
         found = []
         for program in programs:
             samples = self._of_task(program, given.get(program.task, given.get("")))
+            if not samples and self.method.needs_data and (samples := started(program, self.config.seed)):
+                self.notes.append(f"no samples for {program.task}: it wrote {figures.rows_of(samples)} rows itself")
             if not samples:
                 if self.method.needs_data:
                     free = ", ".join(m.name for m in self.known.methods if not m.needs_data)

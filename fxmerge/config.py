@@ -101,7 +101,7 @@ class MergeConfig(BaseModel):
     )  # fmt: skip
 
     steps: int | None = option(
-        None, "Training steps (default 1500 of auto, 600 of other methods).", "Training", ge=0, of_method=True
+        None, "Training steps (default 2500 of auto, 600 of other methods).", "Training", ge=0, of_method=True
     )
     polish: int | None = option(
         None, "Steps of training after the fold; with 0 the closed form is the result.", "Training", ge=0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from torch.utils import _pytree as pytree
 
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
-from fxmerge.ir.wide import WIDER, doubles, widen
+from fxmerge.ir.wide import WIDER, doubles, outputs, widen
 
+SAME = 1e-12
+"""Outputs in float64 that differ by less than this share of the largest are the same."""
 DRAWS = 64
 """So many times lots are drawn before a weight counts as one that no gradient can reach."""
 
@@ -32,6 +35,24 @@ def connected(program: Program, names: Collection[str]) -> set[str]:
     for wide in (True, False):
         found |= _reached(program, set(names) - found, wide)
     return found
+
+
+def moves(program: Program, names: Collection[str]) -> bool:
+    """Whether anything that the program gives changes when the named parameters of its module all get other values.
+
+    A bias that is added to both sides of a difference changes nothing, and gets no gradient for it.
+    """
+    module = copy.deepcopy(program.module).double()
+    attributes = {str(n.target): attrgetter(str(n.target))(module) for n in program if n.op == "get_attr"}
+    given = {name: widen(value) for name, value in probe(program, {}, seed=0).items()}
+    before = {name: value.double() for name, value in outputs(program, attributes, given).items()}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in names:
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+    after = outputs(program, attributes, given)
+    return any(float((after[n].double() - v).abs().max()) > SAME * float(v.abs().max()) for n, v in before.items())
 
 
 def _reached(program: Program, names: set[str], wide: bool) -> set[str]:

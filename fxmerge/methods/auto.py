@@ -33,7 +33,7 @@ class Auto(Trained):
 
     init: str = "auto"
     """One start, or several joined by "+": condense, average, first, parent1, …; "parents" is each of them."""
-    steps: int = 1500
+    steps: int = 2500
     lr: float | None = None
     optimizer: Choice = "auto"
     loss: Loss = "auto"

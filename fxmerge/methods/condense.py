@@ -88,7 +88,7 @@ class Condense:
             return net, {}
         assert job.pool is not None
         names = [port.name for port in net.program.inputs]
-        batches = [dict(zip(names, part, strict=True)) for part in _some(job.pool, self.rows)]
+        batches = [dict(zip(names, part, strict=True)) for part in _some(job.pool, self.rows, net.program.rows)]
         rows = Rows([[batch[names[i]] for i in job.pool.masks] for batch in batches])
         bases = Bases(net, batches, rows, self.balance)
         left = bases.choose()
@@ -113,8 +113,11 @@ def _changed(before: SuperNet, after: SuperNet) -> frozenset[str]:
     return frozenset(name for name, value in average.items() if not torch.equal(now[name].to(value.dtype), value))
 
 
-def _some(pool: Pool, rows: int) -> Iterator[tuple[Tensor, ...]]:
-    """At most so many rows of a pool, from each of its tables its share, in chunks; fewer of long texts."""
+def _some(pool: Pool, rows: int, only: int | None) -> Iterator[tuple[Tensor, ...]]:
+    """At most so many rows of a pool, from each of its tables its share, in chunks; fewer of long texts.
+
+    Where a program takes one number of rows `only`, every chunk has that many.
+    """
     longest = max((value.shape[1] for value in pool.tables[0].read(0) if _is_text(value)), default=1)
     rows = max(min(rows, FEWEST), min(rows, TOKENS // longest))
     for table in pool.tables:
@@ -122,9 +125,9 @@ def _some(pool: Pool, rows: int) -> Iterator[tuple[Tensor, ...]]:
         for number in range(-(-table.rows // table.block)):
             if left <= 0:
                 break
-            for part in zip(*(torch.split(value, CHUNK) for value in table.read(number)), strict=True):
-                if left > 0:
-                    yield tuple(value[:left] for value in part)
+            for part in zip(*(torch.split(value, only or CHUNK) for value in table.read(number)), strict=True):
+                if left > 0 and len(part[0]) >= (only or 1):
+                    yield part if only else tuple(value[:left] for value in part)
                 left -= len(part[0])
 
 

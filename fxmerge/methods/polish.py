@@ -1,8 +1,8 @@
 """Train the folded weights, from the best of several starts: the last stage of a merge.
 
-    rung 1   every start x optimizer, at a middle rate, for a fortieth of the steps
-    rung 2   the two best starts x optimizer, at lower and higher rates, for a twentieth
-    rung 3   the best two, each also at the next rate towards the middle, for a tenth
+    rung 1   every start x optimizer, at a middle rate, for a sixtieth of the steps
+    rung 2   the two best starts x optimizer, at lower and higher rates, for a thirtieth
+    rung 3   the best two, each also at the next rate towards the middle, for a fifteenth
     then     how inputs are varied, where that is left open; and all steps with what was best
 
 A start that is clearly behind in one rung has no part in the next. Every trial trains on the same inputs and is judged
@@ -36,7 +36,7 @@ RATE = 3e-3
 """The rate in the middle."""
 APART = 3.0
 """Rates of rung 2 are this many times apart."""
-SHARES = (40, 20, 10)
+SHARES = (60, 30, 15)
 """A trial of a rung takes one step in so many of the whole run."""
 POOLS = 4
 """About so many pools of trials share the memory for samples."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from fxmerge.ir.chosen import connected
+from fxmerge.ir.chosen import connected, moves
 from fxmerge.ir.program import Port, Program, target_name
 from fxmerge.ir.supernet import NAMED, Feature, SuperNet
 from fxmerge.ir.verify import GradientWatch
@@ -54,7 +54,8 @@ def trainable(student: Program) -> int:
 def unreached(student: Program, log: Log, job: Job, watch: GradientWatch | None = None) -> tuple[str, ...]:
     """The maps and weights that no gradient can reach, as far as they ought to be: a fault.
 
-    Those behind constant values alone need none. Those that only the data never chose are noted: they stay as they are.
+    Those behind constant values alone need none. Those that only the data never chose, and those that no output depends
+    on, are noted: they stay as they are.
     """
     parts = dict(watch.parameters) if watch else {}
     missing = list(watch.missing) if watch else []
@@ -64,6 +65,9 @@ def unreached(student: Program, log: Log, job: Job, watch: GradientWatch | None 
     needed = {n: [named[id(p)] for p in parts[n]] if n in parts else [n] for n in _needed(missing, student, log)}
     reached = connected(student, {name for names in needed.values() for name in names}) if needed else set()
     idle = [name for name, names in needed.items() if not reached.isdisjoint(names)]
+    others = {name for missed, names in needed.items() if missed not in idle for name in names}
+    if others and not moves(student, others):
+        idle = list(needed)
     if idle:
         more = f", and {len(idle) - NAMED} more" if len(idle) > NAMED else ""
         job.notes.append(f"no sample needs {', '.join(idle[:NAMED])}{more}: they stay where they started")

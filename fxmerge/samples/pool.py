@@ -30,7 +30,7 @@ from fxmerge.training.pool import Inputs, Pool, Table, digest
 
 Samples = dict[str, Tensor]
 
-ROWS = 12_800
+ROWS = 48_000
 """Rows after augmentation, unless asked otherwise."""
 BLOCK_BYTES = 1 << 26
 """Inputs made at a time at most, unless one batch takes more."""

@@ -53,9 +53,10 @@ class Writer:
         if {*groups[0]} - {layout.ids, layout.mask}:
             return None
         writer = cls(program, layout.ids, layout.mask, found[0])
-        return writer if writer._looks_back(samples[layout.ids]) else None
+        return writer if writer.looks_back(samples[layout.ids]) else None
 
-    def _looks_back(self, ids: Tensor) -> bool:
+    def looks_back(self, ids: Tensor) -> bool:
+        """Whether other tokens later in a row leave what is said of its first half as it is."""
         row = ids[:1]
         if row.shape[1] < 4:
             return False
@@ -75,16 +76,21 @@ class Writer:
 
     @torch.no_grad()
     def write(
-        self, samples: Samples, rows: int, seed: int, told: Callable[[int, int], None] | None = None
+        self,
+        samples: Samples,
+        rows: int,
+        seed: int,
+        told: Callable[[int, int], None] | None = None,
+        longest: int | None = None,
     ) -> dict[str, Tensor]:
-        """Rows as long as the samples' own, by input name."""
+        """Rows as long as the samples' own, by input name, from prompts of so many tokens at most."""
         generator = torch.Generator().manual_seed(seed)
         given = samples[self.ids]
         layout = token_rows.layout_of({name: samples[name] for name in samples if name in (self.ids, self.mask)})
         length = given.shape[1]
         free = isinstance(_port(self.program, self.ids).shape[1], str)
         text = torch.zeros(rows, length, dtype=given.dtype)
-        longest = max(1, int(length * LONGEST_PROMPT))
+        longest = longest or max(1, int(length * LONGEST_PROMPT))
         which = torch.randint(len(given), (rows,), generator=generator)
         prompts = torch.randint(1, longest + 1, (rows,), generator=generator)
         for row, (source, size) in enumerate(zip(which.tolist(), prompts.tolist(), strict=True)):

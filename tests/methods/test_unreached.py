@@ -67,6 +67,23 @@ def test_an_expert_that_no_sample_chooses_is_noted_and_stays(options: dict[str, 
     assert merged.result["checks"]["fold_max_abs"] < 1e-5
 
 
+class Twice(nn.Module):
+    """The bias of the first layer is on both sides of a difference."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.stem(x) - self.stem(x.flip(1))))
+
+
+def test_a_bias_that_no_output_depends_on_is_noted_and_stays() -> None:
+    merged = fxmerge.merge(pair(Twice), data={"a": X, "b": X}, **FAST)
+    assert any(note.startswith("no sample needs stem.bias") for note in merged.result["notes"])
+
+
 def test_maps_that_hide_each_other_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = foldable.Foldable.start
 

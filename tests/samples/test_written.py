@@ -13,6 +13,7 @@ from benchmarks.family_nets import Llama
 from benchmarks.models import GPT
 from fxmerge.ir.program import Program
 from fxmerge.samples.incremental import Incremental
+from fxmerge.samples.started import started
 from fxmerge.samples.written import Writer
 
 
@@ -114,3 +115,18 @@ def test_who_looks_ahead_does_not_write() -> None:
     data = {"ids": torch.randint(0, 20, (6, 9)), "mask": torch.ones(6, 9, dtype=torch.long)}
     assert writer(Masked(ahead=True), data, mask) is None
     assert writer(Masked(), data, mask) is not None
+
+
+def test_language_models_need_no_samples() -> None:
+    bare = [captured(gpt()).evolve(samples={}, task=task) for task in "ab"]
+    merged = fxmerge.merge(bare, steps=3)
+    assert "no samples for a: it wrote 128 rows itself" in merged.result["notes"]
+    assert merged.result["tasks"][0]["samples"] == 128
+    ahead = captured(Masked(ahead=True), torch.ones(4, 9, dtype=torch.long)).evolve(samples={})
+    assert not started(ahead)
+
+
+def test_one_row_is_enough_for_language_models() -> None:
+    few = [captured(gpt()).evolve(samples={"input_ids": torch.randint(0, 20, (1, 12))}, task=task) for task in "ab"]
+    merged = fxmerge.merge(few, steps=3)
+    assert merged.result["training"]["steps"] == 3
