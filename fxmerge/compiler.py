@@ -162,10 +162,10 @@ class _Merge:
                 self.notes.append(f"no samples for {program.task}: it wrote {figures.rows_of(samples)} rows itself")
             if not samples:
                 if self.method.needs_data:
-                    free = ", ".join(m.name for m in self.known.methods if not m.needs_data)
+                    free = " or ".join(m.name for m in self.known.methods if not m.needs_data)
                     raise DataError(
                         f"no samples for {program.task}: none given with --data and none in the bundle",
-                        f"give --data {program.task}=PATH, or choose a --method that needs none ({free})",
+                        f"give --data {program.task}=PATH, or take a method that needs none: --method {free}",
                     )
                 return None
             check_samples(samples, program, f"the samples of {program.task}")
