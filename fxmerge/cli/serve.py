@@ -33,6 +33,7 @@ def serve(
     ] = 256,
     max_request_mib: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Largest request, in MiB.")] = 64,
     timeout: Annotated[float, typer.Option(metavar="X", min=0.001, help="Seconds a request may take.")] = 30.0,
+    raw: Annotated[bool, typer.Option("--raw", help="Take text and pictures too, and give classes by name.")] = False,
     api_key_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Keys, one a line; requests must carry one.")
     ] = None,
@@ -46,6 +47,7 @@ def serve(
     [bold]Examples:[/]
 
       fxmerge serve merged.onnx
+      fxmerge serve reviews.onnx --raw
       fxmerge serve digits.onnx moods.onnx --host 0.0.0.0 --api-key-file keys.txt
     """
     if any(find_spec(name) is None for name in NEEDED):
@@ -55,8 +57,8 @@ def serve(
 
     stopped = run(
         Options(
-            model, host, port, grpc_port, Limits(max_batch, max_wait_ms / 1e3, max_queue), timeout,
-            max_request_mib << 20, api_key_file, quiet,
+            model, host, port, grpc_port,
+            Limits(max_batch, max_wait_ms / 1e3, max_queue, timeout, max_request_mib << 20), raw, api_key_file, quiet,
         )
     )  # fmt: skip
     if stopped == signal.SIGINT:

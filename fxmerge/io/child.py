@@ -56,13 +56,73 @@ def ask(worker: str, request: dict[str, Any], data: bytes = b"", *, size: int = 
         yield from _answers(_start(scratch), {"worker": worker, "request": request, "size": size}, data)
 
 
+class Talk:
+    """A worker kept alive between questions. It is begun anew, from its first request, when it failed at the last one.
+
+    Such a worker yields an answer to its request, and then one to each question that it is sent, a request and bytes.
+    """
+
+    def __init__(self, worker: str, request: dict[str, Any], data: bytes = b"", *, size: int = 0) -> None:
+        """`size`: bytes that a question may have."""
+        self._first = {"worker": worker, "request": request, "size": size, "talk": True}, data
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self.begun: Any = None
+        """The answer to the first request."""
+
+    def begin(self) -> None:
+        """Start the worker, unless it runs. Raises `ChildError`."""
+        if self._process is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="fxmerge-", ignore_cleanup_errors=True)
+            self._process = _start(self._scratch.name)
+            head, data = self._first
+            self.begun, _ = self._exchange({**head, "seconds": SECONDS}, data)
+
+    def ask(self, question: dict[str, Any], data: bytes = b"") -> tuple[Any, bytes]:
+        """The answer to a question. Raises `ChildError` if the worker fails, dies or hangs."""
+        self.begin()
+        return self._exchange(question, data)
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._process is not None:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            self._process.kill()
+            self._process.stdout.close()
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+            self._process.wait()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+        self._process = self._scratch = None
+
+    def _exchange(self, question: dict[str, Any], data: bytes) -> tuple[Any, bytes]:
+        assert self._process is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
+        late = threading.Event()
+        try:
+            with _Alarm(self._process, late, WALL):
+                with suppress(BrokenPipeError):
+                    _write(self._process.stdin, question, data)
+                answer = _read(self._process.stdout)
+            if answer is None:
+                raise ChildError(_end(self._process.wait(), late.is_set()))
+            said, payload = answer
+            if "answer" not in said:
+                raise ChildError(said.get("error", "it ended"))
+            return said["answer"], payload
+        except BaseException:
+            self.close()
+            raise
+
+
 def _start(scratch: str) -> subprocess.Popen[bytes]:
     """A child that keeps its temporary files in `scratch`: one that is killed cannot remove them."""
     code = START.format(root=str(Path(__file__).parents[2]))
     places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), scratch)
     return subprocess.Popen(
         [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={**os.environ, **ENVIRONMENT, **places},
+        env={**os.environ, **ENVIRONMENT, **places}, process_group=0,  # Ctrl-C is for this process alone
     )  # fmt: skip
 
 
@@ -102,9 +162,15 @@ def serve() -> None:
     assert module.startswith("fxmerge.")
     try:
         _renew(seconds)
-        for answer, payload in getattr(import_module(module), name)(head["request"], data):
-            _write(out, {"answer": answer}, payload)
-            _renew(seconds)
+        work = getattr(import_module(module), name)(head["request"], data)
+        asked = None
+        with suppress(StopIteration):
+            while True:
+                answer, payload = work.send(asked) if asked else next(work)
+                _write(out, {"answer": answer}, payload)
+                _renew(seconds)
+                if head.get("talk") and (asked := _read(sys.stdin.buffer)) is None:
+                    return
         _write(out, {"done": True}, b"")
     except MemoryError:
         _write(out, {"error": f"it would take more than {MEMORY >> 20} MiB of memory"}, b"")

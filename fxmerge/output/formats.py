@@ -17,6 +17,7 @@ from fxmerge.io.bundle import load_bundle, save_bundle
 from fxmerge.io.files import atomic_write
 from fxmerge.ir.difference import Difference, floor, require
 from fxmerge.ir.program import Program
+from fxmerge.output.assets import pack
 from fxmerge.output.onnx import export_onnx, retrace
 from fxmerge.output.runtime import OnnxModel, Runnable, compare_runs
 
@@ -31,6 +32,8 @@ class Content:
     metadata: Mapping[str, str] = field(default_factory=dict)
     described: Mapping[str, Any] = field(default_factory=dict)
     """The figures that stand beside the weights in a folder."""
+    assets: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """By task, the files that its parent reads text or pictures with."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def format_of(out: str | Path) -> Format:
 
 
 def _write_onnx(content: Content, path: Path, opset: int | None) -> None:
-    export_onnx(content.program, path, opset=opset, metadata=content.metadata)
+    export_onnx(content.program, path, opset=opset, metadata={**content.metadata, **pack(content.assets)})
 
 
 def _write_pt2(content: Content, path: Path, opset: int | None) -> None:

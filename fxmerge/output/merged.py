@@ -78,7 +78,8 @@ class Merged:
         chosen: Format | None = None,
     ) -> dict[str, Difference]:
         """`save`, with what reading back differs in, by output. Raises `VerificationError` beyond the tolerance."""
-        content = Content(self.program, self.metadata(), self.result)
+        assets = {parent.task: parent.assets for parent in self.parents}
+        content = Content(self.program, self.metadata(), self.result, assets)
         found = save_model(
             content, path, opset=opset, overwrite=overwrite, samples=self.samples or None, tolerance=tolerance,
             chosen=chosen,

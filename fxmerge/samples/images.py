@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ def read_images(folder: Path, program: Program, limit: int | None) -> Raw:
     most = MOST_BYTES // (channels * height * width)
     if not most:
         raise DataError(f"{folder}: one picture of {height} x {width} takes too much memory", "give arrays (.npz)")
-    files, config = found[:most], _config(program)
+    files, config = found[:most], preprocessing(program.assets, program.task)
     values, resized = _decode(files, (channels, height, width), config)
     if not last:
         values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
     if config and port.dtype.is_floating_point:
-        values = _scale(values, config, program, axis=3 if last else 1)
+        values = scaled(values, config, program.task, axis=3 if last else 1)
     values = values.reshape(len(files), *(s for s in port.shape[1:] if isinstance(s, int)))
     notes: tuple[str, ...] = ()
     if resized:
@@ -71,18 +71,27 @@ def _decode(
 
 
 def _layout(program: Program, folder: Path) -> tuple[Port, tuple[int, int, int], bool]:
-    """The image input, its channels, height and width, and whether channels come last."""
-    port = program.inputs[0]
+    found = picture_port(program.inputs)
+    if found:
+        return found
+    shapes = "; ".join(f"{p.name} ({', '.join(str(s) for s in p.shape)})" for p in program.inputs)
+    raise DataError(f"{folder} is a folder of images, but {program.task} takes {shapes}", "give arrays (.npz) instead")
+
+
+def picture_port(ports: Sequence[Port]) -> tuple[Port, tuple[int, int, int], bool] | None:
+    """The one input if it takes images; its channels, height and width, and whether channels come last."""
+    if len(ports) != 1:
+        return None
+    [port] = ports
     sizes = [s for s in port.shape[1:] if isinstance(s, int)]
-    if len(program.inputs) == 1 and len(port.shape) == len(sizes) + 1:
+    if len(port.shape) == len(sizes) + 1:
         if len(sizes) == 2:
             return port, (1, sizes[0], sizes[1]), True
         if len(sizes) == 3 and sizes[0] in MODES:
             return port, (sizes[0], sizes[1], sizes[2]), False
         if len(sizes) == 3 and sizes[2] in MODES:
             return port, (sizes[2], sizes[0], sizes[1]), True
-    shapes = "; ".join(f"{p.name} ({', '.join(str(s) for s in p.shape)})" for p in program.inputs)
-    raise DataError(f"{folder} is a folder of images, but {program.task} takes {shapes}", "give arrays (.npz) instead")
+    return None
 
 
 def _files(folder: Path, limit: int | None) -> tuple[list[Path], list[str] | None]:
@@ -104,38 +113,35 @@ def _images(folder: Path) -> list[Path]:
     )
 
 
-def _scale(
-    values: np.ndarray[Any, Any], config: dict[str, Any], program: Program, *, axis: int
-) -> np.ndarray[Any, Any]:
+def scaled(values: np.ndarray[Any, Any], config: Mapping[str, Any], task: str, *, axis: int) -> np.ndarray[Any, Any]:
     """Bytes to numbers, as the model's own preprocessing does it; `axis` is that of the channels."""
     scaled = values.astype(np.float32)
     shape = [-1 if place == axis else 1 for place in range(4)]
     if config.get("do_rescale", True):
-        scaled *= _numbers(config.get("rescale_factor", 1 / 255), 1, "rescale_factor", program)
+        scaled *= _numbers(config.get("rescale_factor", 1 / 255), 1, "rescale_factor", task)
     if config.get("do_normalize", "image_mean" in config):
         mean, deviation = (
-            _numbers(config.get(key), values.shape[axis], key, program) for key in ("image_mean", "image_std")
+            _numbers(config.get(key), values.shape[axis], key, task) for key in ("image_mean", "image_std")
         )
         scaled -= mean.reshape(shape)
         scaled /= deviation.reshape(shape)
     return scaled
 
 
-def _numbers(value: Any, count: int, key: str, program: Program) -> np.ndarray[Any, Any]:
+def _numbers(value: Any, count: int, key: str, task: str) -> np.ndarray[Any, Any]:
     """One number, or one a channel, of the preprocessing."""
     given = value if isinstance(value, list) else [value]
     plain = all(isinstance(v, int | float) and abs(v) < 1e6 for v in given)
     if not plain or len(given) not in (1, count) or (key == "image_std" and not all(given)):
         raise DataError(
-            f"the preprocessor_config.json of {program.task} says {key} is {printable(str(value))}",
+            f"the preprocessor_config.json of {task} says {key} is {printable(str(value))}",
             f"write {count} numbers there, or give arrays (.npz)",
         )
     return np.asarray(given, dtype=np.float32)
 
 
-def _config(program: Program) -> dict[str, Any]:
-    data = program.assets.get("preprocessor_config.json")
-    if not data:
-        return {}
-    config = parse_json(data, f"the preprocessor_config.json of {program.task}")
+def preprocessing(assets: Mapping[str, bytes], task: str) -> dict[str, Any]:
+    """What the preprocessor_config.json of a model says; nothing if it has none."""
+    data = assets.get("preprocessor_config.json")
+    config = parse_json(data, f"the preprocessor_config.json of {task}") if data else {}
     return config if isinstance(config, dict) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from fxmerge.errors import DataError
 from fxmerge.io.child import ChildError, ask
 from fxmerge.ir.program import Port, Program
+from fxmerge.messages import listed
 from fxmerge.samples.arrays import Array
 from fxmerge.samples.fit import Raw
 from fxmerge.samples.tables import Table
@@ -48,11 +50,11 @@ def tokenize(table: Table, program: Program, where: str) -> Raw:
     encoded = _encode(table, program, fixed or min(highest, LONGEST), where)
     length = fixed or max((len(row) for row in encoded.ids), default=0)
     rows = min(len(encoded.ids), MOST_TOKENS // max(length, 1))
-    inputs: dict[str, Array] = {ids.name: _padded(encoded.ids[:rows], length, encoded.pad)}
+    inputs: dict[str, Array] = {ids.name: padded(encoded.ids[:rows], length, encoded.pad)}
     if "mask" in ports:
-        inputs[ports["mask"].name] = _padded([[1] * len(row) for row in encoded.ids[:rows]], length, 0)
+        inputs[ports["mask"].name] = padded([[1] * len(row) for row in encoded.ids[:rows]], length, 0)
     if "types" in ports:
-        inputs[ports["types"].name] = _padded(encoded.types[:rows], length, 0)
+        inputs[ports["types"].name] = padded(encoded.types[:rows], length, 0)
     notes = table.notes
     if rows < len(encoded.ids):
         notes += (f"{where} is large: the first {rows} of {len(encoded.ids)} rows are used",)
@@ -91,24 +93,30 @@ def _encode(table: Table, program: Program, longest: int | None, where: str) -> 
     return encoded
 
 
-def _padded(rows: list[list[int]], length: int, fill: int) -> np.ndarray[Any, Any]:
+def padded(rows: list[list[int]], length: int, fill: int) -> np.ndarray[Any, Any]:
     filled = np.full((len(rows), length), fill, dtype=np.int64)
     for number, row in enumerate(rows):
         filled[number, : len(row)] = row
     return filled
 
 
-def _ports(program: Program, where: str) -> dict[str, Port]:
-    """The inputs that text can fill, by what they hold: token ids, a mask, types."""
+def token_ports(ports: Sequence[Port]) -> dict[str, Port]:
+    """The inputs that text can fill, by what they hold: token ids, a mask, types. Nothing if one is of another kind."""
     found: dict[str, Port] = {}
-    for port in program.inputs:
+    for port in ports:
         kind = "mask" if "mask" in port.name else "types" if "type" in port.name else "ids"
         whole = len(port.shape) == 2 and (kind == "mask" or not port.dtype.is_floating_point)
         if not whole or kind in found:
-            raise DataError(f"{where} is text, which cannot fill the input {port.name}", "give arrays (.npz) instead")
+            return {}
         found[kind] = port
-    if "ids" not in found:
-        raise DataError(f"{where} is text, but {program.task} takes no tokens", "give arrays (.npz) instead")
+    return found if "ids" in found else {}
+
+
+def _ports(program: Program, where: str) -> dict[str, Port]:
+    found = token_ports(program.inputs)
+    if not found:
+        names = listed(port.name for port in program.inputs)
+        raise DataError(f"{where} is text, which cannot fill the input {names}", "give arrays (.npz) instead")
     return found
 
 

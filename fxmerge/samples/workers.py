@@ -1,14 +1,16 @@
 """What runs in a child process: pictures, columns and tokens through native libraries that a file can crash.
 
-Each worker takes a request and yields answers, as `fxmerge.io.child` describes. No torch here: a child starts quickly.
+Each worker takes a request and yields answers, as `fxmerge.io.child` describes; `pictures` and `texts` take questions.
+No torch here: a child starts quickly.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -20,28 +22,42 @@ PIECE = 1 << 16
 
 def images(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
     """Pixels of the picture files, one by one, and whether each was resized."""
+    for file in request["files"]:
+        answer = _picture(file, request)
+        yield answer
+        if "bad" in answer[0]:
+            return
+
+
+def pictures(request: dict[str, Any], data: bytes) -> Generator[tuple[Any, bytes], tuple[Any, bytes], None]:
+    """Pixels of one encoded picture after another, of up to `most` pixels each."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = request["most"]
+    _, picture = yield {}, b""
+    while True:
+        _, picture = yield _picture(io.BytesIO(picture), request)
+
+
+def _picture(file: Any, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Pixels of a picture at the model's size, or why it cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
     mode, width, height, config = request["mode"], request["width"], request["height"], request["config"]
-    for file in request["files"]:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(file, formats=FORMATS) as opened:
-                if opened.mode.startswith(("I", "F")):
-                    raise ValueError("more than 8 bits per colour")
-                image = opened.convert(mode)
-            resized = image.size != (width, height)
-            pixels = _resize(image, width, height, config).tobytes()
-        except MemoryError:
-            raise
-        except UnidentifiedImageError:
-            yield {"bad": f"it is no picture of a format that is opened ({', '.join(FORMATS)})"}, b""
-            return
-        except Exception as error:  # decoders raise errors of many classes
-            first = next(iter(str(error).splitlines()), "") or type(error).__name__
-            yield {"bad": first[:300]}, b""
-            return
-        yield {"resized": resized}, pixels
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise ValueError("more than 8 bits per colour")
+            image = opened.convert(mode)
+        return {"resized": image.size != (width, height)}, _resize(image, width, height, config).tobytes()
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        return {"bad": f"it is no picture of a format that is opened ({', '.join(FORMATS)})"}, b""
+    except Exception as error:  # decoders raise errors of many classes
+        first = next(iter(str(error).splitlines()), "") or type(error).__name__
+        return {"bad": first[:300]}, b""
 
 
 def _resize(image: Any, width: int, height: int, config: dict[str, Any]) -> Any:
@@ -85,21 +101,41 @@ def _plain(value: Any) -> Any:
 
 def tokens(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
     """Token ids and type ids of texts, in pieces of `[[ids], [types]]`; first how the tokenizer pads."""
+    cut = request["tokenizer"]
+    tokenizer, pad = _tokenizer(data[:cut], request)
+    yield {"pad": pad}, b""
+    for piece in _pieces(json.loads(data[cut:])):
+        yield {}, _encoded(tokenizer.encode_batch(piece))
+
+
+def texts(request: dict[str, Any], data: bytes) -> Generator[tuple[Any, bytes], tuple[Any, bytes], None]:
+    """What `tokens` gives, and how many were cut, for one list after another; first padding and number of tokens."""
+    tokenizer, pad = _tokenizer(data, request)
+    question, piece = yield {"pad": pad, "tokens": tokenizer.get_vocab_size()}, b""
+    while True:
+        tokenizer.enable_truncation(max_length=question["longest"])
+        encoded = tokenizer.encode_batch(json.loads(piece))
+        question, piece = yield {"cut": sum(bool(e.overflowing) for e in encoded)}, _encoded(encoded)
+
+
+def _tokenizer(data: bytes, request: dict[str, Any]) -> tuple[Any, int]:
+    """The tokenizer of a tokenizer.json, cutting at the longest row, and the token that it pads with."""
     import os
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     from tokenizers import Tokenizer
 
-    cut = request["tokenizer"]
-    tokenizer = Tokenizer.from_str(data[:cut].decode())
-    yield {"pad": _pad(tokenizer, request["pads"])}, b""
+    tokenizer = Tokenizer.from_str(data.decode())
+    pad = _pad(tokenizer, request["pads"])
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    if request["longest"] is not None:
+    if request.get("longest") is not None:
         tokenizer.enable_truncation(max_length=request["longest"])
-    for piece in _pieces(json.loads(data[cut:])):
-        encoded = tokenizer.encode_batch(piece)
-        yield {}, json.dumps([[e.ids for e in encoded], [e.type_ids for e in encoded]]).encode()
+    return tokenizer, pad
+
+
+def _encoded(encoded: list[Any]) -> bytes:
+    return json.dumps([[e.ids for e in encoded], [e.type_ids for e in encoded]]).encode()
 
 
 def _pieces(texts: list[str]) -> Iterator[list[str]]:

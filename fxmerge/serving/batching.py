@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """How many rows a batch may have, how long its first request waits for others, and how many may wait."""
+    """How much of everything there may be. Times are in seconds."""
 
     max_batch: int = 32
+    """Rows of a batch; a larger request runs alone."""
     max_wait: float = 0.002
+    """How long the first request of a batch waits for others."""
     max_queue: int = 256
+    """Requests that wait for a model."""
+    timeout: float = 30.0
+    """How long a request may take."""
+    most_bytes: int = 64 << 20
+    """Size of a request; also of what text and pictures become as numbers."""
 
 
 @dataclass(eq=False)

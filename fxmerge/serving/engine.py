@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -62,6 +62,7 @@ class Engine:
             raise SourceError(
                 f"{path}: the protocol has no data type for {printable(listed(strange))}", "merge it as float32"
             )
+        self.properties = whole.metadata
         self.metadata = read_metadata(whole.metadata, whole.outputs, path)
         self.tasks = {t: [name for name in self.outputs if name.startswith(f"{t}.")] for t in self.metadata.tasks}
         self.task_of = {name: task for task, outputs in self.tasks.items() for name in outputs}
@@ -79,12 +80,7 @@ class Engine:
 
     def accept(self, request: InferRequest) -> Asked:
         """The request, checked against the model. Raises `RequestError` where it does not fit."""
-        for name in request.outputs:
-            if name not in self.outputs:
-                raise RequestError(
-                    f"the model has no output {name!r}{nearest(name, self.outputs)}",
-                    f"ask for some of {listed(self.outputs)}, or leave outputs out to get all",
-                )
+        check_outputs(request.outputs, self.outputs)
         wanted = tuple(dict.fromkeys(request.outputs)) or tuple(self.outputs)
         for name in request.inputs:
             if name not in self.inputs:
@@ -261,6 +257,10 @@ class Engine:
         except FxmergeError:
             return False
 
+    def probe(self) -> Asked:
+        """A request of random rows that the model can be run on. Raises `RequestError` if none was found."""
+        return next(self._probes({}, (8,)))
+
     def _probes(self, shares: Mapping[int, float], rows: Sequence[int]) -> Iterator[Asked]:
         """Requests of random values at the first sizes that the model can be run at, token rows of these shares."""
         for most, mask in product(TRIED, (1, 0)):
@@ -292,6 +292,16 @@ class Engine:
             else:
                 inputs[port.name] = generator.integers(0, 2, shape).astype(kind)  # legal as token and flag
         return Asked(inputs, tuple(self.outputs), rows, sizes)
+
+
+def check_outputs(asked: Sequence[str], known: Collection[str]) -> None:
+    """Raise `RequestError` if an output is asked for that is not there."""
+    for name in asked:
+        if name not in known:
+            raise RequestError(
+                f"the model has no output {name!r}{nearest(name, known)}",
+                f"ask for some of {listed(known)}, or leave outputs out to get all",
+            )
 
 
 def datatype(port: Port) -> str:

@@ -19,7 +19,6 @@ from fxmerge.serving.protocol import (
     STOPPING,
     TOO_LARGE,
     UNKNOWN,
-    Array,
     InferAnswer,
     InferRequest,
     RequestError,
@@ -44,6 +43,7 @@ FIELDS = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
 }  # fmt: skip
 """Where the numbers of a data type lie that are not sent as raw bytes."""
 
@@ -139,15 +139,18 @@ def read_request(message: Any) -> InferRequest:
     return InferRequest(inputs, outputs, id=message.id, binary=bool(raw))
 
 
-def _numbers(value: Any) -> Array:
+def _numbers(value: Any) -> Any:
     if value.datatype not in FIELDS:
         return np.zeros(0)  # raw bytes alone can hold it, or it is unknown; the reader says so
-    return np.array(getattr(value.contents, FIELDS[value.datatype]))
+    found = getattr(value.contents, FIELDS[value.datatype])
+    return found if value.datatype == "BYTES" else np.array(found)
 
 
 def write_answer(request: InferRequest, answer: InferAnswer) -> Any:
     """The message of an answer: raw where the request was, or where an output has numbers of 16 bits."""
     message = v2_pb2.ModelInferResponse(model_name=answer.model, model_version=answer.version, id=request.id)
+    for name, number in answer.parameters.items():
+        message.parameters[name].int64_param = number
     kinds = {name: NAMES[value.dtype.name] for name, value in answer.outputs.items()}
     raw = request.binary or any(kind not in FIELDS for kind in kinds.values())
     for name, value in answer.outputs.items():

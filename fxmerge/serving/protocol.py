@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,9 @@ Array = NDArray[Any]
 DATATYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
+    "BYTES": "object",
 }  # fmt: skip
-"""Tensor data types of the protocol, and what numpy calls them."""
+"""Tensor data types of the protocol, and what numpy calls them; entries of BYTES are `bytes`."""
 
 NAMES = {name: datatype for datatype, name in DATATYPES.items()}
 
@@ -54,6 +55,8 @@ class InferAnswer:
     model: str
     version: str
     outputs: Mapping[str, Array]
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    """What else the client should know: how many of its texts were "truncated" to the model's length."""
 
 
 def parse_request(body: bytes, header: str | None = None) -> InferRequest:
@@ -88,6 +91,8 @@ def format_answer(request: InferRequest, answer: InferAnswer) -> tuple[bytes, in
         if request.binary_of.get(name, request.binary):
             parts.append(to_raw(tensor))
             told["parameters"] = {"binary_data_size": len(parts[-1])}
+        elif tensor.dtype == object:
+            told["data"] = [value.decode("utf-8", "replace") for value in tensor.reshape(-1)]
         else:
             if not np.isfinite(tensor).all():
                 raise RequestError(
@@ -96,19 +101,25 @@ def format_answer(request: InferRequest, answer: InferAnswer) -> tuple[bytes, in
                 )  # fmt: skip
             told["data"] = tensor.reshape(-1).tolist()
         outputs.append(told)
-    known = {"model_name": answer.model, "model_version": answer.version}
-    text = json.dumps(known | ({"id": request.id} if request.id else {}) | {"outputs": outputs}).encode()
+    known: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    known |= {"id": request.id} if request.id else {}
+    known |= {"parameters": dict(answer.parameters)} if answer.parameters else {}
+    text = json.dumps(known | {"outputs": outputs}).encode()
     return b"".join([text, *parts]), len(text) if parts else None
 
 
 def to_raw(tensor: Array) -> bytes:
-    """The numbers of a tensor as bytes: row by row, the lowest byte first."""
+    """The numbers of a tensor as bytes: row by row, the lowest byte first; before each entry of BYTES its length."""
+    if tensor.dtype == object:
+        return b"".join(len(value).to_bytes(4, "little") + value for value in tensor.reshape(-1))
     return np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).tobytes()
 
 
 def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Array:
     """A tensor from its bytes. Raises `RequestError` unless they are as many as its shape needs."""
     kind = _kind(name, datatype)
+    if datatype == "BYTES":
+        return _entries(name, list(_split(name, raw)), shape)
     need = _count(name, shape) * kind.itemsize
     if len(raw) != need:
         raise RequestError(
@@ -122,6 +133,8 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memory
 def from_numbers(name: str, datatype: str, shape: Sequence[int], data: Any) -> Array:
     """A tensor from its numbers, flat or nested. Raises `RequestError` unless they fit its shape and data type."""
     kind, count = _kind(name, datatype), _count(name, shape)
+    if datatype == "BYTES":
+        return _entries(name, [v.encode("utf-8", "replace") if isinstance(v, str) else v for v in _flat(data)], shape)
     try:
         given = np.asarray(data)
     except (ValueError, OverflowError) as error:
@@ -144,6 +157,45 @@ def from_numbers(name: str, datatype: str, shape: Sequence[int], data: Any) -> A
     if kind.kind != "f" and not np.array_equal(made, given):
         raise wrong
     return made.reshape(shape)
+
+
+def _entries(name: str, values: list[Any], shape: Sequence[int]) -> Array:
+    if len(values) != _count(name, shape):
+        raise RequestError(
+            f"the input {name!r} has {len(values)} entries, not {list(shape)}", "send as many as its shape says"
+        )
+    if not all(isinstance(value, bytes) for value in values):
+        raise RequestError(f"the entries of the input {name!r} are not all text", "send a list of texts")
+    made = np.empty(len(values), object)
+    made[:] = values
+    return made.reshape(shape)
+
+
+def _split(name: str, raw: bytes | memoryview) -> Iterator[bytes]:
+    """The entries of a BYTES tensor, each of which follows its length."""
+    place = 0
+    while place < len(raw):
+        end = place + 4 + int.from_bytes(raw[place : place + 4], "little")
+        if end > len(raw):
+            raise RequestError(
+                f"the input {name!r} has {len(raw) - place} bytes left for an entry of {end - place}",
+                "send each entry after its length, 4 bytes, the lowest first",
+            )
+        yield bytes(raw[place + 4 : end])
+        place = end
+
+
+def _flat(data: Iterable[Any]) -> Iterator[Any]:
+    """Entries of lists in lists, however deep."""
+    open_ = [iter(data)]
+    while open_:
+        for value in open_[-1]:
+            if isinstance(value, list):
+                open_.append(iter(value))
+                break
+            yield value
+        else:
+            open_.pop()
 
 
 def _input(value: Mapping[str, Any], rest: memoryview) -> tuple[str, Array, memoryview]:
@@ -175,7 +227,7 @@ def _kind(name: str, datatype: str) -> np.dtype[Any]:
 
 
 def _count(name: str, shape: Sequence[int]) -> int:
-    if len(shape) > 32 or any(size < 0 for size in shape) or math.prod(shape) > 1 << 40:
+    if len(shape) > 32 or any(not 0 <= size <= 1 << 40 for size in shape) or math.prod(shape) > 1 << 40:
         raise RequestError(f"the shape of the input {name!r} is too large or no shape at all", "send fewer rows")
     return math.prod(shape)
 

@@ -33,8 +33,7 @@ class Options:
     port: int = 8080
     grpc_port: int = 8081
     limits: Limits = field(default_factory=Limits)
-    timeout: float = 30.0
-    most_bytes: int = 64 << 20
+    raw: bool = False
     api_key_file: str | None = None
     quiet: bool = False
 
@@ -45,8 +44,8 @@ def run(options: Options) -> int:
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
     with contextlib.closing(_listen(options.host, options.port)) as rest:
         metrics = Metrics()
-        models = open_models(options.models, options.limits, metrics, _device())
-        service = Service(models, metrics, timeout=options.timeout, most_bytes=options.most_bytes, keys=keys)
+        models = open_models(options.models, options.limits, metrics, _device(), raw=options.raw)
+        service = Service(models, metrics, options.limits, keys=keys)
         return asyncio.run(_serve(service, rest, options))
 
 
@@ -57,7 +56,7 @@ async def _serve(service: Service, rest: socket.socket, options: Options) -> int
     from fxmerge.serving.rest import app
 
     by_grpc, grpc_port = grpc.server(service, _address(options.host, options.grpc_port))
-    grace = int(options.timeout) + 5  # more than any request may take
+    grace = int(options.limits.timeout) + 5  # more than any request may take
     config = uvicorn.Config(
         app(service), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
         timeout_graceful_shutdown=grace,
@@ -82,7 +81,8 @@ async def _serve(service: Service, rest: socket.socket, options: Options) -> int
         engine = served.engine
         log(
             "model", model=served.name, version=engine.version, provider=engine.providers[0], tasks=list(engine.tasks),
-            inputs=list(engine.inputs), batched=engine.batched, padded=sorted(engine.padded), notes=engine.notes,
+            inputs=list(engine.inputs), raw=list(served.raw.inputs) if served.raw else [], batched=engine.batched,
+            padded=sorted(engine.padded), notes=served.notes,
         )  # fmt: skip
     if not _local(options.host) and not service.keys:
         log("open to the network without a key", level="warning", todo="give --api-key-file")

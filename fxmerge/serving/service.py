@@ -13,6 +13,8 @@ from typing import Any
 from fxmerge.errors import OptionError
 from fxmerge.io.guard import read_bytes
 from fxmerge.messages import listed, nearest, printable, reason
+from fxmerge.serving.batching import Limits
+from fxmerge.serving.engine import Engine
 from fxmerge.serving.logs import log
 from fxmerge.serving.metrics import Metrics
 from fxmerge.serving.models import Served
@@ -27,6 +29,7 @@ from fxmerge.serving.protocol import (
     InferRequest,
     RequestError,
 )
+from fxmerge.serving.raw import Raw, Taken
 from fxmerge.version import __version__
 
 Hold = Callable[[int], None]
@@ -42,11 +45,10 @@ class Service:
     """Models by name, and how requests to them are answered."""
 
     def __init__(
-        self, models: Mapping[str, Served], metrics: Metrics, *, timeout: float = 30.0, most_bytes: int = 64 << 20,
-        keys: Sequence[bytes] = (),
-    ) -> None:  # fmt: skip
+        self, models: Mapping[str, Served], metrics: Metrics, limits: Limits, *, keys: Sequence[bytes] = ()
+    ) -> None:
         self.models, self.metrics = models, metrics
-        self.timeout, self.most_bytes, self.keys = timeout, most_bytes, tuple(keys)
+        self.timeout, self.most_bytes, self.keys = limits.timeout, limits.most_bytes, tuple(keys)
         self.stopping, self.held = False, 0
 
     def stop(self) -> None:
@@ -109,14 +111,17 @@ class Service:
             if self.stopping:
                 raise RequestError("the server is stopping", "send it to another, or again in a moment", STOPPING)
             served = self.find(name, version)
-            engine = served.engine
-            asked = engine.accept(request)
-            rows, outputs = asked.rows, asked.outputs
             async with asyncio.timeout(self.timeout):
-                values = await served.batcher.submit(asked)
-            for task in dict.fromkeys(engine.task_of.get(output, "") for output in outputs):
+                taken, engine, raw = await self._take(served, request)
+                with self.holding() as hold:
+                    hold(sum(value.nbytes for value in taken.request.inputs.values()) if raw else 0)
+                    asked = engine.accept(taken.request)
+                    rows, outputs = asked.rows, taken.outputs or asked.outputs
+                    values = await served.batcher.submit(asked)
+            for task in dict.fromkeys(engine.task_of.get(output, "") for output in asked.outputs):
                 self.metrics.latency.labels(name, task).observe(perf_counter() - start)
-            return InferAnswer(name, engine.version, {output: values[output] for output in outputs})
+            told = raw.answer(values, outputs) if raw else {output: values[output] for output in outputs}
+            return InferAnswer(name, engine.version, told, {"truncated": taken.cut} if taken.cut else {})
         except TimeoutError as error:
             status = LATE
             raise RequestError(
@@ -139,6 +144,14 @@ class Service:
                 name, protocol, status, rows=rows, outputs=[printable(output) for output in outputs[:8]],
                 ms=round(1e3 * (perf_counter() - start), 3),
             )  # fmt: skip
+
+    async def _take(self, served: Served, request: InferRequest) -> tuple[Taken, Engine, Raw | None]:
+        """The request in numbers, for the engine that answers now."""
+        while True:
+            engine, raw = served.engine, served.raw
+            taken = await raw.take(request, self.timeout) if raw else Taken(request, ())
+            if served.engine is engine:  # else the file was replaced while text or pictures were read
+                return taken, engine, raw
 
     def refused(self, name: str, protocol: str, error: RequestError) -> None:
         """Count and log a request that could not be read."""

@@ -64,7 +64,7 @@ def two_tasks(tmp_path: Path) -> Write:
 def tokens(tmp_path: Path) -> Write:
     """Writes a network over rows of ten kinds of tokens: a gives each token numbers, b gives each row some."""
 
-    def write(name: str = "tokens.onnx", *, masked: bool = True, inverted: bool = False) -> Path:
+    def write(name: str = "tokens.onnx", *, masked: bool = True, inverted: bool = False, **more: object) -> Path:
         draw = np.random.default_rng(0).standard_normal
         weights = {"table": draw((10, 4)).astype("f"), "wa": draw((4, 3)).astype("f"), "axes": np.array([1])}
         weights |= {"last": np.array([-1]), "one": np.array(1, "f")}
@@ -92,7 +92,23 @@ def tokens(tmp_path: Path) -> Write:
             helper.make_tensor_value_info("a.each", TensorProto.FLOAT, ["batch", "sequence", 3]),
             helper.make_tensor_value_info("b.row", TensorProto.FLOAT, ["batch", 4]),
         ]
-        return _save(tmp_path / name, nodes, inputs, outputs, weights)
+        return _save(tmp_path / name, nodes, inputs, outputs, weights, **more)
+
+    return write
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Write:
+    """Writes a network of pictures of 3 x 4 x 4 whose two tasks give the mean of each channel, b as probabilities."""
+
+    def write(name: str = "pictures.onnx", **more: object) -> Path:
+        nodes = [
+            helper.make_node("ReduceMean", ["x", "axes"], ["a.logits"], keepdims=0),
+            helper.make_node("Softmax", ["a.logits"], ["b.shares"], axis=1),
+        ]
+        inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 4])]
+        outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 3]) for n in ("a.logits", "b.shares")]
+        return _save(tmp_path / name, nodes, inputs, outputs, {"axes": np.array([2, 3])}, **more)
 
     return write
 
@@ -140,15 +156,20 @@ Serve = Callable[..., Service]
 
 
 @pytest.fixture
-def serve() -> Serve:
+def serve() -> Iterator[Serve]:
     """Makes a service of files: `serve(path, …, max_queue=2)`."""
+    made: list[Service] = []
 
-    def make(*paths: Path, timeout: float = 20.0, most_bytes: int = 1 << 20, keys: Any = (), **limits: Any) -> Service:
-        metrics = Metrics()
-        models = open_models([str(path) for path in paths], Limits(**limits), metrics, "cpu")
-        return Service(models, metrics, timeout=timeout, most_bytes=most_bytes, keys=keys)
+    def make(*paths: Path, raw: bool = False, keys: Any = (), **changes: Any) -> Service:
+        metrics, limits = Metrics(), Limits(**{"timeout": 20.0, "most_bytes": 1 << 20} | changes)
+        models = open_models([str(path) for path in paths], limits, metrics, "cpu", raw=raw)
+        made.append(Service(models, metrics, limits, keys=keys))
+        return made[-1]
 
-    return make
+    yield make
+    for served in (served for service in made for served in service.models.values()):
+        if served.raw:
+            served.raw.close()
 
 
 @pytest.fixture

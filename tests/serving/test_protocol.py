@@ -37,7 +37,8 @@ def test_numbers_may_be_flat_or_nested(data: list[Any]) -> None:
 
 @pytest.mark.parametrize("datatype", DATATYPES)
 def test_every_data_type_comes_back_from_its_bytes(datatype: str) -> None:
-    x = np.array([[0, 1], [1, 0], [1, 1]], DATATYPES[datatype])
+    kind = DATATYPES[datatype]
+    x = np.array([[0, 1], [1, 0], [1, 1]], "S2" if kind == "object" else kind).astype(kind)
     back = from_raw("x", datatype, [3, 2], to_raw(x))
     assert back.dtype == x.dtype and np.array_equal(back, x)
     assert np.array_equal(from_numbers("x", datatype, [3, 2], x.tolist()), x)
@@ -90,7 +91,10 @@ BAD = {
     "no name": (body(name=3), None, "has no name"),
     "twice": (json.dumps({"inputs": [json.loads(body())["inputs"][0]] * 2}).encode(), None, "is there twice"),
     "datatype": (body(datatype="FLOAT32"), None, "unknown datatype"),
-    "text": (body(datatype="BYTES"), None, "unknown datatype"),
+    "numbers for text": (body(datatype="BYTES"), None, "not all text"),
+    "fewer texts": (body(datatype="BYTES", data=["a", ["b", "c"]]), None, r"has 3 entries, not \[2, 2\]"),
+    "size of nothing": (body(shape=[0, 1 << 63], data=[]), None, "too large"),
+    "deep numbers": (body(data="@").replace(b'"@"', b"[" * 900 + b"]" * 900), None, "ragged|no JSON"),
     "shape": (body(shape=[2, -2]), None, "no list of sizes"),
     "fewer": (body(shape=[2, 3]), None, "has data of the shape"),
     "huge": (body(shape=[1 << 40, 1 << 40]), None, "too large"),
@@ -117,6 +121,23 @@ def test_bad_requests_say_what_and_what_to_do(case: str) -> None:
     with pytest.raises(RequestError, match=what) as caught:
         parse_request(text, header)
     assert caught.value.status == 400 and len(str(caught.value).splitlines()) == 2
+
+
+def test_text_as_bytes_is_cut_by_its_lengths() -> None:
+    words = np.array([b"", "göod".encode(), b"\x00a\x00"], object)
+    raw = to_raw(words)
+    assert raw[:13] == b"\0\0\0\0" + b"\5\0\0\0" + "göod".encode() and np.array_equal(
+        from_raw("x", "BYTES", [3], raw), words
+    )
+    for cut in (raw[:-1], raw[:2], raw + b"\xff"):
+        with pytest.raises(RequestError, match="bytes left for an entry"):
+            from_raw("x", "BYTES", [3], cut)
+    with pytest.raises(RequestError, match="has 3 entries"):
+        from_raw("x", "BYTES", [2], raw)
+    answer = InferAnswer("m", "v", {"a": words[:2]}, {"truncated": 1})
+    plain, _ = format_answer(InferRequest({}), answer)
+    told = json.loads(plain)
+    assert told["outputs"][0]["data"] == ["", "göod"] and told["parameters"] == {"truncated": 1}
 
 
 @given(st.binary(max_size=60), st.none() | st.text(max_size=4))

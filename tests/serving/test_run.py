@@ -13,15 +13,11 @@ from typing import Any
 
 import grpc
 import httpx2
-import numpy as np
 import pytest
 
 import fxmerge.cli.serve
-from fxmerge import compiler
 from fxmerge.cli.verbs import main
 from fxmerge.serving import v2_pb2, v2_pb2_grpc
-from fxmerge.serving.engine import Engine
-from fxmerge.serving.protocol import InferRequest
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 8], "data": [1] * 8}]}
 
@@ -90,19 +86,3 @@ def _ask_by_grpc(address: str) -> Any:
     message.inputs.add(name="x", datatype="FP32", shape=[1, 8])
     with grpc.insecure_channel(address) as channel:
         return v2_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=30)
-
-
-def test_a_merge_is_served_as_it_computes(parents: Any, tmp_path: Path) -> None:
-    """Rows of tokens through a merged transformer: together, padded, they are what they are alone."""
-    merged = compiler.merge(parents("bert"), method="average")
-    merged.export_onnx(tmp_path / "m.onnx")
-    engine = Engine(tmp_path / "m.onnx")
-    assert engine.batched and engine.padded and not engine.notes
-    draw = np.random.default_rng(0).integers
-    asked = []
-    for length in (9, 4, 6):
-        ids = draw(0, 50, (2, length))
-        asked.append(engine.accept(InferRequest({"input_ids": ids, "attention_mask": np.ones_like(ids)})))
-    for one, values in zip(asked, engine.run(asked), strict=True):
-        for name, value in engine.run([one])[0].items():
-            np.testing.assert_allclose(values[name], value, rtol=1e-4, atol=1e-5)

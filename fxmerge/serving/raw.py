@@ -1,0 +1,221 @@
+"""A model served raw: text and pictures go in, and classes come out by name."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from fxmerge.errors import FxmergeError, SourceError
+from fxmerge.io.bundle import INPUT_ASSETS
+from fxmerge.io.files import LARGEST_JSON
+from fxmerge.io.guard import read_bytes
+from fxmerge.messages import listed
+from fxmerge.output.assets import unpack
+from fxmerge.serving.batching import Limits
+from fxmerge.serving.engine import Engine, check_outputs
+from fxmerge.serving.protocol import FULL, Array, InferRequest, RequestError
+from fxmerge.serving.readers import CHILDREN, Reader, reader
+
+LABEL, PROBABILITY = "label", "probability"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A request in numbers, the outputs that were asked for, and how many texts were cut to the model's length."""
+
+    request: InferRequest
+    outputs: tuple[str, ...]
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class _Named:
+    """An output that names the class of another output."""
+
+    source: str
+    what: str
+    labels: tuple[str, ...]
+
+
+class Raw:
+    """The raw inputs and named classes of an engine. Raises `SourceError` if it can be given neither text nor pictures.
+
+    The raw input is "text" or "image"; "TASK.text" where tasks have inputs of their own, or files to read them with.
+    Where a task has class names, "TASK.label" and "TASK.probability" are outputs: the likeliest class of each row.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self.engine, self.limits, self._pending = engine, limits, 0
+        self.notes: list[str] = []
+        self.inputs: dict[str, tuple[Reader, tuple[str, ...]]] = {}
+        """By raw input what reads it, and the tasks that are computed from it."""
+        self._threads = ThreadPoolExecutor(CHILDREN, thread_name_prefix="fxmerge-raw")
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        self.named = self._named()
+        self._given = self._probabilities()
+
+    # -- opening
+
+    def _open(self) -> None:
+        packed, beside = unpack(self.engine.properties, self.engine.path), _beside(self.engine.path)
+        groups: dict[tuple[tuple[str, ...], str], tuple[dict[str, bytes], list[str]]] = {}
+        for task, outputs in self.engine.tasks.items():
+            files = {**beside, **packed.get(task, {})}
+            ports = tuple(self.engine.inputs_of(outputs))
+            groups.setdefault((ports, _same(files)), (files, []))[1].append(task)
+        for (ports, _), (files, tasks) in groups.items():
+            try:
+                inputs = [self.engine.inputs[name] for name in ports]
+                found = reader(inputs, files, self._runs(tasks), self.limits.most_bytes, tasks[0])
+            except SourceError as error:
+                if len(groups) == 1:
+                    raise SourceError(f"{self.engine.path} cannot be served raw: {error.what}", error.todo) from error
+                self.notes.append(f"{listed(tasks)} cannot be asked raw: {error.what}")
+                continue
+            alone = {found.kind: tasks} if len(groups) == 1 else {f"{task}.{found.kind}": [task] for task in tasks}
+            self.inputs |= {name: (found, tuple(of)) for name, of in alone.items()}
+        if not self.inputs:
+            raise SourceError(f"{self.engine.path} cannot be served raw: {self.notes[0]}", "leave --raw out")
+
+    def _runs(self, tasks: Sequence[str]) -> Callable[[Mapping[str, Array]], bool]:
+        outputs = tuple(name for task in tasks for name in self.engine.tasks[task])
+
+        def runs(inputs: Mapping[str, Array]) -> bool:
+            try:
+                return bool(self.engine.run([self.engine.accept(InferRequest(inputs, outputs))]))
+            except RequestError:
+                return False
+
+        return runs
+
+    def _named(self) -> dict[str, _Named]:
+        named: dict[str, _Named] = {}
+        for task, outputs in self.engine.tasks.items():
+            labels = self.engine.metadata.labels.get(task) or ()
+            fits = [n for n in outputs if labels and self.engine.outputs[n].shape[1:] == (len(labels),)]
+            for source in fits:
+                base = task if len(fits) == 1 else source
+                named |= {f"{base}.{what}": _Named(source, what, labels) for what in (LABEL, PROBABILITY)}
+        return {name: value for name, value in named.items() if name not in self.engine.outputs}
+
+    def _probabilities(self) -> set[str]:
+        """The outputs that are probabilities as they are: at random rows, all of their numbers lie in 0..1."""
+        sources = {value.source for value in self.named.values()}
+        try:
+            found = self.engine.run([self.engine.probe()])[0]
+        except FxmergeError:
+            return set()
+        return {name for name in sources if found[name].min() >= 0 and found[name].max() <= 1}
+
+    # -- answering
+
+    async def take(self, request: InferRequest, seconds: float) -> Taken:
+        """The request in numbers, its raw inputs read. Raises `RequestError` where they cannot be, or too many wait."""
+        wanted = self._wanted(request)
+        plain = tuple(dict.fromkeys(self.named[n].source if n in self.named else n for n in wanted))
+        if not any(name in self.inputs for name in request.inputs):
+            return Taken(replace(request, outputs=plain), wanted)
+        if self._pending >= self.limits.max_queue:
+            raise RequestError(f"{self._pending} requests wait to be read already", "send it again in a moment", FULL)
+        self._pending += 1
+        try:
+            until = monotonic() + seconds
+            read = asyncio.get_running_loop().run_in_executor(self._threads, self._read, request, until)
+            inputs, cut = await read
+        finally:
+            self._pending -= 1
+        return Taken(replace(request, inputs=inputs, outputs=plain), wanted, cut)
+
+    def answer(self, values: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """The outputs that were asked for, classes by name among them."""
+        return {name: self._class(self.named[name], values) if name in self.named else values[name] for name in outputs}
+
+    def told_inputs(self) -> list[dict[str, Any]]:
+        """The raw inputs as the protocol's metadata tells them."""
+        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in self.inputs]
+
+    def told_outputs(self) -> list[dict[str, Any]]:
+        """The named classes as the protocol's metadata tells them."""
+        kinds = {LABEL: "BYTES", PROBABILITY: "FP32"}
+        return [{"name": n, "datatype": kinds[value.what], "shape": [-1]} for n, value in self.named.items()]
+
+    def close(self) -> None:
+        """End what reads, when what it does is done."""
+        self._threads.shutdown()
+        for found in {id(found): found for found, _ in self.inputs.values()}.values():
+            found.close()
+
+    def _wanted(self, request: InferRequest) -> tuple[str, ...]:
+        tasks = [task for name in request.inputs if name in self.inputs for task in self.inputs[name][1]]
+        tasks = tasks or list(self.engine.tasks)
+        some = [n for n in self.engine.outputs if self.engine.task_of[n] in tasks]
+        some += [n for n, value in self.named.items() if self.engine.task_of[value.source] in tasks]
+        check_outputs(request.outputs, [*self.engine.outputs, *self.named])
+        for name in request.outputs:
+            source = self.named[name].source if name in self.named else name
+            task = self.engine.task_of.get(source, tasks[0])
+            if task not in tasks:
+                raise RequestError(
+                    f"the output {name!r} is not computed from {listed(request.inputs)}", f"send {task}'s"
+                )
+        return tuple(dict.fromkeys(request.outputs)) or tuple(some)
+
+    def _read(self, request: InferRequest, until: float) -> tuple[dict[str, Array], int]:
+        inputs: dict[str, Array] = {}
+        cut = 0
+        for name, value in request.inputs.items():
+            found, count = {name: value}, 0
+            if name in self.inputs:
+                if value.dtype != object or value.ndim > 2 or value.shape[1:] not in ((), (1,)) or not len(value):
+                    raise RequestError(
+                        f"the input {name!r} is no row of BYTES, but {list(value.shape)}", "send it as BYTES [rows]"
+                    )
+                found, count = self.inputs[name][0].read(name, list(value.reshape(-1)), until)
+            twice = next((port for port in found if port in inputs), None)
+            if twice is not None:
+                raise RequestError(f"the input {name!r} fills {twice!r} once more", "send one of them")
+            inputs |= found
+            cut += count
+        return inputs, cut
+
+    def _class(self, named: _Named, values: Mapping[str, Array]) -> Array:
+        scores: Array = values[named.source].astype(np.float64)
+        best = scores.argmax(axis=1)
+        if named.what == LABEL:
+            return np.array([named.labels[k].encode() for k in best], object)
+        if named.source not in self._given:
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+        chosen: Array = scores[np.arange(len(best)), best]
+        return chosen.astype(np.float32)
+
+
+def _beside(path: Path) -> dict[str, bytes]:
+    files = (path.parent / name for name in INPUT_ASSETS)
+    return {file.name: read_bytes(file, most=LARGEST_JSON) for file in files if file.is_file()}
+
+
+def _same(files: Mapping[str, bytes]) -> str:
+    """Equal for files that read alike; how a tokenizer cuts and fills is for the model to say."""
+    found = {}
+    for name, data in files.items():
+        try:
+            value = json.loads(data)
+        except ValueError:
+            value = data.decode("utf-8", "replace")
+        if isinstance(value, dict):
+            value = {key: kept for key, kept in value.items() if key not in ("truncation", "padding")}
+        found[name] = value
+    return json.dumps(found, sort_keys=True)
