@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +40,8 @@ SHARES = (60, 30, 15)
 """A trial of a rung takes one step in so many of the whole run."""
 POOLS = 4
 """About so many pools of trials share the memory for samples."""
+WORTH = 0.1
+"""More training is advised if twice the steps of a trial lower the error by this share."""
 FINALISTS = 2
 MOST_RATES = 2
 """So many are tried to either side at most."""
@@ -166,7 +168,28 @@ class _Search:
         best = self._preferred(self._ranked(field, 2)) if len(field) > 1 else field[0]
         if self.errors:
             self.job.notes.append(f"polish {best}: smallest error on held-back inputs, or near it ({self._told()})")
+            self.job.notes.extend(self._more(best))
         return best
+
+    def _more(self, best: Try) -> Iterator[str]:
+        """Whether more steps than there are would help, by what twice as many did in the trials."""
+        number = next(i for i, start in enumerate(self.starts) if start is best.start)
+        found = {n: e for (i, o, r, n, _), e in self.errors.items() if (i, o, r) == (number, best.optimizer, best.rate)}
+        if len(found) < 2:
+            return
+        few, many = sorted(found)[-2:]
+        if not 0 < found[many] < math.inf or not found[few] < math.inf:
+            return
+        gain = 1 - (found[many] / found[few]) ** (1 / math.log2(many / few))
+        told = (
+            f"twice the steps lowered the error by {gain:.0%} in the trials"
+            if gain > 0
+            else "twice the steps gained none in the trials"
+        )
+        if gain >= WORTH:
+            yield f"more training would help: {told}; try --steps {2 * self.steps} or a larger --budget"
+        else:
+            yield f"more training would gain little: {told}"
 
     def said(self) -> list[dict[str, Any]]:
         """Every trial with its error, for the result."""

@@ -36,6 +36,14 @@ def test_it_tries_starts_optimizers_and_rates_and_says_which_was_best() -> None:
     assert any(note.startswith("polish ") for note in result["notes"])
 
 
+def test_whether_more_training_would_help_is_said() -> None:
+    programs, data = two()
+    notes = fxmerge.merge(programs, data=data, **SHORT | {"steps": 620, "init": "first", "optimizer": "adamw"}).result[
+        "notes"
+    ]
+    assert any(note.startswith("more training would help") and "--steps 1240" in note for note in notes), notes
+
+
 def test_what_is_named_is_not_searched() -> None:
     programs, data = two()
     named = {"init": "parent1", "optimizer": "adamw", "lr": 0.002}
