@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fxmerge import figures
 from fxmerge.config import MergeConfig
-from fxmerge.errors import CaptureError, DataError, FxmergeError, VerificationError
+from fxmerge.errors import CaptureError, DataError, FxmergeError, LineUpError, VerificationError
 from fxmerge.figures import Samples
 from fxmerge.inspection import check, examine, inspect
 from fxmerge.ir.difference import Difference
@@ -23,13 +23,14 @@ from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized, unsized
 from fxmerge.ir.supernet import SuperNet
-from fxmerge.messages import nearest
 from fxmerge.methods import Job, Method, Outcome
+from fxmerge.methods.about import about_of
 from fxmerge.methods.base import Trained
+from fxmerge.methods.trunks import Weights, trunk_of
 from fxmerge.output.formats import ONNX, format_of
 from fxmerge.output.merged import Merged
 from fxmerge.output.readings import check_metrics
-from fxmerge.parents import Parent, load_parents
+from fxmerge.parents import Parent, by_task, load_base, load_parents
 from fxmerge.pipeline import Pipeline, Stage, Train
 from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
@@ -231,7 +232,9 @@ class _Merge:
 
         batch = trained.batch_size or usual_batch(supernet)
         recipe = Recipe(trained.augment, trained.pool, batch, config.seed)
-        pools = Pools(supernet, samples, recipe, tell) if samples is not None and self.method.needs_data else None
+        uses = self.method.needs_data or ((about := about_of(self.method)) is not None and about.tuned)
+        pools = Pools(supernet, samples, recipe, tell) if samples is not None and uses else None
+        base = getattr(self.method, "base", None)
         return Job(
             supernet=supernet,
             pool=None if pools is None else pools.pool(pools.kinds[0]),
@@ -252,7 +255,27 @@ class _Merge:
             fold_trunk=fold_trunk,
             progress=tell or silent,
             state=Path(config.resume) / "training.pt" if config.resume else None,
+            base=None if base is None else cache(partial(self._base, str(base), supernet.template, samples)),
         )
+
+    def _base(self, source: str, template: int, samples: list[Samples] | None) -> Weights:
+        """The trunk of the model that the parents were tuned from: it is lined up with the template as a parent is."""
+        like = self.given[template]
+        program = load_base(source, self.config, samples[template] if samples else dict(like.samples))
+        config = self.config.with_options(like=0)
+        pair = _Merge(
+            config,
+            Stages(),
+            self.known,
+            self.method,
+            self.trained,
+            given=[like, program.evolve(task=f"{like.task} base")],
+        )
+        try:
+            net = pair._supernet(pair.given, None)
+        except LineUpError as error:
+            raise LineUpError(f"--base {source} does not line up with {like.task}: {error.what}", error.todo) from error
+        return trunk_of(pair._job(net, None, None).fold_trunk(net.start([0.0, 1.0]).program))
 
     def _outcome(self, job: Job) -> Outcome:
         """What the method makes; an extension's method that fails is named with its owner."""
@@ -365,19 +388,3 @@ def _unsized(programs: Sequence[Program]) -> CaptureError:
         f"a size depends on what the inputs hold, not on their shapes{at}",
         "compute all rows and choose with torch.where, in place of indexing with a mask",
     )
-
-
-def by_task(data: Any, programs: Sequence[Program]) -> dict[str, Any]:
-    """`data` as given to `merge`, by task; the key "" stands for every task."""
-    if data is None or (isinstance(data, Mapping) and not data):
-        return {}
-    if not isinstance(data, Mapping):
-        return {"": data}
-    tasks = [program.task for program in programs]
-    if set(data) <= {*tasks, ""}:
-        return dict(data)
-    names = {port.name for port in programs[0].inputs}
-    if set(data) <= names | {name.partition(".")[0] for name in names}:  # nested inputs may be given as they are
-        return {"": data}
-    wrong = next(name for name in data if name not in tasks)
-    raise DataError(f"there is no task named {wrong}{nearest(wrong, tasks)}", f"the tasks are {', '.join(tasks)}")

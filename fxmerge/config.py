@@ -84,6 +84,10 @@ class MergeConfig(BaseModel):
         "Method", ge=0, of_method=True,
     )  # fmt: skip
     full: bool = option(False, "Dense M and U.", "Method", of_method=True)
+    base: str | None = option(
+        None, "The model that the parents were fine-tuned from, a file or folder like theirs.", "Method",
+        metavar="SOURCE", of_method=True,
+    )  # fmt: skip
     like: int = option(0, "The parent whose shape the merged model has, counted from 0.", "Method", ge=0)
     width_scale: float | None = option(None, "Make every merged width this many times larger.", "Method", gt=0, le=64)
     augment: Literal["auto", "none", "image", "tokens", "vector", "written"] = option(

@@ -32,6 +32,15 @@ def load_parents(given: Sequence[Parent], config: MergeConfig, data: Any) -> lis
     return programs
 
 
+BASE = "base"
+"""Task of the model that the parents were tuned from: `--arch base=FACTORY` is for it alone."""
+
+
+def load_base(source: str, config: MergeConfig, samples: Mapping[str, Any]) -> Program:
+    """The model that the parents were tuned from; what holds no samples of its own is traced on these."""
+    return _read(source, BASE, config, dict(samples) or None)
+
+
 def _read(source: str | Path, task: str, config: MergeConfig, samples: Any) -> Program:
     """The program of a SOURCE. What holds no samples of its own, as a state dict, is traced on those of the task."""
     weights = _takes_weights(source)  # what is said for all parents is for those that can use it
@@ -54,15 +63,32 @@ def _takes_weights(source: Parent) -> bool:
 def _check_use(given: Sequence[Parent], tasks: Sequence[str], config: MergeConfig) -> None:
     """Every task that --arch and --key name is there, and what is said for all is of use to one."""
     for flag, values in (("--arch", config.arch), ("--key", config.key)):
-        if wrong := [task for task in values if task and task not in tasks]:
+        known = [*tasks, BASE] if config.base else list(tasks)
+        if wrong := [task for task in values if task and task not in known]:
             raise OptionError(
-                f"{flag} {wrong[0]}=…: there is no task of that name{nearest(wrong[0], tasks)}",
+                f"{flag} {wrong[0]}=…: there is no task of that name{nearest(wrong[0], known)}",
                 f"the tasks are {', '.join(tasks)}",
             )
     used = {"--arch": "" in config.arch, "--key": "" in config.key, "--ignore": bool(config.ignore)}
     idle = [flag for flag, is_given in used.items() if is_given]
     if idle and not any(_takes_weights(parent) for parent in given):
         raise OptionError(f"{idle[0]} is for weights, and every parent holds its model already", f"leave {idle[0]} out")
+
+
+def by_task(data: Any, programs: Sequence[Program]) -> dict[str, Any]:
+    """`data` as given to `merge`, by task; the key "" stands for every task."""
+    if data is None or (isinstance(data, Mapping) and not data):
+        return {}
+    if not isinstance(data, Mapping):
+        return {"": data}
+    tasks = [program.task for program in programs]
+    if set(data) <= {*tasks, ""}:
+        return dict(data)
+    names = {port.name for port in programs[0].inputs}
+    if set(data) <= names | {name.partition(".")[0] for name in names}:  # nested inputs may be given as they are
+        return {"": data}
+    wrong = next(name for name in data if name not in tasks)
+    raise DataError(f"there is no task named {wrong}{nearest(wrong, tasks)}", f"the tasks are {', '.join(tasks)}")
 
 
 def _of_task(data: Any, task: str, tasks: Sequence[str]) -> Any:

@@ -5,11 +5,14 @@ from fxmerge.methods.auto import AUTO
 from fxmerge.methods.average import AVERAGE
 from fxmerge.methods.base import Init, Job, Method, Outcome, Trained
 from fxmerge.methods.condense import CONDENSE
+from fxmerge.methods.dare import DARE
 from fxmerge.methods.distill import DISTILL
 from fxmerge.methods.foldable import FOLDABLE
 from fxmerge.methods.inits import INITS
+from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
+from fxmerge.methods.ties import TIES
 
-METHODS: tuple[Method, ...] = (AUTO, CONDENSE, FOLDABLE, DISTILL, AVERAGE)
+METHODS: tuple[Method, ...] = (AUTO, CONDENSE, FOLDABLE, DISTILL, AVERAGE, TASK_ARITHMETIC, TIES, DARE)
 """The built-in methods, the default one first."""
 
 __all__ = ["INITS", "METHODS", "About", "Init", "Job", "Method", "Outcome", "Trained"]

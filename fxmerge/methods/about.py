@@ -31,6 +31,8 @@ class About:
     """Whether parents may differ in width."""
     depths: bool = False
     """Whether parents may differ in depth."""
+    tuned: bool = False
+    """Whether samples, which it does not need, choose its options where there are some."""
     groups: tuple[Group, ...] = ("identity",)
     """What it looks for, where the analysis finds that a space has it."""
 

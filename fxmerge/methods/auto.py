@@ -37,6 +37,8 @@ class Auto(Trained):
     lr: float | None = None
     optimizer: Choice = "auto"
     loss: Loss = "auto"
+    base: str | None = None
+    """The model that the parents were fine-tuned from, for starts that count changes from it."""
     polish: int | None = None
     """Steps of training after the fold, in place of `steps`; with 0 the start is the result."""
     budget: float | None = None

@@ -11,9 +11,8 @@ from dataclasses import replace
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job
-from fxmerge.methods.student import targets_of
-from fxmerge.methods.wanted import wanted
-from fxmerge.training.fit import score, silent
+from fxmerge.methods.judge import judge
+from fxmerge.training.fit import silent
 
 Balance = tuple[float, ...]
 Solve = Callable[[Job, Balance], tuple[SuperNet, Program]]
@@ -35,18 +34,17 @@ def best_balance(job: Job, solve: Solve) -> Balance:
     if pools is None or not pools.triable or not job.supernet.together or not job.supernet.streams:
         return equal
     short = replace(job, pool=pools.trial(pools.kinds[0], 1.0), progress=silent, notes=[])
-    held = replace(job, pool=pools.held())
     if pools.held_back < FEWEST:
         return equal
-    scores = {equal: _score(held, *solve(short, equal))}
-    if scores[equal] < ENOUGH:
-        for step in STEPS:
+    with judge(job, job.supernet) as score:
+        scores = {equal: score(solve(short, equal)[1])}
+        for step in STEPS if scores[equal] < ENOUGH else ():
             best = max(scores, key=lambda tried: scores[tried])
             raised = range(count) if step == STEPS[0] else [k for k in range(count) if best[k] > 1]
             for k in raised:
                 tried = tuple(step if i == k else 1.0 for i in range(count))
                 job.progress(len(scores), count + len(STEPS), f"closed form, parents at {_told(tried)}")
-                scores[tried] = _score(held, *solve(short, tried))
+                scores[tried] = score(solve(short, tried)[1])
     best = max(scores, key=lambda tried: scores[tried])
     best = best if 1 - scores[best] < CLEARLY * (1 - scores[equal]) else equal
     told = ", ".join(f"{_told(tried)} {score:.3f}" for tried, score in scores.items())
@@ -54,15 +52,6 @@ def best_balance(job: Job, solve: Solve) -> Balance:
         f"condense: parents at {_told(best)}, the best score of the untrained merge on held-back inputs ({told})"
     )
     return best
-
-
-def _score(job: Job, supernet: SuperNet, program: Program) -> float:
-    """Mean score of what the loss compares."""
-    assert job.pool is not None
-    options = job.options
-    shown = program.only(each.feature.port for each in wanted(supernet, options.inner, options.loss))
-    scores = score(shown.module, job.pool, targets_of(shown, supernet, job), job.settings)
-    return sum(scores) / len(scores)
 
 
 def _told(balance: Balance) -> str:

@@ -105,6 +105,8 @@ class Job:
     notes: list[str] = field(default_factory=list)
     pools: Pools | None = None
     """Other pools of the same samples, where the kind of augmentation is left to a trial."""
+    base: Callable[[], Mapping[str, Tensor]] | None = None
+    """The trunk of the model that the parents were tuned from, by the template's names; None if it was not given."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from fxmerge.errors import OptionError
 from fxmerge.ir.maps import Form
@@ -12,6 +14,9 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.messages import nearest
 from fxmerge.methods.base import Init, Job
 from fxmerge.methods.condense import CONDENSE
+from fxmerge.methods.dare import DARE
+from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
+from fxmerge.methods.ties import TIES
 
 
 @dataclass(frozen=True)
@@ -62,28 +67,59 @@ class FromParent:
         return job.supernet.start(weights, form, job.settings.seed)
 
 
-@dataclass(frozen=True)
-class FromCondense:
-    """M and U of the closed form. Only dense maps can hold them."""
+class Startable(Protocol):
+    """A method whose result others may train on.
 
-    name: str = "condense"
-    summary: str = "start from the closed form (see the method condense)"
+    Where it is a choice of maps, and not of folded weights alone, a `solve(job)` beside gives the SuperNet with them.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def start(self, job: Job, form: Form) -> tuple[SuperNet, Program]:
+        """The SuperNet, its maps in this form, and its trunk folded into ordinary weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class FromMethod:
+    """What a method without training gives: maps where it chooses maps, which only dense ones can hold."""
+
+    method: Startable
+
+    @property
+    def name(self) -> str:
+        return self.method.name
+
+    @property
+    def summary(self) -> str:
+        return f"start from what the method {self.name} gives"
 
     def __call__(self, job: Job, form: Form) -> SuperNet:
+        solve: Callable[[Job], SuperNet] | None = getattr(self.method, "solve", None)
+        if solve is None:
+            raise OptionError(
+                f"maps cannot hold what {self.name} gives: it merges folded weights",
+                f"train those: --method auto (or distill) --init {self.name}",
+            )
         if form != "full":
             raise OptionError(
-                f"maps of rank {form} cannot hold the closed form",
+                f"maps of rank {form} cannot hold what {self.name} gives",
                 "give --full, or --init average; or --method distill",
             )
-        net = CONDENSE.solve(job)
+        net = solve(job)
         for _, block in net.maps():
             block.start([block.matrix(k).detach() for k in range(len(block.sizes))], form)
         return net
 
+    def folded(self, job: Job) -> tuple[SuperNet, Program]:
+        """The same as weights, some of which no maps can give."""
+        return self.method.start(job, "full")
+
 
 TRIED: tuple[Init, ...] = (FromAverage(), FromFirst())
 """What `auto` chooses from for maps that train."""
-INITS: tuple[Init, ...] = (*TRIED, FromCondense())
+INITS: tuple[Init, ...] = (*TRIED, *(FromMethod(method) for method in (CONDENSE, TASK_ARITHMETIC, TIES, DARE)))
 PARENT = re.compile(r"parent(\d{1,6})")
 
 
@@ -95,9 +131,9 @@ def starts_of(text: str, parents: int, template: int) -> tuple[str, ...]:
 
 
 def folded(job: Job, init: Init) -> tuple[SuperNet, Program]:
-    """A start whose trunk is folded into ordinary weights; the closed form has kernels then that no maps can give."""
-    if isinstance(init, FromCondense):
-        return CONDENSE.start(job, "full")
+    """A start whose trunk is folded into ordinary weights."""
+    if isinstance(init, FromMethod):
+        return init.folded(job)
     supernet = init(job, "full")
     return supernet, job.fold_trunk(supernet.program)
 

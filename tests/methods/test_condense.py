@@ -148,7 +148,7 @@ def test_kernels_and_norms_are_solved_for_those_who_start_from_it_too() -> None:
 
 def test_what_it_cannot_do_is_said() -> None:
     parents = [parent("mlp", seed, task) for seed, task in ((3, "a"), (4, "b"))]
-    with pytest.raises(OptionError, match="maps of rank 2 cannot hold the closed form"):
+    with pytest.raises(OptionError, match="maps of rank 2 cannot hold what condense gives"):
         merged(parents, "foldable{init=condense,rank=2,steps=5}")
     with pytest.raises(OptionError, match="3 numbers to balance 2 parents"):
         merged(parents, "condense{balance=[1.0 1.0 2.0]}")
