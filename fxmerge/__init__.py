@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxmerge.comparison import compare
     from fxmerge.compiler import check, inspect, merge
     from fxmerge.config import MergeConfig
     from fxmerge.coupling import couples
@@ -32,6 +33,7 @@ _WHERE = {
     "__version__": "fxmerge.version",
     "capture": "fxmerge.ir.capture",
     "check": "fxmerge.compiler",
+    "compare": "fxmerge.comparison",
     "couples": "fxmerge.coupling",
     "inspect": "fxmerge.compiler",
     "load": "fxmerge.io.sources",
@@ -48,6 +50,7 @@ __all__ = [
     "__version__",
     "capture",
     "check",
+    "compare",
     "couples",
     "inspect",
     "load",

@@ -225,6 +225,17 @@ class MergeConfig(BaseModel):
         """Raise `OptionError` or `OutputError` if one of the outputs cannot be written. Creates nothing."""
         if self.out is None and not self.dry_run:
             raise OptionError("--out is missing", "add --out merged.onnx")
+        self._check_files()
+
+    def check_compared(self) -> None:
+        """The same for a comparison, which needs no output and has flags of `merge` that say nothing to it."""
+        for name in ("method", "dry_run", "resume"):
+            if self.given(name):
+                flag = f"--{name.replace('_', '-')}"
+                raise OptionError(f"{flag} is of `fxmerge merge`", f"leave out {flag}; --methods names what to compare")
+        self._check_files()
+
+    def _check_files(self) -> None:
         if self.out is not None:
             check_suffix(self.out)
         given = {flag: getattr(self, flag) for flag in ("out", "result", "report") if getattr(self, flag)}

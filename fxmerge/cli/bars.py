@@ -19,8 +19,10 @@ PATIENCE = 2.0
 class Bars(Stages):
     """Stages as bars on a terminal; a stage that tells nothing has a spinner and its time."""
 
-    def __init__(self, console: Console | None = None, patience: float = PATIENCE) -> None:
+    def __init__(self, console: Console | None = None, patience: float = PATIENCE, name: str = "") -> None:
+        """`name`: of the work as a whole, in front of every stage's."""
         super().__init__()
+        self.name = name
         self.console = console or Console(stderr=True)
         self.patience = patience
 
@@ -33,7 +35,7 @@ class Bars(Stages):
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeElapsedColumn(),
             TextColumn("{task.fields[message]}", style="dim"), console=self.console, transient=True,
         )  # fmt: skip
-        task = bars.add_task(name, total=None, message="")
+        task = bars.add_task(f"{self.name} {name}".strip(), total=None, message="")
         late = threading.Timer(self.patience, bars.start)
         late.daemon = True
         late.start()

@@ -45,7 +45,7 @@ def merge(result: Mapping[str, Any]) -> RenderableType:
             Text(
                 f"trained {training['steps']} steps from {result['init']}"
                 + (f" on {augmented} samples, augmented" if augmented not in (None, "none") else "")
-                + f" · loss {_number(training['loss_first'])} → {_number(training['loss_last'])}"
+                + f" · loss {number(training['loss_first'])} → {number(training['loss_last'])}"
                 + f" · {training['samples_per_second']:,.0f} samples/s",
                 style="dim",
             )
@@ -67,12 +67,12 @@ def _tasks(result: Mapping[str, Any]) -> Table:
         row = figures.get(name, {})
         table.add_row(
             Text(name), _samples(row), percent(row.get("agreement")),
-            _number(row.get("feature_r2")), _error(row), f"{parent['parameters']:,}",
+            number(row.get("feature_r2")), _error(row), f"{parent['parameters']:,}",
         )  # fmt: skip
         for output in several(row):
             table.add_row(
                 Text(f"  {output['output']}", style="dim"), Text(output["kind"], style="dim"),
-                percent(output["agreement"]), _number(output["r2"]), percent(output["error"]), "",
+                percent(output["agreement"]), number(output["r2"]), percent(output["error"]), "",
             )  # fmt: skip
     return table
 
@@ -99,7 +99,7 @@ def _samples(row: Mapping[str, Any]) -> str:
 def _stages(result: Mapping[str, Any]) -> list[Text]:
     """What every stage reached on held-back samples, a line a task."""
     rows = [(task["task"], stages) for task in result["tasks"] if (stages := task.get("stages"))]
-    return [Text(f"{task}: " + " → ".join(f"{n} {_number(r)}" for n, r in stages.items())) for task, stages in rows]
+    return [Text(f"{task}: " + " → ".join(f"{n} {number(r)}" for n, r in stages.items())) for task, stages in rows]
 
 
 def _sizes(result: Mapping[str, Any]) -> Text:
@@ -133,8 +133,8 @@ def evaluation(found: Mapping[str, Any]) -> RenderableType:
     """The table of `fxmerge eval`, with the columns that some task has."""
     columns = {
         "agreement": ("agreement with parent", percent), "parent_accuracy": ("parent's accuracy", percent),
-        "merged_accuracy": ("merged accuracy", percent), "parent_perplexity": ("parent's perplexity", _number),
-        "merged_perplexity": ("merged perplexity", _number),
+        "merged_accuracy": ("merged accuracy", percent), "parent_perplexity": ("parent's perplexity", number),
+        "merged_perplexity": ("merged perplexity", number),
     }  # fmt: skip
     used = [key for key in columns if any(key in row for row in found["tasks"])]
     errors = any(row.get("outputs") for row in found["tasks"])
@@ -155,7 +155,7 @@ def evaluation(found: Mapping[str, Any]) -> RenderableType:
 
 def _distance(output: Mapping[str, Any]) -> tuple[str, str]:
     """R² and normalised error of an output."""
-    return _number(output.get("r2")), percent(output.get("error"))
+    return number(output.get("r2")), percent(output.get("error"))
 
 
 def catalogue(entries: Iterable[Sequence[str]]) -> Table:
@@ -266,7 +266,7 @@ def templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("fxmerge.cli"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"percent": percent, "number": _number, "duration": duration}
+    made.filters |= {"percent": percent, "number": number, "duration": duration}
     return made
 
 
@@ -284,5 +284,5 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"

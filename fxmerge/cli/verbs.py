@@ -262,6 +262,52 @@ def merge(
 
 
 @_verb
+@with_config_flags
+def compare(
+    config: MergeConfig,
+    methods: Annotated[
+        str,
+        typer.Option(metavar="NAME,NAME,…", help="What to compare; options of one method in braces: name{rank=12}."),
+    ],
+    as_json: JSON = False,
+    verbose: VERBOSE = False,
+    quiet: QUIET = False,
+) -> None:
+    """Merge the same parents by several methods and print one table: agreement, R², seconds, size.
+
+    Takes the flags of `merge`; what only some methods have goes to those. With --out the best is written: by
+    agreement with the parents on held-back samples, where outputs are no classes by R².
+
+    [bold]Examples:[/]
+
+      fxmerge compare a.pt b.pt --methods average,condense,auto
+      fxmerge compare a.pt b.pt --methods 'ties{density=0.3},foldable{steps=100}' --base c.pt --out ab.onnx
+    """
+    config.check_parents()
+    config.check_compared()
+    from fxmerge import comparison
+    from fxmerge.cli import comparison_table as table
+    from fxmerge.cli.report import html
+
+    tell = _stderr(quiet)
+    found = comparison.compare(
+        config.parents, methods, config=config, stages=lambda text: Bars(_stderr(quiet), name=text),
+        done=lambda row, number, total: tell.print(Text(table.progress(row, number, total), style="dim")),
+    )  # fmt: skip
+    if verbose:
+        for row in found.rows:
+            _note([f"{row.method}: {note}" for note in row.result.get("notes", ())], quiet)
+    if config.result:
+        _write(config.result, json.dumps(found.as_dict(), indent=1), config.overwrite)
+    if config.report and found.best is not None:
+        _write(config.report, html(found.best.result, config), config.overwrite)
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=1))
+    elif not quiet:
+        _stdout().print(table.table(found))
+
+
+@_verb
 def _eval(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A merged .onnx.")],
     data: Annotated[list[str], typer.Option(metavar="[TASK=]PATH", help="Samples of a task, labels included.")],
