@@ -51,6 +51,11 @@ class Bars(Stages):
             bars.stop()
 
 
+def bars(quiet: bool) -> Bars:
+    """Bars on the standard error, or none."""
+    return Bars(Console(stderr=True, quiet=quiet))
+
+
 class _Rate(ProgressColumn):
     """How far, how fast, how long: 120/600 · 31.2/s · 15 s left."""
 

@@ -16,8 +16,9 @@ from rich.text import Text
 
 from fxmerge.cli import exits
 from fxmerge.cli.arguments import ARCH, EXTENSION, IGNORE, INPUTS, JSON, KEY, OVERWRITE, PICKLE, QUIET, SOURCE, VERBOSE
-from fxmerge.cli.bars import Bars, duration
+from fxmerge.cli.bars import bars, duration
 from fxmerge.cli.class_names import check_class_names, read_class_names
+from fxmerge.cli.export import export, split
 from fxmerge.cli.flags import with_config_flags
 from fxmerge.cli.package import package
 from fxmerge.cli.serve import serve
@@ -117,7 +118,7 @@ def capture(
     from fxmerge.io.bundle import save_bundle
     from fxmerge.io.sources import load
 
-    with _bars(quiet)("capture"):
+    with bars(quiet)("capture"):
         axes = tuple(name.strip() for name in dynamic.split(",")) if dynamic else ()
         program = load(
             source,
@@ -166,7 +167,7 @@ def inspect(
     from fxmerge.inspection import examine, refusals
 
     options = _source_options(arch, inputs, key, ignore, allow_pickle, extension)
-    with _bars(quiet)("analyse"):
+    with bars(quiet)("analyse"):
         found = examine(source, **options)
     if html:
         from fxmerge.cli.inspect_page import page
@@ -209,7 +210,7 @@ def check(
     from fxmerge.cli import report
 
     options = _source_options(arch, inputs, key, ignore, allow_pickle, extension)
-    with _bars(quiet)("check"):
+    with bars(quiet)("check"):
         found = inspection.check(source, seed=seed, **options)
     if as_json:
         print(json.dumps(report.as_dict(found), indent=1))
@@ -248,7 +249,7 @@ def merge(
     from fxmerge.cli import report
 
     with state_folder(config, lambda note: _note([note], quiet)) as config:
-        merged = compiler.merge(config.parents, config=config, stages=_bars(quiet))
+        merged = compiler.merge(config.parents, config=config, stages=bars(quiet))
     _note(merged.result["notes"], quiet)
     if config.result:
         _write(config.result, json.dumps(merged.result, indent=1), config.overwrite)
@@ -332,7 +333,7 @@ def _eval(
 
     found = evaluate.evaluate(
         model, parse_data(data), parents=parent or (), device=device, limit=limit, allow_pickle=allow_pickle,
-        metric=MergeConfig.of(metric=parse_by_task("metric", metric or (), "KIND")).metric, stages=_bars(quiet),
+        metric=MergeConfig.of(metric=parse_by_task("metric", metric or (), "KIND")).metric, stages=bars(quiet),
     )  # fmt: skip
     _note(found["notes"], quiet)
     if as_json:
@@ -404,8 +405,7 @@ def demo(
     run(seed=seed, out=Path(out) if out else None, console=Console(quiet=quiet))
 
 
-_verb(serve)
-_verb(package)
+_verb(export), _verb(split), _verb(serve), _verb(package)
 
 
 def _list(kind: Literal["passes", "rules"], extension: Sequence[str] | None) -> None:
@@ -443,7 +443,3 @@ def _stdout() -> Console:
 
 def _stderr(quiet: bool) -> Console:
     return Console(stderr=True, quiet=quiet)
-
-
-def _bars(quiet: bool) -> Bars:
-    return Bars(_stderr(quiet))

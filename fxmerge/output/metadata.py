@@ -13,6 +13,9 @@ from fxmerge.ir.program import Port
 from fxmerge.messages import printable
 
 AGAIN = "merge it again"
+TASKS = "fxmerge.tasks"
+BY_TASK = ("fxmerge.labels", "fxmerge.parents", "fxmerge.turned")
+"""What is said by task, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,12 @@ def read_metadata(values: Mapping[str, str], outputs: Sequence[Port], path: str 
     Raises `SourceError` if it is of another kind than fxmerge writes, or names tasks without outputs.
     """
     names = [port.name for port in outputs]
-    known = _json(values, "fxmerge.tasks", path)
+    known = _json(values, TASKS, path)
     tasks = known if known is not None else list(dict.fromkeys(name.split(".")[0] for name in names))
     if known is None and not all("." in name for name in names):
         raise SourceError(f"{path} is no merged model: its outputs are not called TASK.OUTPUT", AGAIN)
     if not tasks or not _texts(tasks) or len(set(tasks)) != len(tasks):
-        raise _wrong("fxmerge.tasks", path)
+        raise _wrong(TASKS, path)
     without = next((task for task in tasks if not any(name.startswith(f"{task}.") for name in names)), None)
     if without is not None:
         raise SourceError(f"{path} names the task {printable(without)!r}, but gives no output for it", AGAIN)

@@ -15,8 +15,8 @@ from fxmerge.io.files import sha256, weights_beside
 from fxmerge.ir.program import Port
 from fxmerge.messages import listed, nearest, printable, reason
 from fxmerge.output.metadata import read_metadata
+from fxmerge.output.parts import Part, cut
 from fxmerge.output.runtime import OnnxModel, onnx_session
-from fxmerge.serving.parts import Part, cut
 from fxmerge.serving.protocol import NAMES, Array, InferRequest, RequestError
 
 TRIED = (8, 32, 64, 224)

@@ -14,9 +14,9 @@ from fxmerge.errors import OutputError, SourceError
 from fxmerge.io.files import weights_beside
 from fxmerge.ir.program import Port
 from fxmerge.messages import printable, reason
+from fxmerge.output.parts import only
 from fxmerge.serving.batching import Limits
 from fxmerge.serving.engine import Engine, datatype
-from fxmerge.serving.parts import only
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
 

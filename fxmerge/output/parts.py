@@ -50,13 +50,15 @@ def cut(path: Path, tasks: Mapping[str, Sequence[str]]) -> tuple[Part | None, di
     return Part(_part(model, shared, read, sorted(passed)), tuple(read), tuple(sorted(passed))), heads
 
 
-def only(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
-    """The model cut to some of its outputs, weights in it, its ports as they were."""
+def only(path: Path, inputs: Sequence[str] | None, outputs: Sequence[str]) -> Any:
+    """The model cut to some of its outputs, weights in it, its ports as they were; inputs are what it reads if None."""
     import onnx
 
     model = onnx.load(str(path))
     writer = {name: k for k, node in enumerate(model.graph.node) for name in node.output if name}
     part = _part(model, _needed(outputs, writer, [tuple(_read(node)) for node in model.graph.node]), (), ())
+    if inputs is None:
+        inputs = [name for node in part.graph.node for name in _read(node)] + [*outputs]
     part.graph.input.extend(value for value in model.graph.input if value.name in inputs)
     part.graph.output.extend(value for value in model.graph.output if value.name in outputs)
     return part
