@@ -51,9 +51,9 @@ class Bars(Stages):
             bars.stop()
 
 
-def bars(quiet: bool) -> Bars:
-    """Bars on the standard error, or none."""
-    return Bars(Console(stderr=True, quiet=quiet))
+def bars(quiet: bool, name: str = "") -> Bars:
+    """Bars on the standard error, or none; `name` is of the work as a whole."""
+    return Bars(Console(stderr=True, quiet=quiet), name=name)
 
 
 class _Rate(ProgressColumn):

@@ -292,7 +292,7 @@ def compare(
 
     tell = _stderr(quiet)
     found = comparison.compare(
-        config.parents, methods, config=config, stages=lambda text: Bars(_stderr(quiet), name=text),
+        config.parents, methods, config=config, stages=lambda text: bars(quiet, text),
         done=lambda row, number, total: tell.print(Text(table.progress(row, number, total), style="dim")),
     )  # fmt: skip
     if verbose:

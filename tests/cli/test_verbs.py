@@ -335,7 +335,7 @@ def test_interrupted_for_real_and_resumed(here: Path, capsys: pytest.CaptureFixt
     class Stop(compiler.Stages):
         """Interrupts the run when training tells of its sixth step."""
 
-        def __init__(self, *_: Any) -> None:
+        def __init__(self, *_: Any, **__: Any) -> None:
             super().__init__()
             self.steps = 0
 
@@ -351,7 +351,7 @@ def test_interrupted_for_real_and_resumed(here: Path, capsys: pytest.CaptureFixt
             yield self.tell
 
         patch.setattr(Stop, "show", show)
-        patch.setattr("fxmerge.cli.verbs.Bars", Stop)
+        patch.setattr("fxmerge.cli.bars.Bars", Stop)
         code, _, err = run(capsys, *args)
     assert code == 130, err
     assert (here / "m.onnx.state" / "training.pt").is_file()
