@@ -109,23 +109,20 @@ class Engine:
         return tuple(asked.inputs), tuple(sorted((n, s) for n, s in kept if n != self._batch)), tuple(fixed)
 
     def _check(self, port: Port, value: Array, sizes: dict[str, int]) -> None:
-        shown = f"[{', '.join(map(str, port.shape))}]"
         if value.dtype.name != _numpy_name(port):
             raise RequestError(
                 f"the input {port.name!r} is {NAMES[value.dtype.name]}, the model takes {datatype(port)}",
                 f"send it as {datatype(port)}",
             )
-        misfit = RequestError(
-            f"the input {port.name!r} has the shape {list(value.shape)}, the model takes {shown}",
-            f"send it in the shape {shown}, where names are sizes you choose",
-        )
-        if value.ndim != len(port.shape) or not value.size:
-            raise misfit
-        for size, found in zip(port.shape, value.shape, strict=True):
-            if (isinstance(size, int) and size != found) or sizes.get(str(size), found) != found:
-                raise misfit
-            if isinstance(size, str):
-                sizes[size] = found
+        fits = value.ndim == len(port.shape) and value.size > 0
+        for size, found in zip(port.shape, value.shape, strict=False):
+            fits = fits and found == (size if isinstance(size, int) else sizes.setdefault(size, found))
+        if not fits:
+            shown = f"[{', '.join(map(str, port.shape))}]"
+            raise RequestError(
+                f"the input {port.name!r} has the shape {list(value.shape)}, the model takes {shown}",
+                f"send it in the shape {shown}, where names are sizes you choose",
+            )
         if value.dtype.kind == "f" and np.isnan(value).any():
             row = int(np.isnan(value.reshape(len(value), -1) if value.ndim else value).any(axis=-1).argmax())
             raise RequestError(f"row {row} of the input {port.name!r} holds NaN", "send numbers")

@@ -144,19 +144,23 @@ def from_numbers(name: str, datatype: str, shape: Sequence[int], data: Any) -> A
             f"the input {name!r} has data of the shape {list(given.shape)}, not {list(shape)}",
             "send as many numbers as its shape says",
         )
-    fits = {"b": "biu", "u": "iu", "i": "iu", "f": "iuf"}[kind.kind]
-    wrong = RequestError(
-        f"the data of the input {name!r} are not all {datatype}", f"send numbers that {datatype} holds"
-    )
-    if count and given.dtype.kind not in fits:
-        raise wrong
+    made = _exact(given, kind) if given.size else given.astype(kind)
+    if made is None:
+        raise RequestError(
+            f"the data of the input {name!r} are not all {datatype}", f"send numbers that {datatype} holds"
+        )
+    return made.reshape(shape)
+
+
+def _exact(given: Array, kind: np.dtype[Any]) -> Array | None:
+    """The numbers in another type, floats rounded; None where one is of another kind, or outside of it."""
+    if given.dtype.kind not in {"b": "biu", "u": "iu", "i": "iu", "f": "iuf"}[kind.kind]:
+        return None
     with np.errstate(over="ignore", invalid="ignore"):
         made = given.astype(kind)
-    if kind.kind == "f" and np.isinf(made).any() and not (np.isinf(made) == np.isinf(given.astype(float))).all():
-        raise wrong
-    if kind.kind != "f" and not np.array_equal(made, given):
-        raise wrong
-    return made.reshape(shape)
+    if kind.kind == "f":
+        return made if np.array_equal(np.isinf(made), np.isinf(given.astype(float))) else None
+    return made if np.array_equal(made, given) else None
 
 
 def _entries(name: str, values: list[Any], shape: Sequence[int]) -> Array:

@@ -149,17 +149,17 @@ async def _read(request: Request, service: Service, hold: Hold) -> InferRequest:
 async def _body(request: Request, most: int, hold: Hold) -> bytes:
     """The whole body. Raises `RequestError` as soon as it is known to be too large."""
     told = request.headers.get("content-length", "0")
-    parts, size = [], int(told) if told.isascii() and told.isdigit() else 0
-    over = RequestError(f"the request has more than {most} bytes", "send fewer rows at once", TOO_LARGE)
+    parts, size = [b""], int(told) if told.isascii() and told.isdigit() else 0
+    if size <= most:
+        size = 0
+        async for part in request.stream():
+            parts.append(part)
+            size += len(part)
+            if size > most:
+                break
+            hold(len(part))
     if size > most:
-        raise over
-    size = 0
-    async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > most:
-            raise over
-        hold(len(part))
+        raise RequestError(f"the request has more than {most} bytes", "send fewer rows at once", TOO_LARGE)
     return b"".join(parts)
 
 
