@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
         "--rounds", type=int, default=3, help="times that all are measured in turn; the middle one counts"
     )
     parser.add_argument("--flight", type=int, nargs="+", default=(1, 4, 16, 64), help="requests in flight")
-    parser.add_argument("--width", type=int, default=128, help="width of the parents")
+    parser.add_argument("--width", type=int, default=256, help="width of the parents")
     parser.add_argument("--depth", type=int, default=4, help="blocks of the parents")
     parser.add_argument("--out", type=Path, default=RESULTS / "serve.json", help="where the results go")
     return parser.parse_args()

@@ -211,7 +211,12 @@ def _input(value: Mapping[str, Any], rest: memoryview) -> tuple[str, Array, memo
     if size is None:
         if not isinstance(value.get("data"), list):
             raise RequestError(f"the input {name!r} has no data", "send a list of numbers, or binary_data_size")
-        return name, from_numbers(name, datatype, shape, value["data"]), rest
+        tensor = from_numbers(name, datatype, shape, value["data"])
+        if tensor.dtype.kind == "f" and np.isinf(tensor).any():  # JSON has none: it was a number such as 1e400
+            raise RequestError(
+                f"the data of the input {name!r} are not all {datatype}", f"send numbers {datatype} holds"
+            )
+        return name, tensor, rest
     if type(size) is not int or size < 0 or size > len(rest):
         raise RequestError(
             f"the input {name!r} says binary_data_size {printable(str(size))}, but {len(rest)} bytes are left",
@@ -231,7 +236,7 @@ def _kind(name: str, datatype: str) -> np.dtype[Any]:
 
 
 def _count(name: str, shape: Sequence[int]) -> int:
-    if len(shape) > 32 or any(not 0 <= size <= 1 << 40 for size in shape) or math.prod(shape) > 1 << 40:
+    if len(shape) > 32 or min(shape, default=0) < 0 or math.prod(size or 1 for size in shape) > 1 << 40:
         raise RequestError(f"the shape of the input {name!r} is too large or no shape at all", "send fewer rows")
     return math.prod(shape)
 

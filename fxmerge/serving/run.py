@@ -20,6 +20,9 @@ from fxmerge.serving.metrics import Metrics
 from fxmerge.serving.models import open_models
 from fxmerge.serving.service import Service, read_keys
 
+KEEP_ALIVE = 75
+"""Seconds that an idle connection is kept: longer than load balancers and clients do, so that they close it."""
+
 LINGER = 1.0
 """Seconds that a stopping server still says so to who asks: a request on its way would meet a closed connection."""
 
@@ -59,7 +62,7 @@ async def _serve(service: Service, rest: socket.socket, options: Options) -> int
     grace = int(options.limits.timeout) + 5  # more than any request may take
     config = uvicorn.Config(
         app(service), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
-        timeout_graceful_shutdown=grace,
+        timeout_graceful_shutdown=grace, timeout_keep_alive=KEEP_ALIVE,
     )  # fmt: skip
     by_rest = uvicorn.Server(config)
     by_rest.capture_signals = contextlib.nullcontext  # type: ignore[assignment] # both doors stop together, below

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,16 @@ def test_what_is_there_is_replaced_only_when_told(
     assert "no model of Triton's" in refused("--overwrite")
     path.write_bytes(b"nothing")
     assert "cannot open it" in refused("--overwrite")
+
+
+def test_a_full_disk_leaves_nothing(
+    two_tasks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    repository = tmp_path / "repository"
+    assert main(["package", str(two_tasks()), "--triton", str(repository)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and "No space left" in told[0] and not list(repository.iterdir())

@@ -93,6 +93,8 @@ BAD = {
     "datatype": (body(datatype="FLOAT32"), None, "unknown datatype"),
     "numbers for text": (body(datatype="BYTES"), None, "not all text"),
     "fewer texts": (body(datatype="BYTES", data=["a", ["b", "c"]]), None, r"has 3 entries, not \[2, 2\]"),
+    "larger than a float": (body(data=[1, 2, 3, "@"]).replace(b'"@"', b"1e400"), None, "not all FP32"),
+    "sizes of nothing": (body(shape=[0, 1 << 32, 1 << 32], data=[]), None, "too large"),
     "size of nothing": (body(shape=[0, 1 << 63], data=[]), None, "too large"),
     "deep numbers": (body(data="@").replace(b'"@"', b"[" * 900 + b"]" * 900), None, "ragged|no JSON"),
     "shape": (body(shape=[2, -2]), None, "no list of sizes"),
