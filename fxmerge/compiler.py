@@ -255,6 +255,7 @@ class _Merge:
             fold_trunk=fold_trunk,
             progress=tell or silent,
             state=Path(config.resume) / "training.pt" if config.resume else None,
+            classes=lambda k, name, value: figures.class_axis(self.given[k], name, value, config.metric),
             base=None if base is None else cache(partial(self._base, str(base), supernet.template, samples)),
         )
 

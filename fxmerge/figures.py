@@ -87,6 +87,13 @@ def scores(
     return list(found.values())
 
 
+def class_axis(given: Program, output: str, values: Tensor, metrics: Mapping[str, str]) -> int | None:
+    """The axis along which an output of a parent is scores of classes; None if it is not."""
+    port = next(port for port in given.outputs if port.name == output)
+    how = reading(given, port, values.detach(), metric_of(metrics, given.task, output))
+    return how.axis if how.kind == "classes" else None
+
+
 def agreement(found: Sequence[Score]) -> float | None:
     """Share of samples (of positions, for token outputs) with the same class, mean over the outputs that are scores."""
     shares = [score.agreement for score in found if score.agreement is not None]

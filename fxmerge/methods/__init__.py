@@ -7,12 +7,14 @@ from fxmerge.methods.base import Init, Job, Method, Outcome, Trained
 from fxmerge.methods.condense import CONDENSE
 from fxmerge.methods.dare import DARE
 from fxmerge.methods.distill import DISTILL
+from fxmerge.methods.fisher import FISHER
 from fxmerge.methods.foldable import FOLDABLE
 from fxmerge.methods.inits import INITS
+from fxmerge.methods.regmean import REGMEAN
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
 from fxmerge.methods.ties import TIES
 
-METHODS: tuple[Method, ...] = (AUTO, CONDENSE, FOLDABLE, DISTILL, AVERAGE, TASK_ARITHMETIC, TIES, DARE)
+METHODS: tuple[Method, ...] = (AUTO, CONDENSE, FOLDABLE, DISTILL, AVERAGE, TASK_ARITHMETIC, TIES, DARE, FISHER, REGMEAN)
 """The built-in methods, the default one first."""
 
 __all__ = ["INITS", "METHODS", "About", "Init", "Job", "Method", "Outcome", "Trained"]

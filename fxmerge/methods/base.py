@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -66,6 +66,11 @@ class Pools(Protocol):
         ...
 
     @property
+    def samples(self) -> Sequence[Mapping[str, Tensor]]:
+        """Of every parent, by its own input names: as they were given."""
+        ...
+
+    @property
     def triable(self) -> bool:
         """Whether there are samples enough to hold some back."""
         ...
@@ -107,6 +112,8 @@ class Job:
     """Other pools of the same samples, where the kind of augmentation is left to a trial."""
     base: Callable[[], Mapping[str, Tensor]] | None = None
     """The trunk of the model that the parents were tuned from, by the template's names; None if it was not given."""
+    classes: Callable[[int, str, Tensor], int | None] = lambda k, output, value: None
+    """The axis along which values of an output of parent k are scores of classes; None for other outputs."""
 
 
 @dataclass(frozen=True)

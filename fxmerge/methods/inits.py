@@ -15,6 +15,8 @@ from fxmerge.messages import nearest
 from fxmerge.methods.base import Init, Job
 from fxmerge.methods.condense import CONDENSE
 from fxmerge.methods.dare import DARE
+from fxmerge.methods.fisher import FISHER
+from fxmerge.methods.regmean import REGMEAN
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
 from fxmerge.methods.ties import TIES
 
@@ -119,7 +121,10 @@ class FromMethod:
 
 TRIED: tuple[Init, ...] = (FromAverage(), FromFirst())
 """What `auto` chooses from for maps that train."""
-INITS: tuple[Init, ...] = (*TRIED, *(FromMethod(method) for method in (CONDENSE, TASK_ARITHMETIC, TIES, DARE)))
+INITS: tuple[Init, ...] = (
+    *TRIED,
+    *(FromMethod(method) for method in (CONDENSE, TASK_ARITHMETIC, TIES, DARE, FISHER, REGMEAN)),
+)
 PARENT = re.compile(r"parent(\d{1,6})")
 
 

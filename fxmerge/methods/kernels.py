@@ -36,13 +36,17 @@ class Kernel:
     """What the template calls what is added, if anything is."""
 
     @classmethod
-    def of(cls, node: fx.Node, supernet: SuperNet) -> Kernel | None:
-        """The kernel of a merge node: more than a matrix, read by nothing else, at the template's tensor itself."""
+    def of(cls, node: fx.Node, supernet: SuperNet, every: bool = False) -> Kernel | None:
+        """The kernel of a merge node: more than a matrix, read by nothing else, at the template's tensor itself.
+
+        With `every` a matrix too, and one that reads what all parents are given.
+        """
         merged = Merge.of(node)
         if merged is None or merged.folds is None or merged.folds.template not in merged.parents:
             return None
         calls = [operands(call) for call in merged.calls]
-        weights = [w for w in merged.folds.weights if calls[0][w.position].meta["val"].ndim > 2]
+        least = 2 if every else 3
+        weights = [w for w in merged.folds.weights if calls[0][w.position].meta["val"].ndim >= least]
         if len(weights) != 1 or not weights[0].at_root or weights[0].axes[:1] != (0,):
             return None
         position = weights[0].position
@@ -50,7 +54,7 @@ class Kernel:
         read = [[n for n in operands if n not in tensors] for operands in calls]
         if any(n.op != "get_attr" or len(n.users) > 1 for n in tensors) or any(len(own) != 1 for own in read):
             return None
-        sources = {u.source if (u := Unmerge.of(own[0])) else None for own in read}
+        sources = {u.source if (u := Unmerge.of(own[0])) else own[0] if every else None for own in read}
         source = sources.pop()
         if sources or source is None:
             return None

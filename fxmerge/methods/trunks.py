@@ -37,10 +37,7 @@ class Trunks:
         Raises `OptionError` for parents of different shapes: element by element nothing of theirs corresponds.
         """
         net = job.supernet
-        if any(size != block.size for _, block in net.maps() for size in block.sizes):
-            raise OptionError(
-                f"{method} takes parents of one shape, and these differ in width", "choose condense or auto"
-            )
+        require_alike(net, method)
         count = len(net.parents)
         parents = []
         for k in range(count):
@@ -79,6 +76,12 @@ class Trunks:
         for name, value in weights.items():
             tensors[name] = value.to(tensors[name].dtype)
         return self.program.evolve(tensors=tensors)
+
+
+def require_alike(net: SuperNet, method: str) -> None:
+    """Raise `OptionError` for parents of different shapes."""
+    if any(size != block.size for _, block in net.maps() for size in block.sizes):
+        raise OptionError(f"{method} takes parents of one shape, and these differ in width", "choose condense or auto")
 
 
 def trunk_of(folded: Program) -> Weights:
