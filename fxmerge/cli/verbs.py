@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -15,24 +14,22 @@ from rich.console import Console
 from rich.text import Text
 
 from fxmerge.cli import exits
-from fxmerge.cli.arguments import ARCH, EXTENSION, IGNORE, INPUTS, JSON, KEY, OVERWRITE, PICKLE, QUIET, SOURCE, VERBOSE
+from fxmerge.cli.arguments import EXTENSION, JSON, OVERWRITE, PICKLE, QUIET, VERBOSE
 from fxmerge.cli.bars import bars, duration
-from fxmerge.cli.class_names import check_class_names, read_class_names
 from fxmerge.cli.export import export, split
 from fxmerge.cli.flags import with_config_flags
+from fxmerge.cli.model import capture, check, inspect
 from fxmerge.cli.package import package
+from fxmerge.cli.printing import note, stderr, stdout, write
 from fxmerge.cli.serve import serve
 from fxmerge.config import MergeConfig, parse_by_task, parse_data, state_folder
 from fxmerge.errors import OptionError
-from fxmerge.io.files import atomic_write, check_output
+from fxmerge.io.files import check_output
 
 app = typer.Typer(
     name="fxmerge", rich_markup_mode="rich", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-
-WIDE = 260
-"""Columns of what is written to a pipe or a file."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -76,147 +73,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         print(f"fxmerge {__version__}")
 
 
-@_verb
-def capture(
-    source: SOURCE,
-    out: Annotated[str, typer.Option(metavar="FILE", help="The bundle to write.")],
-    arch: ARCH = None,
-    weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="State dict, when SOURCE is a config.json.")
-    ] = None,
-    inputs: INPUTS = None,
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the task; else the file's stem.")] = None,
-    labels: Annotated[str | None, typer.Option(metavar="FILE", help="Class names: one a line, or a JSON list.")] = None,
-    key: KEY = None,
-    ignore: IGNORE = None,
-    batch_axis: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Axis of the inputs that is the batch; else it is found.")
-    ] = None,
-    dynamic: Annotated[
-        str | None,
-        typer.Option(metavar="AXES", help="Axes that may be of any size beside the batch: height,width or time."),
-    ] = None,
-    allow_pickle: PICKLE = False,
-    overwrite: OVERWRITE = False,
-    verbose: VERBOSE = False,
-    quiet: QUIET = False,
-) -> None:
-    """Trace a model into a bundle: graph, weights, sample inputs, task and labels in one file.
-
-    A bundle needs no model code to be read, and reading it runs nothing.
-
-    [bold]Examples:[/]
-
-      fxmerge capture bert-sst2/ --inputs tokens.npz --task mood --out mood.pt
-      fxmerge capture vit.safetensors --arch my.models:vit --inputs x.npy --out digits.pt
-      fxmerge capture r18.pth --arch torchvision:resnet18 --inputs x.npz --out pets.pt
-      fxmerge capture unet.pt --arch net.py:build --inputs x.npy --dynamic height,width --out cells.pt
-    """
-    check_output(out, overwrite=overwrite)
-    names = read_class_names(labels) if labels else None
-    from fxmerge.cli.report import program_summary
-    from fxmerge.io.bundle import save_bundle
-    from fxmerge.io.sources import load
-
-    with bars(quiet)("capture"):
-        axes = tuple(name.strip() for name in dynamic.split(",")) if dynamic else ()
-        program = load(
-            source,
-            arch=arch,
-            weights=weights,
-            inputs=inputs,
-            task=task,
-            key=key,
-            ignore=ignore or (),
-            allow_pickle=allow_pickle,
-            dynamic=axes,
-            batch_axis=batch_axis,
-        )
-        program = program.evolve(task=task or program.task, labels=names or program.labels)
-        check_class_names(names, program)
-        save_bundle(program, out, overwrite=overwrite)
-    _stderr(quiet).print(program_summary(program, out))
-
-
-@_verb
-def inspect(
-    source: SOURCE,
-    arch: ARCH = None,
-    inputs: INPUTS = None,
-    as_json: JSON = False,
-    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page that draws spaces and layers.")] = None,
-    extension: EXTENSION = None,
-    key: KEY = None,
-    ignore: IGNORE = None,
-    allow_pickle: PICKLE = False,
-    overwrite: OVERWRITE = False,
-    verbose: VERBOSE = False,
-    quiet: QUIET = False,
-) -> None:
-    """Show the spaces of a model: what may be permuted or rotated freely, who writes and reads it, what is opaque.
-
-    [bold]Examples:[/]
-
-      fxmerge inspect digits.pt
-      fxmerge inspect digits.pt --html digits.html
-      fxmerge inspect llama/ --json | jq .coverage
-    """
-    if html:
-        check_output(html, overwrite=overwrite)
-    from fxmerge.cli import report
-    from fxmerge.inspection import examine, refusals
-
-    options = _source_options(arch, inputs, key, ignore, allow_pickle, extension)
-    with bars(quiet)("analyse"):
-        found = examine(source, **options)
-    if html:
-        from fxmerge.cli.inspect_page import page
-
-        _write(html, page(found.program, found.spaces, found.described), overwrite)
-        _stderr(quiet).print(f"written: {html}", highlight=False)
-    if as_json:
-        print(json.dumps(found.described, indent=1))
-    elif not quiet and not html:
-        console = _stdout()
-        console.print(report.spaces(found, width=console.width, verbose=verbose))
-    if verbose:
-        _note(refusals([found.program], extensions=options["extensions"]), quiet)
-
-
-@_verb
-def check(
-    source: SOURCE,
-    arch: ARCH = None,
-    inputs: INPUTS = None,
-    as_json: JSON = False,
-    seed: Annotated[int, typer.Option(min=0, help="Which random elements are drawn.")] = 0,
-    extension: EXTENSION = None,
-    key: KEY = None,
-    ignore: IGNORE = None,
-    allow_pickle: PICKLE = False,
-    verbose: VERBOSE = False,
-    quiet: QUIET = False,
-) -> int:
-    """Transform every space of a model by a random element of its group: the outputs must not move.
-
-    Exits with 3 if they do, and names the first operator whose output moved otherwise than predicted.
-
-    [bold]Examples:[/]
-
-      fxmerge check digits.pt
-      fxmerge check weights.pt --arch my.models:net --inputs x.npz --json
-    """
-    from fxmerge import inspection
-    from fxmerge.cli import report
-
-    options = _source_options(arch, inputs, key, ignore, allow_pickle, extension)
-    with bars(quiet)("check"):
-        found = inspection.check(source, seed=seed, **options)
-    if as_json:
-        print(json.dumps(report.as_dict(found), indent=1))
-    elif not quiet or not found.ok:
-        _stdout().print(report.check(found))
-    return exits.DONE if found.ok else exits.VERIFICATION
+_verb(capture), _verb(inspect), _verb(check)
 
 
 @_verb
@@ -248,18 +105,18 @@ def merge(
     from fxmerge import compiler, inspection
     from fxmerge.cli import report
 
-    with state_folder(config, lambda note: _note([note], quiet)) as config:
+    with state_folder(config, lambda told: note([told], quiet)) as config:
         merged = compiler.merge(config.parents, config=config, stages=bars(quiet))
-    _note(merged.result["notes"], quiet)
+    note(merged.result["notes"], quiet)
     if config.result:
-        _write(config.result, json.dumps(merged.result, indent=1), config.overwrite)
+        write(config.result, json.dumps(merged.result, indent=1), config.overwrite)
     if config.report:
-        _write(config.report, report.html(merged.result, config), config.overwrite)
+        write(config.report, report.html(merged.result, config), config.overwrite)
     if verbose:
-        _note(inspection.refusals(merged.parents, extensions=config.extension), quiet)
-        _note([f"{stage} took {duration(seconds)}" for stage, seconds in merged.result["seconds"].items()], quiet)
+        note(inspection.refusals(merged.parents, extensions=config.extension), quiet)
+        note([f"{stage} took {duration(seconds)}" for stage, seconds in merged.result["seconds"].items()], quiet)
     if not quiet:
-        _stdout().print(report.merge(merged.result))
+        stdout().print(report.merge(merged.result))
 
 
 @_verb
@@ -290,22 +147,22 @@ def compare(
     from fxmerge.cli import comparison_table as table
     from fxmerge.cli.report import html
 
-    tell = _stderr(quiet)
+    tell = stderr(quiet)
     found = comparison.compare(
         config.parents, methods, config=config, stages=lambda text: bars(quiet, text),
         done=lambda row, number, total: tell.print(Text(table.progress(row, number, total), style="dim")),
     )  # fmt: skip
     if verbose:
         for row in found.rows:
-            _note([f"{row.method}: {note}" for note in row.result.get("notes", ())], quiet)
+            note([f"{row.method}: {note}" for note in row.result.get("notes", ())], quiet)
     if config.result:
-        _write(config.result, json.dumps(found.as_dict(), indent=1), config.overwrite)
+        write(config.result, json.dumps(found.as_dict(), indent=1), config.overwrite)
     if config.report and found.best is not None:
-        _write(config.report, html(found.best.result, config), config.overwrite)
+        write(config.report, html(found.best.result, config), config.overwrite)
     if as_json:
         print(json.dumps(found.as_dict(), indent=1))
     elif not quiet:
-        _stdout().print(table.table(found))
+        stdout().print(table.table(found))
 
 
 @_verb
@@ -335,11 +192,11 @@ def _eval(
         model, parse_data(data), parents=parent or (), device=device, limit=limit, allow_pickle=allow_pickle,
         metric=MergeConfig.of(metric=parse_by_task("metric", metric or (), "KIND")).metric, stages=bars(quiet),
     )  # fmt: skip
-    _note(found["notes"], quiet)
+    note(found["notes"], quiet)
     if as_json:
         print(json.dumps(found, indent=1))
     elif not quiet:
-        _stdout().print(report.evaluation(found))
+        stdout().print(report.evaluation(found))
 
 
 @_verb
@@ -355,7 +212,7 @@ def methods(extension: EXTENSION = None, as_json: JSON = False, verbose: VERBOSE
     from fxmerge.pipeline.installed import methods_of
 
     found = methods_of(tuple(extension or ()))
-    console = _stdout()
+    console = stdout()
     if as_json:
         print(json.dumps([described(*each) for each in found], indent=1))
     else:
@@ -412,34 +269,4 @@ def _list(kind: Literal["passes", "rules"], extension: Sequence[str] | None) -> 
     from fxmerge.cli import report
     from fxmerge.pipeline import installed as knowledge
 
-    _stdout().print(report.catalogue(knowledge.catalogue(kind, extensions=tuple(extension or ()))))
-
-
-def _source_options(
-    arch: str | None, inputs: str | None, key: str | None, ignore: Sequence[str] | None, allow_pickle: bool,
-    extension: Sequence[str] | None,
-) -> dict[str, Any]:  # fmt: skip
-    return {
-        "arch": arch, "inputs": inputs, "key": key, "ignore": tuple(ignore or ()), "allow_pickle": allow_pickle,
-        "extensions": tuple(extension or ()),
-    }  # fmt: skip
-
-
-def _write(path: str, text: str, overwrite: bool) -> None:
-    with atomic_write(path, overwrite=overwrite) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def _note(notes: Sequence[str], quiet: bool) -> None:
-    for note in notes:
-        _stderr(quiet).print(Text(f"note: {note}", style="dim"), soft_wrap=True)
-
-
-def _stdout() -> Console:
-    """The console for results; into a pipe or file, lines are long enough to be searched one by one."""
-    console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
-
-
-def _stderr(quiet: bool) -> Console:
-    return Console(stderr=True, quiet=quiet)
+    stdout().print(report.catalogue(knowledge.catalogue(kind, extensions=tuple(extension or ()))))
