@@ -158,8 +158,9 @@ class Raw:
             found.close()
 
     def _wanted(self, request: InferRequest) -> tuple[str, ...]:
-        tasks = [task for name in request.inputs if name in self.inputs for task in self.inputs[name][1]]
-        tasks = tasks or list(self.engine.tasks)
+        tasks = list(self.engine.tasks)
+        if all(name in self.inputs for name in request.inputs):
+            tasks = [task for name in request.inputs for task in self.inputs[name][1]]
         some = [n for n in self.engine.outputs if self.engine.task_of[n] in tasks]
         some += [n for n, value in self.named.items() if self.engine.task_of[value.source] in tasks]
         check_outputs(request.outputs, [*self.engine.outputs, *self.named])
