@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -15,22 +15,24 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fxmerge import figures
 from fxmerge.config import MergeConfig
-from fxmerge.errors import CaptureError, DataError, FxmergeError, LineUpError, VerificationError
+from fxmerge.errors import DataError, FxmergeError, LineUpError, VerificationError
 from fxmerge.figures import Samples
 from fxmerge.inspection import check, examine, inspect
 from fxmerge.ir.difference import Difference
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
-from fxmerge.ir.shapes import first_unsized, unsized
+from fxmerge.ir.shapes import unsized
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.about import about_of
 from fxmerge.methods.base import Trained
+from fxmerge.methods.one_base import Nearness, nearness
+from fxmerge.methods.one_base import notes as one_base_notes
 from fxmerge.methods.trunks import Weights, trunk_of
 from fxmerge.output.formats import ONNX, format_of
 from fxmerge.output.merged import Merged
 from fxmerge.output.readings import check_metrics
-from fxmerge.parents import Parent, by_task, load_base, load_parents
+from fxmerge.parents import Parent, by_task, load_base, load_parents, unsized_in
 from fxmerge.pipeline import Pipeline, Stage, Train
 from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
@@ -92,23 +94,31 @@ class _Merge:
     """The parents as they were given."""
     rewrite: dict[str, Difference] = field(default_factory=dict)
     """How far the parents are from what was made of them."""
+    base: Callable[[], Weights] | None = None
+    """The trunk of the model that the parents were tuned from, where it was given."""
+    near: Nearness | None = None
+    """Whether they come from one base."""
 
     def run(self, parents: list[Parent], data: Any) -> Merged:
         """The merge; a value whose size no step can know is said with its place, whichever step asked for it."""
         try:
             return self._stages(parents, data)
         except GuardOnDataDependentSymNode as error:
-            raise _unsized(self.given) from error
+            raise unsized_in(self.given) from error
 
     def _stages(self, parents: list[Parent], data: Any) -> Merged:
         with self.stages("capture"):
             given = self.given = load_parents(parents, self.config, data)
             if any(unsized(node) for program in given for node in program.result):
-                raise _unsized(given)
+                raise unsized_in(given)
             check_metrics(self.config.metric, given)
             samples = self._samples(given, data)
         with self.stages("analyse"):
             supernet = self._supernet(given, samples)
+            if source := getattr(self.method, "base", None):
+                self.base = cache(partial(self._base, str(source), supernet.template, samples))
+            self.near = nearness(supernet, self.base() if self.base else None)
+            self.notes += one_base_notes(self.near, self.method)
         if self.config.dry_run:
             return self._planned(supernet, parents)
         held, kept = figures.split(samples)
@@ -234,7 +244,6 @@ class _Merge:
         recipe = Recipe(trained.augment, trained.pool, batch, config.seed)
         uses = self.method.needs_data or ((about := about_of(self.method)) is not None and about.tuned)
         pools = Pools(supernet, samples, recipe, tell) if samples is not None and uses else None
-        base = getattr(self.method, "base", None)
         return Job(
             supernet=supernet,
             pool=None if pools is None else pools.pool(pools.kinds[0]),
@@ -256,7 +265,8 @@ class _Merge:
             progress=tell or silent,
             state=Path(config.resume) / "training.pt" if config.resume else None,
             classes=lambda k, name, value: figures.class_axis(self.given[k], name, value, config.metric),
-            base=None if base is None else cache(partial(self._base, str(base), supernet.template, samples)),
+            base=self.base,
+            near=self.near,
         )
 
     def _base(self, source: str, template: int, samples: list[Samples] | None) -> Weights:
@@ -362,6 +372,7 @@ class _Merge:
             parents=parents,
             merged=sizes,
             training=Training.of(outcome.log, outcome.augmentation, outcome.chosen) if outcome.log else None,
+            base={"source": getattr(self.method, "base", None), **self.near.as_dict()} if self.near else {},
         )
 
     def _merged(self, program: Program, supernet: SuperNet, facts: Result, samples: Samples | None = None) -> Merged:
@@ -379,13 +390,3 @@ class _Merge:
         """A note for every call that holds axes of parameters still."""
         found = [knowledge().spaces(parent, self.known.rules) for parent in supernet.parents]
         return [opaque.note for spaces in found for opaque in spaces.opaque]
-
-
-def _unsized(programs: Sequence[Program]) -> CaptureError:
-    """What to say of parents with values whose sizes depend on the data."""
-    found = next((node for node in map(first_unsized, programs) if node is not None), None)
-    at = f" (at {found.meta['source']})" if found is not None and "source" in found.meta else ""
-    return CaptureError(
-        f"a size depends on what the inputs hold, not on their shapes{at}",
-        "compute all rows and choose with torch.where, in place of indexing with a mask",
-    )

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fxmerge.config import MergeConfig
-from fxmerge.errors import DataError, OptionError
+from fxmerge.errors import CaptureError, DataError, OptionError
 from fxmerge.io import sources
 from fxmerge.ir.program import Program
+from fxmerge.ir.shapes import first_unsized
 from fxmerge.messages import nearest
 
 Parent = Program | str | Path
@@ -121,3 +122,13 @@ def _check(programs: Sequence[Program], config: MergeConfig) -> None:
         for name in sorted(program.parameters):
             if not bool(program.tensors[name].isfinite().all()):
                 raise DataError(f"{program.task}: {name} has NaN or infinite values", "merge a model that trained")
+
+
+def unsized_in(programs: Sequence[Program]) -> CaptureError:
+    """What to say of parents with values whose sizes depend on the data."""
+    found = next((node for node in map(first_unsized, programs) if node is not None), None)
+    at = f" (at {found.meta['source']})" if found is not None and "source" in found.meta else ""
+    return CaptureError(
+        f"a size depends on what the inputs hold, not on their shapes{at}",
+        "compute all rows and choose with torch.where, in place of indexing with a mask",
+    )

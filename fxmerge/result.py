@@ -140,6 +140,8 @@ class Result:
     """None of a dry run."""
     training: Training | None = None
     """None of a method without training."""
+    base: Mapping[str, Any] = field(default_factory=dict)
+    """Whether the parents share a base, by how near their weights are."""
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: int = 0
@@ -157,6 +159,7 @@ class Result:
             "tasks": [asdict(task) for task in self.tasks],
             "checks": self.checks.as_dict() if self.checks else {},
             "training": asdict(self.training) if self.training else {},
+            "base": dict(self.base),
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
             "peak_rss_mib": self.peak_rss_mib,

@@ -11,6 +11,7 @@ from fxmerge.errors import FxmergeError
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Job, Outcome, Trained
 from fxmerge.methods.inits import FromAverage, find_init, folded, starts_of
+from fxmerge.methods.one_base_starts import best_of_one_base, best_untrained
 from fxmerge.methods.polish import Start, frozen, polish
 from fxmerge.methods.student import student_of, trainable
 from fxmerge.methods.wanted import Loss
@@ -47,7 +48,7 @@ class Auto(Trained):
     def __call__(self, job: Job) -> Outcome:
         steps = self.steps if self.polish is None else self.polish
         if steps == 0:
-            init = find_init("condense" if self.init == "auto" else self.init)
+            init = find_init(self._untrained(job) if self.init == "auto" else self.init)
             return Outcome(folded(job, init)[1], init=init.name)
         begun = time.perf_counter()
         starts = list(self._starts(job))
@@ -59,10 +60,21 @@ class Auto(Trained):
         start = Start.of(job, self.init, FromAverage()(job, "full"))
         return Outcome(start.program, self.init, trainable=trainable(student_of(start.program, start.supernet, job)))
 
+    def _untrained(self, job: Job) -> str:
+        """The closed form, or for parents of one base what is better."""
+        if job.near is None or not job.near.shared:
+            return "condense"
+        names = ("condense", "average", *best_of_one_base(job))
+        best, told = best_untrained(job, [find_init(name) for name in names])
+        job.notes.append(f"{best} is the result: {told}")
+        return best
+
     def _starts(self, job: Job) -> Iterator[Start]:
         named = starts_of(self.init, len(job.supernet.parents), job.supernet.template)
-        if self.init == "auto" and not job.supernet.together:
-            named = tuple(name for name in named if name != "condense")  # it would be the average
+        if self.init == "auto":
+            if not job.supernet.together:
+                named = tuple(name for name in named if name != "condense")  # it would be the average
+            named += best_of_one_base(job)
         for number, name in enumerate(named):
             job.progress(number, len(named), f"start {name}")
             try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.one_base import Nearness
 from fxmerge.methods.wanted import Loss
 from fxmerge.training.fit import Log, Pool, Progress, Settings
 from fxmerge.training.optimizers import Choice
@@ -112,6 +113,8 @@ class Job:
     """Other pools of the same samples, where the kind of augmentation is left to a trial."""
     base: Callable[[], Mapping[str, Tensor]] | None = None
     """The trunk of the model that the parents were tuned from, by the template's names; None if it was not given."""
+    near: Nearness | None = None
+    """How near the parents' weights are."""
     classes: Callable[[int, str, Tensor], int | None] = lambda k, output, value: None
     """The axis along which values of an output of parent k are scores of classes; None for other outputs."""
 

@@ -121,10 +121,12 @@ class FromMethod:
 
 TRIED: tuple[Init, ...] = (FromAverage(), FromFirst())
 """What `auto` chooses from for maps that train."""
-INITS: tuple[Init, ...] = (
-    *TRIED,
-    *(FromMethod(method) for method in (CONDENSE, TASK_ARITHMETIC, TIES, DARE, FISHER, REGMEAN)),
+ONE_BASE: tuple[Init, ...] = (
+    FromAverage(),
+    *(FromMethod(method) for method in (TASK_ARITHMETIC, TIES, DARE, FISHER, REGMEAN)),
 )
+"""What parents of one base may start from beside."""
+INITS: tuple[Init, ...] = (*TRIED, FromMethod(CONDENSE), *ONE_BASE[1:])
 PARENT = re.compile(r"parent(\d{1,6})")
 
 
