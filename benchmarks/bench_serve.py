@@ -147,6 +147,11 @@ class Server:
             raise RuntimeError(body.decode())
         return np.frombuffer(body[int(fields[b"inference-header-content-length"]) :], "<f4")
 
+    def leave(self) -> None:
+        """Close all connections: the server ends those that are idle for long."""
+        while self._idle:
+            self._idle.pop()[1].close()
+
     def memory(self) -> float:
         """MiB that the process holds."""
         return psutil.Process(self.process.pid).memory_info().rss / 2**20
@@ -186,6 +191,7 @@ async def _measure(merged: Path, alone: Sequence[Path], rows: list[Asked], given
     with ExitStack() as stack, ThreadPoolExecutor(max(given.flight)) as threads:
         batched = stack.enter_context(serving(merged, "--max-queue", "4096"))
         single = stack.enter_context(serving(merged, "--max-queue", "4096", "--max-batch", "1", "--max-wait-ms", "0"))
+        at_once = stack.enter_context(serving(merged, "--max-queue", "4096", "--max-wait-ms", "0"))
         each = [stack.enter_context(serving(path, "--max-queue", "4096")) for path in alone]
 
         async def in_a_loop(row: Asked) -> Any:
@@ -197,6 +203,7 @@ async def _measure(merged: Path, alone: Sequence[Path], rows: list[Asked], given
 
         contenders: dict[str, tuple[Ask, bool]] = {
             "merged, batches": (batched.ask, True),
+            "merged, batches without waiting": (at_once.ask, True),
             "merged, one by one": (single.ask, True),
             "merged, ONNX Runtime in a loop": (in_a_loop, True),
             "a server each parent": (both, False),

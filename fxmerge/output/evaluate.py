@@ -17,6 +17,7 @@ from fxmerge.errors import DataError
 from fxmerge.io.files import sha256
 from fxmerge.io.sources import load
 from fxmerge.ir.program import Port, Program
+from fxmerge.output.assets import unpack
 from fxmerge.output.metadata import read_metadata
 from fxmerge.output.readings import as_sign, holds_numbers, metric_of, reading
 from fxmerge.output.runtime import OnnxModel
@@ -93,6 +94,7 @@ class _Model:
         self.onnx = OnnxModel(path, device=device, strange=True)
         said = read_metadata(self.onnx.metadata, self.onnx.outputs, path)
         self.tasks, self.labels, self.hashes, self.turned = said.tasks, said.labels, said.parents, said.turned
+        self.assets = unpack(self.onnx.metadata, path)
 
     def inputs(self, task: str) -> list[Port]:
         """The inputs of a task, by the parent's own names."""
@@ -113,7 +115,7 @@ class _Model:
         return Program(
             graph=graph, tensors={}, inputs=tuple(ports), outputs=tuple(ports), parameters=frozenset(), task=task,
             labels=tuple(labels) if labels else None, turned=self.turned.get(task, {}),
-            ranges=ranges,
+            ranges=ranges, assets=self.assets.get(task, {}),
         )  # fmt: skip
 
     def outputs(self, task: str) -> tuple[Port, ...]:
@@ -274,7 +276,7 @@ class _Truth:
 
 
 def _read(path: str, parent: Program | None, shell: Program, limit: int | None) -> Loaded:
-    """Samples as the parent takes them; an ONNX file knows its inputs, but no tokenizer."""
+    """Samples as the parent takes them; an older ONNX file knows its inputs, but no tokenizer."""
     try:
         return load_samples(path, parent or shell, limit=limit)
     except DataError as error:

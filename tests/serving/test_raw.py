@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from fxmerge import compiler
 from fxmerge.errors import SourceError
 from fxmerge.output.assets import pack
+from fxmerge.output.evaluate import evaluate
 from fxmerge.serving import readers
 from fxmerge.serving import v2_pb2 as v2
 from fxmerge.serving.grpc import read_request, write_answer
@@ -213,6 +214,25 @@ def test_a_child_that_dies_fails_one_request(tokens: Any, asking: Any) -> None:
     assert ask(texts("good"), "b.label")
 
 
+def test_a_model_that_is_replaced_reads_with_what_it_brings(tokens: Any, serve: Any) -> None:
+    path = text_model(tokens)
+    other = text_model(tokens, [WORDS[0], *WORDS[:0:-1]], name="other.onnx")  # the same words with other numbers
+
+    async def go() -> None:
+        service = serve(path, raw=True)
+        asked = InferRequest(texts("good film"), ("a.each",))
+        before = await service.infer("tokens", "", asked, "rest")
+        other.replace(path)
+        for _ in range(2):
+            await service.models["tokens"].look()
+        after = await service.infer("tokens", "", asked, "rest")
+        assert after.version != before.version
+        assert not np.allclose(before.outputs["a.each"], after.outputs["a.each"])
+        await service.close()
+
+    asyncio.run(go())
+
+
 def test_time_and_places_are_bounded(tokens: Any, asking: Any) -> None:
     ask = asking(text_model(tokens), max_queue=2)
     raw = ask.service.models["tokens"].raw
@@ -248,6 +268,9 @@ def test_a_merge_is_served_as_it_computes(parents: Any, asking: Any, tmp_path: P
     scores = merged(input_ids=tokens, attention_mask=mask)
     np.testing.assert_allclose(given["b.logits"], scores["b"].detach(), rtol=1e-3, atol=1e-4)
     assert given["a.label"].tolist() == [b"uvwxyz"[k : k + 1] for k in scores["a"].argmax(1)]
+    (tmp_path / "a.tsv").write_text("text\tlabel\nw3 w4 w5\tu\n")  # and so does `fxmerge eval`
+    [found] = evaluate(tmp_path / "m.onnx", {"a": str(tmp_path / "a.tsv")})["tasks"]
+    assert found["merged_accuracy"] == (given["a.label"][0] == b"u")
 
 
 def test_models_that_cannot_be_served_raw(
