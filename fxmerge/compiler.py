@@ -32,7 +32,7 @@ from fxmerge.methods.trunks import Weights, trunk_of
 from fxmerge.output.formats import ONNX, format_of
 from fxmerge.output.merged import Merged
 from fxmerge.output.readings import check_metrics
-from fxmerge.parents import Parent, by_task, load_base, load_parents, unsized_in
+from fxmerge.parents import Parent, by_task, load_base, load_parents, teacher_notes, teaches_only, unsized_in
 from fxmerge.pipeline import Pipeline, Stage, Train
 from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
@@ -202,7 +202,14 @@ class _Merge:
         """What is known of the merge once the parents are."""
         config = self.config
         tasks = tuple(program.task for program in self.given)
-        return Plan(tasks, config.like, config.width_scale or 1.0, self.trained.batch_size or USUAL_BATCH)
+        about = about_of(self.method)
+        return Plan(
+            tasks,
+            config.like,
+            config.width_scale or 1.0,
+            self.trained.batch_size or USUAL_BATCH,
+            teachers=about is not None and about.teachers,
+        )
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -223,10 +230,11 @@ class _Merge:
         check, record = self.verifier, self.verifier.record
         normal = [self._run("parent", program) for program in given]
         lined = self.pipeline.line_up(normal, self.known, record)
-        self.rewrite = check.parents(given, lined, samples)
+        self.notes += teacher_notes(lined, self.config.like)
+        self.rewrite = check.parents(given, [each.shown for each in lined], samples)
         joined = self.pipeline.join(lined, self.known, record)
         if any(mine is not theirs for mine, theirs in zip(joined.parents, lined, strict=True)):
-            self.rewrite = check.parents(given, joined.parents, samples)
+            self.rewrite = check.parents(given, [each.shown for each in joined.parents], samples)
         check.join(joined, samples)
         program = self._run("supernet", joined.program)
         inputs = probe(joined.program, figures.probes(joined.program, joined, samples)[0])
@@ -355,8 +363,9 @@ class _Merge:
                 None if isinstance(source, Program) else str(source),
                 figures.digest(source, program),
                 program.count(),
+                "teacher" if teaches_only(joined) else "merged",
             )
-            for source, program in zip(sources, self.given, strict=True)
+            for source, program, joined in zip(sources, self.given, supernet.parents, strict=True)
         )
         trained = outcome.trainable > 0
         averaged = supernet.averaged(trained=trained, solved=outcome.solved)

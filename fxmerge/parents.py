@@ -42,6 +42,21 @@ def load_base(source: str, config: MergeConfig, samples: Mapping[str, Any]) -> P
     return _read(source, BASE, config, dict(samples) or None)
 
 
+def teaches_only(program: Program) -> bool:
+    """Whether a parent in line stands for a model of which no weight is merged."""
+    return program.teacher is not None and program.teacher.only
+
+
+def teacher_notes(lined: Sequence[Program], template: int) -> list[str]:
+    """What to say of parents that take part as teachers only."""
+    return [
+        f"{each.task} is a teacher only, and what is done for it is distillation: the trunk is that of "
+        f"{lined[template].task}, with a new head for {each.task} ({each.teacher.why})"
+        for each in lined
+        if each.teacher is not None and each.teacher.only
+    ]
+
+
 def _read(source: str | Path, task: str, config: MergeConfig, samples: Any) -> Program:
     """The program of a SOURCE. What holds no samples of its own, as a state dict, is traced on those of the task."""
     weights = _takes_weights(source)  # what is said for all parents is for those that can use it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fxmerge.ir.difference import Difference
 from fxmerge.training.fit import Log
@@ -18,6 +18,8 @@ class ParentFacts:
     source: str | None
     sha256: str
     parameters: int
+    role: Literal["merged", "teacher"] = "merged"
+    """Whether its weights are in the merged model, or the template's weights only learnt its outputs."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.pipeline import Join, Known, Pass, Pipeline, Run, Stage, Together, Train
@@ -24,6 +25,7 @@ from passes.spelling.normalize import normalize
 from passes.supernet.fold_merge import fold_merge
 from passes.supernet.hoist import hoist
 from passes.supernet.insert_merge import insert_merge
+from passes.supernet.stand_in import stand_in
 
 
 def pipeline(plan: Plan = Plan()) -> Pipeline:  # noqa: B008 (a value)
@@ -33,7 +35,7 @@ def pipeline(plan: Plan = Plan()) -> Pipeline:  # noqa: B008 (a value)
             ComputeWeights(),
             Normalize(),
             Cleanup(),
-            LineUp(plan.template),
+            LineUp(plan.template, plan.teachers),
             InsertMerge(plan.template, plan.width_scale),
             HoistByCost(plan.rows),
             Train(),
@@ -69,16 +71,48 @@ class Normalize(Pass):
 
 @dataclass(frozen=True)
 class LineUp(Together):
-    """Pair what the parents have in common; where they part, write all of them further until they do not."""
+    """Pair what the parents have in common; where they part, write all of them further until they do not.
+
+    A parent that still parts teaches only, if the method lets it: the template's trunk with new heads stands for it.
+    """
 
     template: int = 0
+    teachers: bool = False
 
     @property
     def within(self) -> tuple[Pass, ...]:
         return tuple({each.name: each for steps in FURTHER for each in steps}.values())
 
     def run_all(self, parents: Sequence[Program], known: Known, run: Run) -> list[Program]:
-        return line_up_all(parents, self.template, run, Operators(known.rules))
+        try:
+            return line_up_all(parents, self.template, run, Operators(known.rules))
+        except LineUpError as error:
+            if not self.teachers:
+                raise _no_teachers(error) from error
+        return self._with_stand_ins(parents, known, run)
+
+    def _with_stand_ins(self, parents: Sequence[Program], known: Known, run: Run) -> list[Program]:
+        """Those in line that can be, and a stand-in for each of the others."""
+        why: dict[int, str] = {}
+        first = parents[self.template]
+        for k, parent in enumerate(parents):
+            try:
+                line_up_all([first, parent], 0, run, Operators(known.rules))
+            except LineUpError as error:
+                why[k] = error.what
+        able = [k for k in range(len(parents)) if k not in why]
+        lined = line_up_all([parents[k] for k in able], able.index(self.template), run, Operators(known.rules))
+        found = dict(zip(able, lined, strict=True))
+        template = found[self.template]
+        found |= {k: stand_in(template, parents[k], known.rules, said) for k, said in why.items()}
+        return [found[k] for k in range(len(parents))]
+
+
+def _no_teachers(error: LineUpError) -> LineUpError:
+    return LineUpError(
+        error.what,
+        f"{error.todo}; or take --method auto or --method distill: there, a parent that does not line up teaches only",
+    )
 
 
 @dataclass(frozen=True)

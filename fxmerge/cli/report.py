@@ -65,8 +65,9 @@ def _tasks(result: Mapping[str, Any]) -> Table:
     figures = {task["task"]: task for task in result["tasks"]}
     for name, parent in parents.items():
         row = figures.get(name, {})
+        shown = Text(name + (" (teacher only)" if parent.get("role") == "teacher" else ""))
         table.add_row(
-            Text(name), _samples(row), percent(row.get("agreement")),
+            shown, _samples(row), percent(row.get("agreement")),
             number(row.get("feature_r2")), _error(row), f"{parent['parameters']:,}",
         )  # fmt: skip
         for output in several(row):

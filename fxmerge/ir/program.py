@@ -17,6 +17,7 @@ from fxmerge.ir.module import module_of
 from fxmerge.ir.port import Port as Port
 from fxmerge.ir.row_blocks import Block, block_of, in_blocks
 from fxmerge.ir.shapes import choose, keep, kept, propagate
+from fxmerge.ir.teacher import Teacher
 
 T = TypeVar("T")
 
@@ -95,6 +96,8 @@ class Program:
     """Inputs that the model itself takes with the batch on another axis than the first, and that axis."""
     hints: Mapping[str, int] = field(default_factory=dict)
     """The concrete sizes at which every node's `meta["val"]` was computed; chosen when empty."""
+    teacher: Teacher | None = None
+    """The model whose outputs it is to give, where that is another one than itself."""
 
     def __post_init__(self) -> None:
         self.graph.lint()
@@ -154,6 +157,11 @@ class Program:
                 if not node.users:
                     graph.erase_node(node)
         return self.evolve(graph=graph, inputs=ports, outputs=tuple(p for p, _ in chosen))
+
+    @property
+    def shown(self) -> Program:
+        """The model that the outputs are meant to be those of: itself, or its teacher."""
+        return self if self.teacher is None else self.teacher.program
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -126,6 +126,14 @@ class SuperNet:
         """Whether all parents take the same inputs."""
         return len(set(self.inputs)) == 1
 
+    def is_fresh(self, name: str) -> bool:
+        """Whether a parent's own tensor belongs to a head that nothing has trained yet."""
+        if name not in self.program.origins:
+            return False
+        owner, own = self.program.origins[name]
+        teacher = self.parents[owner].teacher
+        return teacher is not None and any(own in (head.weight, head.bias) for head in teacher.heads)
+
     def given(self, k: int, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Samples of parent k, by its own input names, by the SuperNet's."""
         return {ours: samples[port.name] for ours, port in zip(self.inputs[k], self.parents[k].inputs, strict=True)}
@@ -188,8 +196,13 @@ class SuperNet:
         return replace(self, program=self.program.evolve(tensors=tensors))
 
     def teacher(self, k: int, features: Sequence[Feature]) -> Program:
-        """Parent k with the given features of its own as outputs."""
-        return showing(self.parents[k], {f.port: f.node for f in features if f.parent == k})
+        """Parent k with the given features of its own as outputs; the model it stands for, where that is another."""
+        parent = self.parents[k]
+        wanted = {f.port: f.node for f in features if f.parent == k}
+        if parent.teacher is None:
+            return showing(parent, wanted)
+        theirs = dict(zip(parent.result, parent.teacher.program.result, strict=True))
+        return showing(parent.teacher.program, {port: theirs[node] for port, node in wanted.items()})
 
 
 def _tensor(value: object) -> Tensor:

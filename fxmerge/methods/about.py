@@ -33,6 +33,8 @@ class About:
     """Whether parents may differ in depth."""
     tuned: bool = False
     """Whether samples, which it does not need, choose its options where there are some."""
+    teachers: bool = False
+    """Whether a parent that does not line up with the others may take part, as a teacher only."""
     groups: tuple[Group, ...] = ("identity",)
     """What it looks for, where the analysis finds that a space has it."""
 

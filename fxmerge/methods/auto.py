@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxmerge.errors import FxmergeError
+from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Job, Outcome, Trained
 from fxmerge.methods.inits import FromAverage, find_init, folded, starts_of
@@ -30,7 +31,7 @@ class Auto(Trained):
         "the best of several starts (closed form, average, each parent), folded, then all weights trained (default)"
     )
     needs_data: ClassVar[bool] = True
-    about: ClassVar[About] = About(trained=True, groups=("permutation", "orthogonal", "free"))
+    about: ClassVar[About] = About(trained=True, teachers=True, groups=("permutation", "orthogonal", "free"))
 
     init: str = "auto"
     """One start, or several joined by "+": condense, average, first, parent1, …; "parents" is each of them."""
@@ -69,11 +70,18 @@ class Auto(Trained):
         job.notes.append(f"{best} is the result: {told}")
         return best
 
+    @staticmethod
+    def _alike(supernet: SuperNet) -> set[str]:
+        """Starts that are the same as others that there are."""
+        only = [k for k, parent in enumerate(supernet.parents) if parent.teacher is not None and parent.teacher.only]
+        alone = len(only) == len(supernet.parents) - 1
+        found = {f"parent{k}" for k in only} | ({"first"} if alone else set())
+        return found | ({"condense"} if alone or not supernet.together else set())
+
     def _starts(self, job: Job) -> Iterator[Start]:
         named = starts_of(self.init, len(job.supernet.parents), job.supernet.template)
         if self.init == "auto":
-            if not job.supernet.together:
-                named = tuple(name for name in named if name != "condense")  # it would be the average
+            named = tuple(name for name in named if name not in self._alike(job.supernet))
             named += best_of_one_base(job)
         for number, name in enumerate(named):
             job.progress(number, len(named), f"start {name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,14 +19,10 @@ from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.bases import Bases
 from fxmerge.methods.prefix import Prefix
 from fxmerge.methods.regress import Rows
-from fxmerge.training.pool import Pool
+from fxmerge.methods.some import some
 
 TRIED = 250
 """Inputs that are looked at to choose a balance."""
-TOKENS, FEWEST = 32_000, 128
-"""Of texts so many tokens, in this many rows at least: every token is a row of the regressions."""
-CHUNK = 250
-"""Inputs of a batch of the walks."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ class Condense:
             return net, {}
         assert job.pool is not None
         names = [port.name for port in net.program.inputs]
-        batches = [dict(zip(names, part, strict=True)) for part in _some(job.pool, self.rows, net.program.rows)]
+        batches = [dict(zip(names, part, strict=True)) for part in some(job.pool, self.rows, net.program.rows)]
         rows = Rows([[batch[names[i]] for i in job.pool.masks] for batch in batches])
         bases = Bases(net, batches, rows, self.balance)
         left = bases.choose()
@@ -111,28 +107,6 @@ def _changed(before: SuperNet, after: SuperNet) -> frozenset[str]:
     average = {name: own.average([1.0] * len(before.parents)) for name, own in before.own.items()}
     now = after.program.tensors
     return frozenset(name for name, value in average.items() if not torch.equal(now[name].to(value.dtype), value))
-
-
-def _some(pool: Pool, rows: int, only: int | None) -> Iterator[tuple[Tensor, ...]]:
-    """At most so many rows of a pool, from each of its tables its share, in chunks; fewer of long texts.
-
-    Where a program takes one number of rows `only`, every chunk has that many.
-    """
-    longest = max((value.shape[1] for value in pool.tables[0].read(0) if _is_text(value)), default=1)
-    rows = max(min(rows, FEWEST), min(rows, TOKENS // longest))
-    for table in pool.tables:
-        left = max(1, rows * table.rows // max(pool.rows, 1))
-        for number in range(-(-table.rows // table.block)):
-            if left <= 0:
-                break
-            for part in zip(*(torch.split(value, only or CHUNK) for value in table.read(number)), strict=True):
-                if left > 0 and len(part[0]) >= (only or 1):
-                    yield part if only else tuple(value[:left] for value in part)
-                left -= len(part[0])
-
-
-def _is_text(value: Tensor) -> bool:
-    return value.ndim == 2 and not value.is_floating_point()
 
 
 CONDENSE = Condense()

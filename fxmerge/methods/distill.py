@@ -22,7 +22,7 @@ class Distill(Trained):
     summary: ClassVar[str] = "train all weights of one model on the parents' features (baseline)"
     needs_data: ClassVar[bool] = True
     about: ClassVar[About] = About(
-        "Hinton et al. 2015; on features: Romero et al. 2015", trained=True, groups=("free",)
+        "Hinton et al. 2015; on features: Romero et al. 2015", trained=True, teachers=True, groups=("free",)
     )
 
     def __call__(self, job: Job) -> Outcome:

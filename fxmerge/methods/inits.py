@@ -16,6 +16,7 @@ from fxmerge.methods.base import Init, Job
 from fxmerge.methods.condense import CONDENSE
 from fxmerge.methods.dare import DARE
 from fxmerge.methods.fisher import FISHER
+from fxmerge.methods.fresh_heads import with_heads
 from fxmerge.methods.regmean import REGMEAN
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
 from fxmerge.methods.ties import TIES
@@ -140,9 +141,11 @@ def starts_of(text: str, parents: int, template: int) -> tuple[str, ...]:
 def folded(job: Job, init: Init) -> tuple[SuperNet, Program]:
     """A start whose trunk is folded into ordinary weights."""
     if isinstance(init, FromMethod):
-        return init.folded(job)
-    supernet = init(job, "full")
-    return supernet, job.fold_trunk(supernet.program)
+        supernet, program = init.folded(job)
+    else:
+        supernet = init(job, "full")
+        program = job.fold_trunk(supernet.program)
+    return supernet, with_heads(job, supernet, program)
 
 
 def find_init(name: str) -> Init:

@@ -34,7 +34,7 @@ def student_of(program: Program, supernet: SuperNet, job: Job) -> Program:
     of_maps = {id(parameter) for module in student.maps.values() for parameter in module.parameters()}
     for name, parameter in student.module.named_parameters():
         # Maps say themselves what of them is trained, and a parent's own tensors are its teacher's too.
-        if id(parameter) not in of_maps and name not in student.origins:
+        if id(parameter) not in of_maps and (name not in student.origins or supernet.is_fresh(name)):
             parameter.requires_grad_(True)
     return student
 
@@ -108,9 +108,9 @@ def teachers(supernet: SuperNet, features: Sequence[Feature]) -> nn.Module:
         shown = supernet.teacher(k, features)
         needed = shown.only([port.name for port in shown.outputs], inputs=True)
         taken = {port.name for port in needed.inputs}
-        given = zip(shown.inputs, own, strict=True)
+        given = {port.name: ours for port, ours in zip(supernet.parents[k].inputs, own, strict=True)}
         programs.append(needed)
-        places.append([names.index(ours) for port, ours in given if port.name in taken])
+        places.append([names.index(given[port.name]) for port in shown.inputs if port.name in taken])
     order = [port.name for program in programs for port in program.outputs]
     return _Teachers([p.module for p in programs], places, [order.index(f.port) for f in features])
 

@@ -49,13 +49,18 @@ def wanted(supernet: SuperNet, inner: float = 0.0, loss: Loss = "features") -> t
         outputs = [f for f in output_features(supernet) if f.parent == k]
         if loss == "auto":
             kinds |= {f.port: kind for f in outputs if (kind := kind_of(supernet, k, f.node)) is not None}
-        found = {f.port: [f.port] if f.port in kinds else _of_output(f, own, nodes, supernet.program) for f in outputs}
+        taught = supernet.parents[k].teacher is not None  # it has no features but its outputs
+        found = {
+            f.port: [f.port] if taught or f.port in kinds else _of_output(f, own, nodes, supernet.program)
+            for f in outputs
+        }
         count = sum(bool(ports) for ports in found.values())
         for ports in found.values():
             for port in ports:
                 weights[port] = weights.get(port, 0.0) + 1 / (count * len(ports))
     if inner:
-        weights |= {f.port: inner for f in supernet.features if f.port not in weights}
+        shown = [f.port for f in supernet.features if supernet.parents[f.parent].teacher is None]
+        weights |= {port: inner for port in shown if port not in weights}
     return tuple(Wanted(known[port], weight, kinds.get(port, SQUARES)) for port, weight in weights.items())
 
 

@@ -24,6 +24,8 @@ class Plan:
     """How many times as wide as the template it is."""
     rows: int = 0
     """Inputs in a step of training: they decide where maps are applied."""
+    teachers: bool = False
+    """Whether a parent that does not line up may take part, as a teacher only."""
 
 
 class Checked(Protocol):

@@ -40,10 +40,10 @@ class Writer:
     @classmethod
     def of(cls, supernet: SuperNet, k: int, samples: Samples) -> Writer | None:
         """Parent k, if it can write; whether later tokens change what it says of earlier ones is tried out."""
-        program = supernet.parents[k]
+        parent, program = supernet.parents[k], supernet.parents[k].shown
         found = [
             port.name
-            for port, node in zip(program.outputs, program.result, strict=True)
+            for port, node in zip(parent.outputs, parent.result, strict=True)
             if (kind := kind_of(supernet, k, node)) is not None and kind.measure is Distributions
         ]
         groups = token_rows.groups({port.name: samples[port.name] for port in program.inputs})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
-from fxmerge.ir.merge import head
+from fxmerge.ir.merge import Folds, Weight, head
 from fxmerge.ir.program import Port
+from fxmerge.ir.teacher import FreshHead
 from passes.supernet.sites import operands
 from passes.supernet.state import State
 from passes.supernet.trunk import Trunk, is_simple
@@ -28,9 +29,44 @@ class Heads:
         """The outputs of the tasks that this trunk serves."""
         for k in self.trunk.tasks:
             parent = self.state.parents[k]
+            if parent.teacher is not None and parent.teacher.only:
+                yield from self._fresh(k, parent.teacher.heads)
+                continue
             for port, ours in zip(parent.outputs, self.state.first.result, strict=True):
                 shape = self.state.named(k, port.shape)
                 yield Port(f"{parent.task}.{port.name}", shape, port.dtype), self._own(k, ours)
+
+    def _fresh(self, k: int, heads: Sequence[FreshHead]) -> Iterator[tuple[Port, fx.Node]]:
+        """The outputs of a parent that teaches only, by heads of its own that read the trunk."""
+        parent, weights = self.state.parents[k], {head.weight: head for head in heads}
+        new: dict[fx.Node, fx.Node] = {}
+
+        def copied(theirs: fx.Node) -> fx.Node:
+            ours = self.state.back[k].get(theirs)
+            if ours is not None:
+                return self._crossing(k, ours)
+            return new[theirs]
+
+        needed, todo = set(parent.result), list(parent.result)
+        while todo:
+            below = [n for n in todo.pop().all_input_nodes if n not in self.state.back[k]]
+            todo += [n for n in below if n not in needed]
+            needed.update(below)
+        for theirs in (n for n in parent.graph.nodes if n in needed):
+            if theirs.op == "get_attr":
+                new[theirs] = self.state.tensor_of(k, str(theirs.target))
+                continue
+            new[theirs] = self.state.copy(theirs, copied)
+            read = [weights[n.target] for n in theirs.all_input_nodes if n.op == "get_attr" and n.target in weights]
+            if read and theirs.all_input_nodes[0] in self.state.back[k]:
+                (own,) = read
+                ours = self.state.back[k][theirs.all_input_nodes[0]]
+                one = Weight(1, True, (1,), (self.state.map(self.state.maps.read(ours, own.axis)),))
+                folds = Folds(self.state.template, (tuple(one),))
+                new[theirs] = self.state.call(head, (new[theirs], k, folds), ours)
+        for port, theirs in zip(parent.outputs, parent.result, strict=True):
+            shape = self.state.named(k, port.shape)
+            yield Port(f"{parent.task}.{port.name}", shape, port.dtype), new[theirs]
 
     def _own(self, k: int, ours: fx.Node) -> fx.Node:
         """Parent k's own version of a value at or after its head; what comes from the trunk is unmerged."""

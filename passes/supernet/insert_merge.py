@@ -19,13 +19,14 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program, prune
 from fxmerge.ir.shown import shape_of
 from fxmerge.ir.supernet import SuperNet
-from passes.line_up.pairs import line_up
+from passes.line_up.pairs import Pairs, line_up
 from passes.operators import Operators
 from passes.supernet.join import join, takes_one_input
 from passes.supernet.maps import Maps
 from passes.supernet.resize import widen
 from passes.supernet.settle_constants import settle_constants
 from passes.supernet.sites import SitesOf
+from passes.supernet.stand_in import pairs_of
 from passes.supernet.state import State
 
 
@@ -77,11 +78,19 @@ def _inputs_of_one(state: State) -> tuple[str, ...]:
     )
 
 
+def _pairs(first: Program, template: Program, parent: Program, operators: Operators) -> Pairs:
+    """Node of a parent for every node of the template, `first` at the merged model's sizes."""
+    if parent.teacher is None or not parent.teacher.only:
+        return line_up(first, parent, operators)
+    names = pairs_of(template, parent)
+    return {ours: names[own] for ours, own in line_up(first, template, operators).items()}
+
+
 def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scale: float | None) -> State:
     """Parents that line up, with their sites and the maps that these need."""
     first = taking_all_inputs(parents, template, Operators(rules))
     first = first if width_scale is None else widen(first, rules, width_scale)
-    pairs = [line_up(first, parent, Operators(rules)) for parent in parents]
+    pairs = [_pairs(first, parents[template], parent, Operators(rules)) for parent in parents]
     sites = first.get(SitesOf(rules))
     if not sites.mergeable:
         raise LineUpError(

@@ -147,7 +147,7 @@ def test_parents(parents: tuple[str, ...], message: str, refuse: Refuse) -> None
 
 
 def test_parents_that_do_not_line_up_name_both_source_lines(refuse: Refuse) -> None:
-    said = refuse("merge", "a.pt", "wide.pt", *OUT)
+    said = refuse("merge", "a.pt", "wide.pt", *OUT, "--method", "foldable")
     assert "test_bad_input.py:" in said
 
 
