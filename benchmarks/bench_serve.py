@@ -160,13 +160,12 @@ class Server:
 @contextmanager
 def serving(path: Path, *flags: str) -> Iterator[Server]:
     command = [sys.executable, "-m", "fxmerge", "serve", str(path), "--port", "0", "--grpc-port", "0", *flags]
-    log = path.with_suffix(".log")
     with (
-        open(log, "w") as lines,
+        tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".log", delete=False) as lines,
         subprocess.Popen(command, stderr=lines, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process,
     ):
         try:
-            yield Server(process, _port(log, process), path.stem)
+            yield Server(process, _port(Path(lines.name), process), path.stem)
         finally:
             process.terminate()
 
@@ -215,6 +214,8 @@ async def _measure(merged: Path, alone: Sequence[Path], rows: list[Asked], given
                     found = await _run(
                         ask, rows, given.each if turn else flight * 2, flight, right if checked else None
                     )
+                    for server in (batched, at_once, single, *each):
+                        server.leave()
                     if turn:  # the first is for warming up
                         measured.setdefault((name, flight), []).append({"model": name, "flight": flight} | found)
         long = {"model": "merged, batches, long run", "flight": 16, "memory_before": batched.memory()}

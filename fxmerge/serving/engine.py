@@ -64,8 +64,11 @@ class Engine:
             )
         self.properties = whole.metadata
         self.metadata = read_metadata(whole.metadata, whole.outputs, path)
-        self.tasks = {t: [name for name in self.outputs if name.startswith(f"{t}.")] for t in self.metadata.tasks}
-        self.task_of = {name: task for task, outputs in self.tasks.items() for name in outputs}
+        longest = sorted(
+            self.metadata.tasks, key=len, reverse=True
+        )  # "a.b.logits" is of "a.b", if there is such a task
+        self.task_of = {n: next((t for t in longest if n.startswith(f"{t}.")), "") for n in self.outputs}
+        self.tasks = {t: [n for n, of in self.task_of.items() if of == t] for t in self.metadata.tasks}
         self.providers: list[str] = whole.session.get_providers()
         beside = weights_beside(path)
         self.version = sha256(path)[:12] + (f"-{sha256(beside)[:12]}" if beside.is_file() else "")

@@ -158,20 +158,22 @@ class Raw:
             found.close()
 
     def _wanted(self, request: InferRequest) -> tuple[str, ...]:
-        tasks = list(self.engine.tasks)
-        if all(name in self.inputs for name in request.inputs):
-            tasks = [task for name in request.inputs for task in self.inputs[name][1]]
-        some = [n for n in self.engine.outputs if self.engine.task_of[n] in tasks]
-        some += [n for n, value in self.named.items() if self.engine.task_of[value.source] in tasks]
+        """The outputs that were asked for: by default all of the tasks that are computed from what was sent."""
         check_outputs(request.outputs, [*self.engine.outputs, *self.named])
+        tasks = set(self.engine.tasks)
+        if request.inputs and all(name in self.inputs for name in request.inputs):
+            tasks = {task for name in request.inputs for task in self.inputs[name][1]}
         for name in request.outputs:
-            source = self.named[name].source if name in self.named else name
-            task = self.engine.task_of.get(source, tasks[0])
-            if task not in tasks:
+            if self._task(name) not in tasks:
                 raise RequestError(
-                    f"the output {name!r} is not computed from {listed(request.inputs)}", f"send {task}'s"
+                    f"the output {name!r} is not computed from {listed(request.inputs)}",
+                    f"send {listed(n for n, (_, of) in self.inputs.items() if self._task(name) in of)}",
                 )
-        return tuple(dict.fromkeys(request.outputs)) or tuple(some)
+        every = [*self.engine.outputs, *self.named]
+        return tuple(dict.fromkeys(request.outputs)) or tuple(name for name in every if self._task(name) in tasks)
+
+    def _task(self, output: str) -> str:
+        return self.engine.task_of.get(self.named[output].source if output in self.named else output, "")
 
     def _read(self, request: InferRequest, until: float) -> tuple[dict[str, Array], int]:
         inputs: dict[str, Array] = {}
@@ -179,7 +181,7 @@ class Raw:
         for name, value in request.inputs.items():
             found, count = {name: value}, 0
             if name in self.inputs:
-                if value.dtype != object or value.ndim > 2 or value.shape[1:] not in ((), (1,)) or not len(value):
+                if value.dtype != object or value.shape not in ((value.size,), (value.size, 1)) or not value.size:
                     raise RequestError(
                         f"the input {name!r} is no row of BYTES, but {list(value.shape)}", "send it as BYTES [rows]"
                     )
@@ -197,7 +199,8 @@ class Raw:
         if named.what == LABEL:
             return np.array([named.labels[k].encode() for k in best], object)
         if named.source not in self._given:
-            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            with np.errstate(invalid="ignore"):  # what is no number stays none
+                scores = np.exp(scores - scores.max(axis=1, keepdims=True))
             scores /= scores.sum(axis=1, keepdims=True)
         chosen: Array = scores[np.arange(len(best)), best]
         return chosen.astype(np.float32)

@@ -8,6 +8,7 @@ import os
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from queue import LifoQueue
 from time import monotonic
 from typing import Any, Protocol
@@ -54,6 +55,8 @@ def reader(
     if tokens := token_ports(ports):
         if "tokenizer.json" not in files:
             raise SourceError("it has no tokenizer.json, in its metadata or beside it", "put the tokenizer.json there")
+        if find_spec("tokenizers") is None:
+            raise SourceError("reading text needs the tokenizers library", 'install it: pip install "fxmerge[text]"')
         return _Text(tokens, files["tokenizer.json"], runs, most)
     if picture := picture_port(ports):
         config = preprocessing(files, task)
@@ -109,7 +112,7 @@ class _Text:
         self.pad, tokens = talk.begun["pad"], talk.begun["tokens"]
         try:
             self.longest = self.fixed or _longest(lambda length: runs(self._rows(self.pad, length)))
-            if not runs(self._rows(tokens - 1, self.longest)):
+            if not runs(self._rows(max(tokens - 1, 0), self.longest)):
                 raise SourceError(
                     f"its tokenizer has {tokens} tokens, and it cannot be run on the last",
                     "give the model's own tokenizer",

@@ -39,6 +39,22 @@ def test_a_head_that_nobody_asked_for_is_not_computed(two_tasks: Write, monkeypa
     assert list(values) == ["b.logits"] and ran == [("trunk",), ("b.logits",)]
 
 
+def test_a_task_may_be_called_like_the_beginning_of_another(apart: Write) -> None:
+    path = apart()
+    model = onnx.load(str(path))
+    names = {"b.sum": "a.b.sum", "b.x": "a.b.x"}
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        for ports in (node.input, node.output):
+            ports[:] = [names.get(name, name) for name in ports]
+    onnx.helper.set_model_props(model, {"fxmerge.tasks": '["a", "a.b"]'})
+    onnx.save(model, str(path))
+    engine = Engine(path)
+    assert engine.tasks == {"a": ["a.logits"], "a.b": ["a.b.sum"]}
+    assert list(engine.run([ask(engine, "a.b.sum", **{"a.b.x": rows(2)})])[0]) == ["a.b.sum"]
+
+
 def test_rows_together_are_the_rows_alone(two_tasks: Write) -> None:
     engine = Engine(two_tasks())
     assert engine.batched and not engine.notes

@@ -171,6 +171,8 @@ BAD_TEXT = {
     "none": ({"text": np.empty(0, object)}, r"no row of BYTES, but \[0\]", 400),
     "a table": ({"text": np.full((2, 2), b"a", object)}, r"no row of BYTES, but \[2, 2\]", 400),
     "numbers": ({"text": np.zeros(2)}, "no row of BYTES", 400),
+    "a scalar": ({"text": np.array(b"a", object)}, r"no row of BYTES, but \[\]", 400),
+    "nothing at all": ({}, "'ids' is missing", 400),
     "another name": (texts("a", name="texts"), "no input 'texts'", 400),
     "text for numbers": (texts("a", name="ids"), "'mask' is missing", 400),
 }
@@ -271,6 +273,15 @@ def test_a_merge_is_served_as_it_computes(parents: Any, asking: Any, tmp_path: P
     (tmp_path / "a.tsv").write_text("text\tlabel\nw3 w4 w5\tu\n")  # and so does `fxmerge eval`
     [found] = evaluate(tmp_path / "m.onnx", {"a": str(tmp_path / "a.tsv")})["tasks"]
     assert found["merged_accuracy"] == (given["a.label"][0] == b"u")
+
+
+def test_classes_of_what_is_no_number(pictures: Any, asking: Any) -> None:
+    path = pictures(**packed(preprocessor_config_json=json.dumps(CONFIG).encode()), **{"fxmerge.labels": LABELS})
+    raw = asking(path).service.models["pictures"].raw
+    scores = {"a.logits": np.array([[np.nan, 1, 2], [np.inf, 1, np.inf], [-np.inf, 3, 3]], "f")}
+    found = raw.answer(scores, ["a.label", "a.probability"])
+    assert found["a.label"][2] == b"green" and found["a.probability"].tolist()[2] == 0.5
+    assert np.isnan(found["a.probability"][:2]).all()
 
 
 def test_models_that_cannot_be_served_raw(
