@@ -82,6 +82,7 @@ class _Writer:
             _save(only(self.engine.path, inputs, outputs), version / "model.onnx", beside=bool(self.weights))
             self._config(folder, inputs, outputs, **self._runs("model.onnx"))
             return f"{folder.name}: {task} alone, with inputs of its own"
+        (version / ".keep").touch()  # Triton wants the folder, which git and stores of objects would forget
         step = {
             "model_name": self.name, "model_version": -1, "input_map": _same(inputs), "output_map": _same(outputs),
         }  # fmt: skip
@@ -174,7 +175,7 @@ def _check(repository: Path, names: Sequence[str], overwrite: bool) -> None:
 
 
 def _version(folder: Path) -> Path:
-    """The folder of the only version of an entry. An ensemble has an empty one."""
+    """The folder of the only version of an entry."""
     (folder / "1").mkdir(parents=True)
     return folder / "1"
 

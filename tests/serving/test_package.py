@@ -54,7 +54,7 @@ def test_tasks_on_one_input_are_ensembles_over_the_model(two_tasks: Any, parse: 
     assert whole.dynamic_batching.max_queue_delay_microseconds == 2000
     assert sizes(whole.input) == [("x", [8])] and sizes(whole.output) == [("a.logits", [3]), ("b.logits", [5])]
     [step] = one.ensemble_scheduling.step
-    assert step.model_name == "two" and step.model_version == -1 and (repository / "two_b" / "1").is_dir()
+    assert step.model_name == "two" and step.model_version == -1 and (repository / "two_b" / "1" / ".keep").is_file()
     for told, mapping, ports in ((one.input, step.input_map, whole.input), (one.output, step.output_map, whole.output)):
         given = {port.name: (port.data_type, list(port.dims)) for port in ports}
         assert mapping and {mapping[p.name]: (p.data_type, list(p.dims)) for p in told}.items() <= given.items()

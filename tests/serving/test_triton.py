@@ -1,9 +1,10 @@
-"""Triton's own client against this server, from an environment of its own: it wants an older protobuf."""
+"""Triton's own client against this server, from an environment of its own, as it wants an older protobuf; and curl."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,12 +35,19 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Client:
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         alone = {**os.environ, "PYTHONPATH": folder}
         found = subprocess.run(
-            [sys.executable, "-S", script, *args], capture_output=True, text=True, timeout=60, env=alone
+            [sys.executable, "-S", script, *args], capture_output=True, text=True, timeout=120, env=alone
         )
         assert found.returncode == 0, found.stderr
         return found
 
     return run
+
+
+def by_curl(port: int) -> Any:
+    """What the server answers to a row of ones."""
+    value = {"name": "x", "datatype": "FP32", "shape": [1, 8], "data": [1] * 8}
+    command = ["curl", "-sS", f"http://127.0.0.1:{port}/v2/models/two/infer", "-d", json.dumps({"inputs": [value]})]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout)
 
 
 def test_tritons_client_gets_the_same_by_all_ways(two_tasks: Any, client: Client) -> None:
@@ -48,6 +56,8 @@ def test_tritons_client_gets_the_same_by_all_ways(two_tasks: Any, client: Client
         try:
             _, start = (json.loads(told.readline()) for _ in range(2))
             found = client(str(start["port"]), str(start["grpc_port"]))
+            if shutil.which("curl"):
+                assert [output["shape"] for output in by_curl(start["port"])["outputs"]] == [[1, 3], [1, 5]]
         finally:
             process.terminate()
     count, _, difference = found.stdout.partition(" answers, largest difference ")
