@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx2
@@ -146,34 +147,57 @@ def test_a_full_queue_and_a_stopping_server(two_tasks: Any, serve: Any, hold: An
     asyncio.run(go())
 
 
+async def knock(service: Any, *messages: dict[str, Any], then: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
+    """The beginning of the answer to a request that comes in these messages, and at last what `then` returns."""
+    sent: list[dict[str, Any]] = []
+    coming = iter(messages)
+
+    async def receive() -> Any:
+        return next(coming, None) or await then()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    path = "/v2/models/two/infer"
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "root_path": ""}
+    await app(service)(scope, receive, send)
+    return sent[0]
+
+
+def body(text: bytes, *, more: bool) -> dict[str, Any]:
+    return {"type": "http.request", "body": text, "more_body": more}
+
+
 def test_a_client_that_goes_away_frees_its_place(two_tasks: Any, serve: Any, hold: Any) -> None:
     service = serve(two_tasks(), max_wait=30)
     queue = service.models["two"].batcher._queue
 
+    async def leave() -> Any:
+        while not queue:
+            await asyncio.sleep(0.001)
+        return {"type": "http.disconnect"}
+
     async def go() -> None:
-        body, leave = json.dumps(request()).encode(), asyncio.Event()
-        sent: list[Any] = []
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> Any:
-            if messages:
-                return messages.pop()
-            await leave.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        path = "/v2/models/two/infer"
-        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "root_path": ""}
-        answering = asyncio.ensure_future(app(service)(scope, receive, send))
         async with asyncio.timeout(20):
-            while not queue:
-                await asyncio.sleep(0.001)
-            leave.set()
-            await answering
-        assert not queue and sent[0]["status"] == 499
+            sent = await knock(service, body(json.dumps(request()).encode(), more=False), then=leave)
+        assert not queue and sent["status"] == 499 and service.held == 0
         await service.close()
+
+    asyncio.run(go())
+
+
+def test_a_body_that_does_not_arrive(two_tasks: Any, serve: Any) -> None:
+    service = serve(two_tasks(), timeout=0.05)
+
+    async def leave() -> Any:
+        assert service.held == 3
+        return {"type": "http.disconnect"}
+
+    async def go() -> None:
+        async with asyncio.timeout(20):
+            slow = await knock(service, body(b"{", more=True), then=asyncio.Event().wait)
+            gone = await knock(service, body(b"{  ", more=True), then=leave)
+        assert slow["status"] == 504 and gone["status"] == 499 and service.held == 0
 
     asyncio.run(go())
 
