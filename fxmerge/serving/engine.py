@@ -57,7 +57,7 @@ class Engine:
             {p.name: p for p in whole.inputs},
             {p.name: p for p in whole.outputs},
         )
-        strange = [p.name for p in (*whole.inputs, *whole.outputs) if _numpy_name(p) not in NAMES]
+        strange = [p.name for p in (*whole.inputs, *whole.outputs) if numpy_name(p) not in NAMES]
         if strange:
             raise SourceError(
                 f"{path}: the protocol has no data type for {printable(listed(strange))}", "merge it as float32"
@@ -112,7 +112,7 @@ class Engine:
         return tuple(asked.inputs), tuple(sorted((n, s) for n, s in kept if n != self._batch)), tuple(fixed)
 
     def _check(self, port: Port, value: Array, sizes: dict[str, int]) -> None:
-        if value.dtype.name != _numpy_name(port):
+        if value.dtype.name != numpy_name(port):
             raise RequestError(
                 f"the input {port.name!r} is {NAMES[value.dtype.name]}, the model takes {datatype(port)}",
                 f"send it as {datatype(port)}",
@@ -284,7 +284,7 @@ class Engine:
                 length = int(most * share) if size in getattr(self, "padded", ()) else most
                 shape.append(size if isinstance(size, int) else rows if axis == 0 else length)
                 sizes |= {size: shape[-1]} if isinstance(size, str) else {}
-            kind = np.dtype(_numpy_name(port))
+            kind = np.dtype(numpy_name(port))
             if kind.kind == "f":
                 inputs[port.name] = generator.standard_normal(shape).astype(kind)
             elif "mask" in port.name:
@@ -306,10 +306,11 @@ def check_outputs(asked: Sequence[str], known: Collection[str]) -> None:
 
 def datatype(port: Port) -> str:
     """The protocol's word for the numbers of an input or output."""
-    return NAMES[_numpy_name(port)]
+    return NAMES[numpy_name(port)]
 
 
-def _numpy_name(port: Port) -> str:
+def numpy_name(port: Port) -> str:
+    """What numpy calls the numbers of an input or output."""
     return str(port.dtype).removeprefix("torch.")
 
 

@@ -21,6 +21,7 @@ from fxmerge.ir.program import Port
 from fxmerge.messages import listed
 from fxmerge.samples.images import MODES, picture_port, preprocessing, scaled
 from fxmerge.samples.text import LONGEST, PADS, padded, token_ports
+from fxmerge.serving.engine import numpy_name
 from fxmerge.serving.protocol import LATE, TOO_LARGE, Array, RequestError
 
 MOST_CHARACTERS, MOST_TEXT = 1 << 16, 1 << 20
@@ -152,7 +153,7 @@ class _Text:
         length = self.fixed or max(map(len, ids))
         rows = {"ids": (ids, self.pad), "mask": ([[1] * len(row) for row in ids], 0), "types": (types, 0)}
         return {
-            port.name: padded(rows[kind][0], length, rows[kind][1]).astype(_numpy(port))
+            port.name: padded(rows[kind][0], length, rows[kind][1]).astype(numpy_name(port))
             for kind, port in self.ports.items()
         }
 
@@ -205,7 +206,7 @@ class _Picture:
         if self.port.dtype.is_floating_point:
             values = scaled(values, self.config, self.task, axis=3 if self.channels_last else 1)
         inner = tuple(size for size in self.port.shape[1:] if isinstance(size, int))
-        return {self.port.name: values.reshape(len(pixels), *inner).astype(_numpy(self.port), copy=False)}
+        return {self.port.name: values.reshape(len(pixels), *inner).astype(numpy_name(self.port), copy=False)}
 
     def close(self) -> None:
         self._children.close()
@@ -253,7 +254,3 @@ def _too_large(name: str, rows: int, most: int) -> RequestError:
     return RequestError(
         f"{rows} rows of the input {name!r} are more than {most} bytes as numbers", "send fewer rows at once", TOO_LARGE
     )
-
-
-def _numpy(port: Port) -> str:
-    return str(port.dtype).removeprefix("torch.")
