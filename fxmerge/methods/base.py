@@ -89,6 +89,10 @@ class Pools(Protocol):
         """What trials are judged by."""
         ...
 
+    def held_of(self, k: int) -> Pool | None:
+        """The same of task k alone; None where rows are of all tasks at once."""
+        ...
+
     def pool(self, kind: str) -> Pool: ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from fxmerge.ir.program import Program
@@ -12,23 +12,40 @@ from fxmerge.methods.base import Job
 from fxmerge.methods.student import targets_of
 from fxmerge.methods.wanted import wanted
 from fxmerge.training.fit import labels_of, score_labelled
+from fxmerge.training.pool import Pool
 
 Judge = Callable[[Program], float]
 """Mean score of what the loss compares: 1 is perfect, 0 the best constant answer."""
 
 
 @contextmanager
-def judge(job: Job, supernet: SuperNet) -> Iterator[Judge]:
-    """Judge programs of a SuperNet on inputs that trials hold back; on all of them where there are too few to part."""
-    held = job.pools.held() if job.pools is not None and job.pools.triable else job.pool
+def judge(job: Job, supernet: SuperNet, own: bool = False) -> Iterator[Judge]:
+    """Judge programs of a SuperNet on inputs that trials hold back; on all of them where there are too few to part.
+
+    Every parent is compared on all tasks' inputs, as training does; with `own` on those of its own task alone, which
+    are what a merged model without training is for.
+    """
+    apart = job.pools is not None and job.pools.triable
+    held = job.pools.held() if job.pools is not None and apart else job.pool
     assert held is not None
-    job = replace(job, pool=held)
-    ports = [each.feature.port for each in wanted(supernet, job.options.inner, job.options.loss)]
-    targets = targets_of(supernet.program.only(ports), supernet, job)
-    with labels_of(held, targets, job.settings) as labels:
+    features = [each.feature for each in wanted(supernet, job.options.inner, job.options.loss)]
+    tasks: list[tuple[Pool, list[str]]] = [(held, [feature.port for feature in features])]
+    if own and job.pools is not None and apart:
+        pools = [job.pools.held_of(k) for k in range(len(supernet.parents))]
+        ports = [[f.port for f in features if f.parent == k] for k in range(len(pools))]
+        alone = [(pool, names) for pool, names in zip(pools, ports, strict=True) if pool is not None and names]
+        tasks = alone or tasks
+    with ExitStack() as stack:
+        labels = []
+        for pool, names in tasks:
+            targets = targets_of(supernet.program.only(names), supernet, replace(job, pool=pool))
+            labels.append(stack.enter_context(labels_of(pool, targets, job.settings)))
 
         def score(program: Program) -> float:
-            scores = score_labelled(program.only(ports).module, labels, job.settings)
-            return sum(scores) / len(scores)
+            found = [
+                score_labelled(program.only(names).module, known, job.settings)
+                for (_, names), known in zip(tasks, labels, strict=True)
+            ]
+            return sum(sum(scores) / len(scores) for scores in found) / len(found)
 
         yield score

@@ -27,7 +27,7 @@ def best_untrained(job: Job, inits: Sequence[Init]) -> tuple[str, str]:
     """The name of the best start by its score on held-back inputs, and all scores in words."""
     short = replace(job, progress=silent, notes=[])
     scores = {}
-    with judge(job, job.supernet) as score:
+    with judge(job, job.supernet, own=True) as score:
         for number, init in enumerate(inits):
             job.progress(number, len(inits), f"start {init.name}, untrained")
             try:
@@ -36,4 +36,4 @@ def best_untrained(job: Job, inits: Sequence[Init]) -> tuple[str, str]:
                 job.notes.append(f"start {init.name} is left out: {error.what}")
     best = max(scores, key=lambda name: scores[name], default=inits[0].name)
     told = ", ".join(f"{name} {found:.3f}" for name, found in scores.items())
-    return best, f"score on held-back inputs, untrained: {told}"
+    return best, f"score on each task's held-back inputs, untrained: {told}"

@@ -63,7 +63,7 @@ class TaskVectors:
         if job.pool is None:
             job.notes.append(f"{self.name}: scale {self.usual:g}, as published; with samples it is chosen by them")
             return self.usual
-        with judge(job, trunks.supernet) as score:
+        with judge(job, trunks.supernet, own=True) as score:
             scores = {scale: score(at(scale)) for scale in SCALES}
         best = max(scores, key=lambda scale: scores[scale])
         told = ", ".join(f"{scale:g} {found:.3f}" for scale, found in scores.items())

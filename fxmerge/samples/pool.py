@@ -152,17 +152,28 @@ class Pools:
 
         A handful says too little: of a good start it praises whatever changes least.
         """
-        few = [{name: value[: _held(own)] for name, value in own.items()} for own in self.samples]
-        if self.held_back >= TELLING or self.recipe.kind == "none" or self._varied[0] == "none":
-            return self._pool(few, "none")
-        return replace(self, recipe=replace(self.recipe, kind="auto", rows=VARIED))._pool(few, self._varied[0])
+        return self._judging(range(len(self.samples)))
 
-    def _pool(self, samples: Sequence[Samples], kind: str, fewest: int = 0) -> Pool:
+    def held_of(self, k: int) -> Pool | None:
+        """The same of task k alone; None where every task has inputs of its own, so that no row is of one alone."""
+        return self._judging([k]) if self.supernet.together else None
+
+    def _judging(self, tasks: Sequence[int]) -> Pool:
+        chosen = [self.samples[k] for k in tasks]
+        few = [{name: value[: _held(own)] for name, value in own.items()} for own in chosen]
+        if self.held_back >= TELLING or self.recipe.kind == "none" or self._varied[0] == "none":
+            return self._pool(few, "none", tasks=tasks)
+        recipe = replace(self.recipe, kind="auto", rows=VARIED)
+        return replace(self, recipe=recipe)._pool(few, self._varied[0], tasks=tasks)
+
+    def _pool(self, samples: Sequence[Samples], kind: str, fewest: int = 0, tasks: Sequence[int] | None = None) -> Pool:
+        """The pool of a kind, of samples of these tasks: of all, if there are no `tasks`."""
         if kind == WRITTEN:
             pool = self._pool(self._with_written(samples), "none", fewest)
             about = {"kind": kind, "steps": ["written-by-parents"], "samples": sum(map(rows_of, samples))}
             return replace(pool, about={**pool.about, **about})
-        given = [self.supernet.given(k, own) for k, own in enumerate(samples)]
+        which = range(len(samples)) if tasks is None else tasks
+        given = [self.supernet.given(k, own) for k, own in zip(which, samples, strict=True)]
         names = [port.name for port in self.supernet.program.inputs]
         if self.supernet.together:
             groups = [(group, kind) for group in alike(given)]

@@ -135,6 +135,15 @@ def test_a_trial_sees_none_of_what_it_is_judged_by(monkeypatch: pytest.MonkeyPat
     assert not pools([{"x": torch.randn(7, 3)}] * 2, free=False).triable
 
 
+def test_a_task_may_be_judged_by_its_own_samples_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxmerge.samples.pool.TELLING", 10)
+    samples = [{"x": torch.arange(float(100 * k), 100 * k + 40)[:, None].repeat(1, 3)} for k in range(2)]
+    pool = pools(samples, rows=None, free=False).held_of(1)
+    assert pool is not None
+    assert sorted(torch.cat([read[0] for _, read in blocks(pool)])[:, 0].tolist()) == [100.0 + i for i in range(10)]
+    assert pools(samples, apart=True, rows=None, free=False).held_of(1) is None
+
+
 def test_few_held_back_samples_are_varied() -> None:
     samples = [{"x": torch.arange(float(100 * k), 100 * k + 40)[:, None].repeat(1, 3)} for k in range(2)]
     made = pools(samples, rows=None, free=False)
