@@ -18,7 +18,7 @@ from fxmerge.output.parts import only
 from fxmerge.serving.batching import Limits
 from fxmerge.serving.engine import Engine, datatype
 
-CONFIG, LABELS = "config.pbtxt", "labels.txt"
+CONFIG = "config.pbtxt"
 
 
 class Word(str):
@@ -118,7 +118,7 @@ class _Writer:
         labels, shape = self.labels.get(self.engine.task_of[name]), self.engine.outputs[name].shape
         if not labels or len(shape) != 2 or shape[1] != len(labels):
             return {}
-        file = f"{_plain(name)}.{LABELS}"
+        file = f"labels_{list(self.engine.outputs).index(name)}.txt"
         (folder / file).write_text("\n".join(labels) + "\n", encoding="utf-8")
         return {"label_filename": file}
 

@@ -22,7 +22,9 @@ from fxmerge.output.runtime import OnnxModel
 from fxmerge.training.resume import Interrupted
 from passes.spaces.check import CheckReport
 
-VERBS = ("capture", "inspect", "check", "merge", "compare", "eval", "methods", "passes", "rules", "demo", "serve")
+VERBS = (
+    "capture", "inspect", "check", "merge", "compare", "eval", "methods", "passes", "rules", "demo", "serve", "package",
+)  # fmt: skip
 FLAGS = (
     "out", "method", "data", "config", "init", "steps", "batch-size", "rank", "full", "like", "width-scale", "seed",
     "device", "dtype", "resume", "report", "result", "extension", "dry-run", "opset", "atol", "overwrite", "verbose",
