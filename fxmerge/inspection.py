@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ class Examined:
 def examine(source: Source, *, extensions: Sequence[str] = (), **options: Any) -> Examined:
     """Load a model and find its spaces, weights it computes included. `options` are those of `fxmerge.load`."""
     rules, door = _rules(extensions), knowledge()
-    program = door.plain(source if isinstance(source, Program) else load(source, **options), rules)
+    program = door.plain(
+        source if isinstance(source, Program) else load(source, extensions=extensions, **options), rules
+    )
     return Examined(program, door.spaces(program, rules), door.describe(program, rules))
 
 
@@ -42,7 +44,9 @@ def inspect(source: Source, **options: Any) -> dict[str, Any]:
 def check(source: Source, *, seed: int = 0, extensions: Sequence[str] = (), **options: Any) -> Checked:
     """Transform every space of a model at random, in float64; the report says whether its outputs moved."""
     rules, door = _rules(extensions), knowledge()
-    program = door.plain(source if isinstance(source, Program) else load(source, **options), rules)
+    program = door.plain(
+        source if isinstance(source, Program) else load(source, extensions=extensions, **options), rules
+    )
     return door.check(program, rules, seed)
 
 
@@ -51,10 +55,16 @@ def refusals(sources: Sequence[Source], *, extensions: Sequence[str] = (), **opt
     installed = known(extensions)
     if not installed.rewrites:
         return []
-    programs = [source if isinstance(source, Program) else load(source, **options) for source in sources]
+    programs = [
+        source if isinstance(source, Program) else load(source, extensions=extensions, **options) for source in sources
+    ]
     first, *others = [knowledge().trace_rewrites(program, installed) for program in programs]
     lines: list[str] = sum(others, start=first).text().splitlines()
     return lines
+
+
+def _loaded(source: Source, extensions: Sequence[str], options: Mapping[str, Any]) -> Program:
+    return source if isinstance(source, Program) else load(source, extensions=extensions, **options)
 
 
 def _rules(extensions: Sequence[str]) -> RuleSet:

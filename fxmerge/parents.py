@@ -69,6 +69,7 @@ def _read(source: str | Path, task: str, config: MergeConfig, samples: Any) -> P
         inputs=samples if bare else None,
         allow_pickle=config.allow_pickle,
         batch_axis=config.batch_axis if bare else None,
+        extensions=config.extension,
     )
 
 

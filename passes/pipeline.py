@@ -14,6 +14,7 @@ from fxmerge.pipeline.borders import FOLDED
 from fxmerge.pipeline.extension import BUILTIN_OWNER, Extension
 from fxmerge.pipeline.knowledge import Plan
 from passes.line_up.further import FURTHER, line_up_all
+from passes.onnx_ops import ONNX_OPERATORS
 from passes.operators import Operators
 from passes.rewrites import REWRITES
 from passes.rules import BUILTIN as RULES
@@ -202,5 +203,6 @@ BUILTIN = Extension(
     rules=RULES,
     rewrites=REWRITES,
     passes=list(dict.fromkeys(type(each) for each in (*PIPELINE, *fold_trunk(Plan()), *LineUp().within))),
+    onnx=ONNX_OPERATORS,
 )
 """Rules, rewrites and passes that come with fxmerge."""

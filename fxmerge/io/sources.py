@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import DataError, SourceError
+from fxmerge.from_onnx.file import looks_like_onnx
 from fxmerge.io import factory, huggingface
 from fxmerge.io.archives import Archive
 from fxmerge.io.bundle import GRAPH, INPUT_ASSETS, UNNAMED, load_bundle
@@ -33,7 +34,7 @@ from fxmerge.samples.load import LABELS, check_samples, load_samples
 Inputs = str | Path | Tensor | Mapping[str, Tensor]
 """Sample inputs: a file, a tensor for a single input, or tensors by input name."""
 
-KINDS = "a bundle, a .pt2, a state dict with --arch, or a folder in Hugging Face layout"
+KINDS = "a bundle, a .pt2, an .onnx, a state dict with --arch, or a folder in Hugging Face layout"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Where:
     allow_pickle: bool = False
     dynamic: tuple[str, ...] = ()
     batch_axis: int | None = None
+    extensions: tuple[str, ...] = ()
 
 
 def load(
@@ -62,18 +64,20 @@ def load(
     allow_pickle: bool = False,
     dynamic: Sequence[str] = (),
     batch_axis: int | None = None,
+    extensions: Sequence[str] = (),
 ) -> Program:
-    """The program of a model: a bundle, .pt2, state dict with `arch`, Hugging Face folder, or a factory of the user's.
+    """The program of a model: a bundle, .pt2, .onnx, state dict with `arch`, Hugging Face folder, or a factory.
 
     `arch` builds the model that `weights` (or `source` itself) fill; `inputs` (any kind of samples) are traced with
     and kept as the program's samples. `key` says which of several weights of a checkpoint are meant, `ignore` names
-    patterns of tensors that are none; `dynamic` and `batch_axis` are those of `fxmerge.capture`. The task is the file's
-    stem unless the file or `task` names one.
+    patterns of tensors that are none; `dynamic` and `batch_axis` are those of `fxmerge.capture`; `extensions` are
+    `FILE:NAME`s that may read more operators of ONNX files. The task is the file's stem unless the
+    file or `task` names one.
     Raises `SourceError`, or `UnsafeFileError` if reading would execute code from the file.
     """
     path = Path(source)
     patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-    given = Where(arch, weights, inputs, key, patterns, allow_pickle, tuple(dynamic), batch_axis)
+    given = Where(arch, weights, inputs, key, patterns, allow_pickle, tuple(dynamic), batch_axis, tuple(extensions))
     with ExitStack() as folders:
         for folder in _folders(str(source), given):
             folders.enter_context(importable(folder))
@@ -105,6 +109,11 @@ def _read(path: Path, source: str, given: Where) -> Program:
         _refuse_extras(path, given)
         program = load_bundle(path) if kind == "bundle" else load_pt2(path)
         return program.evolve(samples={}) if given.inputs is not None else program
+    if kind == "onnx":
+        _refuse_extras(path, given)
+        from fxmerge.from_onnx.load import load_onnx  # brings onnx and ONNX Runtime
+
+        return load_onnx(path, extensions=given.extensions, batch_axis=given.batch_axis)
     if kind == "folder" or kind == "config":
         config = path / huggingface.CONFIG if kind == "folder" else path
         if given.weights is None and kind == "config":
@@ -170,7 +179,7 @@ def _module(path: Path, modules: Mapping[str, nn.Module], key: str | None) -> tu
 
 
 def kind_of(path: Path, source: str) -> str:
-    """What a source is: "bundle", "pt2", "folder", "config", "weights" or "factory", else a `SourceError`."""
+    """What a source is: "bundle", "pt2", "onnx", "folder", "config", "weights" or "factory", else a `SourceError`."""
     if not os.path.lexists(path):
         if ":" in source:
             return "factory"
@@ -193,6 +202,8 @@ def kind_of(path: Path, source: str) -> str:
         head = stream.read(64)
     if head.lstrip()[:1] == b"{" and path.stat().st_size <= LARGEST_JSON:
         return "config"
+    if looks_like_onnx(path, head):
+        return "onnx"
     if head[:4] == b"PK\x03\x04":
         raise SourceError(f"{path} is truncated", "copy or write the file again")
     raise SourceError(f"{path} is no model fxmerge can read", f"give {KINDS}")

@@ -1,4 +1,4 @@
-"""What fxmerge knows, as values: rules, rewrites, passes and methods, joined by `+`.
+"""What fxmerge knows, as values: rules, rewrites, passes, methods and ONNX operators, joined by `+`.
 
 The built-in knowledge, an installed package's (entry point group "fxmerge.extensions") and a user's file
 (`--extension file.py:NAME`) all come through this door; nothing is registered anywhere by being imported.
@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 
 from fxmerge.coupling import Rule, RuleSet
 from fxmerge.errors import ExtensionError, OptionError
+from fxmerge.from_onnx.call import Operator
 from fxmerge.messages import nearest
 from fxmerge.methods.base import Method
 from fxmerge.pipeline.passes import Pass, check_class
@@ -27,7 +28,7 @@ from fxmerge.rewrite import Rewrite
 GROUP = "fxmerge.extensions"
 BUILTIN_OWNER = "fxmerge"
 """Owner of the built-in knowledge."""
-Kind = Literal["rule", "rewrite", "pass", "method"]
+Kind = Literal["rule", "rewrite", "pass", "method", "ONNX operator"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class Item:
 
 @dataclass(frozen=True, init=False)
 class Extension:
-    """Rules, rewrites, passes and methods under an owner's name. `a + b` has both; a clash is an `ExtensionError`."""
+    """Rules, rewrites, passes, methods, ONNX operators under an owner's name.
+
+    `a + b` has both; a clash is an `ExtensionError`.
+    """
 
     name: str
     items: tuple[Item, ...]
@@ -56,12 +60,14 @@ class Extension:
         rewrites: Rewrite | Iterable[Rewrite] = (),
         passes: type[Pass] | Iterable[type[Pass]] = (),
         methods: Method | Iterable[Method] = (),
+        onnx: Operator | Iterable[Operator] = (),
     ) -> None:
         """One or several of each. `name` is shown as their owner; a file or package sets it if it is empty."""
         found = [_rule_items(rule) for rule in _several(rules)]
         found += [_rewrite_items(each) for each in _several(rewrites)]
         found += [_pass_items(each, name) for each in _several(passes)]
         found += [_method_items(each) for each in _several(methods)]
+        found += [_operator_items(each) for each in _several(onnx)]
         self._fill(name, [replace(item, owner=name) for items in found for item in items])
 
     def _fill(self, name: str, items: Sequence[Item]) -> Extension:
@@ -98,6 +104,11 @@ class Extension:
     @cached_property
     def methods(self) -> tuple[Method, ...]:
         return tuple(item.value for item in self.of("method"))
+
+    @cached_property
+    def operators(self) -> dict[str, Operator]:
+        """How ONNX operators are read, by their names."""
+        return {item.name: item.value for item in self.of("ONNX operator")}
 
     def find(self, kind: Kind, name: str) -> Any:
         """The thing of this name. Raises `OptionError` naming the nearest one."""
@@ -167,6 +178,11 @@ def _method_items(each: Any) -> list[Item]:
     fits = not isinstance(each, type) and all(hasattr(each, name) for name in wanted)
     _require(fits, each, "methods", "objects with name, summary and needs_data that are called with a Job")
     return [Item("method", each.name, each.summary, "", each)]
+
+
+def _operator_items(each: Any) -> list[Item]:
+    _require(isinstance(each, Operator), each, "ONNX operators", "made by from_onnx")
+    return [Item("ONNX operator", name, each.summary, "", each) for name in each.names]
 
 
 def _require(fits: bool, value: Any, what: str, wanted: str) -> None:

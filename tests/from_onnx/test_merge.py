@@ -1,0 +1,76 @@
+"""ONNX files as parents: beside each other, beside a traced model, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fxmerge
+from fxmerge.cli.verbs import main
+from fxmerge.io.sources import load
+from fxmerge.output.onnx import run_onnx
+from tests.from_onnx.conftest import Net, trained_vit
+
+Paths = tuple[Path, Path]
+
+
+def test_two_files_merge_through_the_command_line(
+    nets: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32))
+    out, result = tmp_path / "m.onnx", tmp_path / "m.json"
+    rest = ["--data", str(tmp_path / "x.npz"), "--method", "average", "--out", str(out), "--result", str(result)]
+    assert main(["merge", *map(str, nets), *rest]) == 0
+    assert json.loads(result.read_text())["checks"]["onnx_max_abs"] < 1e-5
+    names = [parent["task"] for parent in json.loads(result.read_text())["parents"]]
+    assert names == ["a", "b"]
+    assert set(run_onnx(out, {"x": torch.randn(3, 6)})) == {"a.scores", "b.scores"}
+    capsys.readouterr()
+    assert main(["merge", *map(str, nets), "--out", str(tmp_path / "n.onnx")]) == 2
+    assert "no samples for a" in capsys.readouterr().err
+
+
+def test_a_file_is_what_was_written(vits: Paths) -> None:
+    model = trained_vit(0)
+    program = load(vits[0])
+    assert program.task == "a" and not program.samples
+    assert program.count() == sum(p.numel() for p in model.parameters())
+    x = torch.randn(5, 1, 8, 8)
+    torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_merged_with_itself_is_itself(vits: Paths) -> None:
+    one, two = load(vits[0], task="one"), load(vits[0], task="two")
+    x = torch.randn(4, 1, 8, 8)
+    merged = fxmerge.merge([one, two], method="average", data=x)
+    torch.testing.assert_close(merged(x)["one"], one(x), rtol=1e-4, atol=1e-5)
+
+
+def test_files_merge_as_the_models_they_were_written_from(vits: Paths) -> None:
+    x = torch.randn(4, 1, 8, 8)
+    models = [fxmerge.capture(trained_vit(seed), (x,), task=f"t{seed}") for seed in range(2)]
+    files = [load(path, task=f"t{i}") for i, path in enumerate(vits)]
+    merged = [fxmerge.merge(parents, method="average", data=x) for parents in (models, files)]
+    for other in merged[1:]:
+        for task in ("t0", "t1"):
+            torch.testing.assert_close(other(x)[task], merged[0](x)[task], rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_is_inspected_checked_and_captured(
+    nets: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(nets[0])]) == 0
+    assert main(["inspect", str(nets[0]), "--json"]) == 0
+    found = fxmerge.inspect(nets[0])
+    assert found["coverage"] == 1 and found["opaque"] == []
+    np.save(tmp_path / "x.npy", np.zeros((7, 6), dtype=np.float32))
+    out = tmp_path / "a.pt"
+    assert main(["capture", str(nets[0]), "--inputs", str(tmp_path / "x.npy"), "--out", str(out)]) == 0
+    program = fxmerge.load(out)
+    assert program.samples["x"].shape == (7, 6)
+    torch.testing.assert_close(program(torch.ones(2, 6)), Net(0)(torch.ones(2, 6)), rtol=1e-4, atol=1e-5)
+    capsys.readouterr()
