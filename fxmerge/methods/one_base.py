@@ -59,15 +59,19 @@ def notes(near: Nearness, method: object) -> list[str]:
 
 
 def nearness(net: SuperNet, base: Mapping[str, Tensor] | None = None) -> Nearness:
-    """Compare the parents' matrices wherever the trunk has one of each; `base` by the template's names."""
+    """Compare the parents' matrices wherever the trunk has one of each; `base` by the template's names.
+
+    A parent that only teaches has none there: what stands in its place is the template again.
+    """
     sums: dict[str, dict[tuple[int, int], Tensor]] = {}
     changes: dict[tuple[int, int], Tensor] = {}
+    merged = [k for k, parent in enumerate(net.parents) if parent.teacher is None or not parent.teacher.only]
     for name, values in matrices(net):
         axes = net.parents_spaces[net.template].tensors.get(name, ())
         near = [leaf.space for axis in axes for leaf in leaves(axis) if leaf.space]
         centred = [value - value.mean() for value in values]
         tuned = [] if base is None or name not in base else [value - base[name].to(value) for value in values]
-        for i, j in combinations(range(len(values)), 2):
+        for i, j in combinations(merged, 2):
             products = _products(centred[i], centred[j])
             for space in dict.fromkeys(near):
                 own = sums.setdefault(space, {})

@@ -11,12 +11,15 @@ from fxmerge.methods.inits import ONE_BASE, folded
 from fxmerge.methods.judge import judge
 from fxmerge.training.fit import silent
 
+NEED_BASE = ("task-arithmetic", "dare")
+"""From the parents' average they are the average, and that with noise."""
+
 
 def best_of_one_base(job: Job) -> tuple[str, ...]:
     """The start for parents of one base that is better than the average untrained, by name; none without a base."""
     if job.near is None or not job.near.shared:
         return ()
-    inits = [init for init in ONE_BASE if init.name != "task-arithmetic" or job.base is not None]
+    inits = [init for init in ONE_BASE if job.base is not None or init.name not in NEED_BASE]
     best, told = best_untrained(job, inits)
     said = "none is better than the average" if best == "average" else f"{best} beside the average"
     job.notes.append(f"starts for parents of one base: {said} ({told})")

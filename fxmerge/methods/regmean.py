@@ -18,11 +18,10 @@ from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.kernels import Kernel, operands
 from fxmerge.methods.map_nodes import Merge, Unmerge, blocks_of
 from fxmerge.methods.regress import Rows
+from fxmerge.methods.some import some
 from fxmerge.methods.trunks import require_alike
 from fxmerge.methods.walk import Batch, Values
-
-CHUNK = 250
-"""Samples of a batch of the walk."""
+from fxmerge.training.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -76,15 +75,16 @@ class RegMean:
     def _batches(self, job: Job, net: SuperNet) -> list[tuple[int, Batch, list[Tensor]]]:
         """Samples with their task and the masks among them, some at a time."""
         assert job.pools is not None and job.pool is not None
-        ports = net.program.inputs
+        ports, only = net.program.inputs, net.program.rows
         found: list[tuple[int, Batch, list[Tensor]]] = []
         for k, samples in enumerate(job.pools.samples):
             given = net.given(k, samples)
-            rows = min(self.rows, len(next(iter(given.values()))))
-            for begin in range(0, rows, CHUNK):
-                end = min(begin + CHUNK, rows)
-                batch = {port.name: given[port.name][begin:end].to(port.dtype) for port in ports}
-                found.append((k, batch, [batch[ports[i].name] for i in job.pool.masks]))
+            stored = [given[port.name].to(port.dtype) for port in ports]
+            if only is not None and len(stored[0]) < only:
+                stored = [value[torch.arange(only) % len(value)] for value in stored]
+            for part in some(Pool.of(stored), self.rows, only):
+                batch = dict(zip([port.name for port in ports], part, strict=True))
+                found.append((k, batch, [part[i] for i in job.pool.masks]))
         return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import fxmerge
 from benchmarks.models import MLP
@@ -60,3 +61,13 @@ def test_the_default_starts_from_what_suits_them_and_says_why() -> None:
     data = {program.task: x for program, x in strangers}
     notes = fxmerge.merge([program for program, _ in strangers], data=data, steps=20, **how).result["notes"]
     assert not any("one base" in note for note in notes)
+
+
+def test_what_stands_in_for_a_teacher_shares_no_base() -> None:
+    torch.manual_seed(0)
+    other = nn.Sequential(nn.Linear(8, 20), nn.Tanh(), nn.LayerNorm(20), nn.Linear(20, 4))
+    x = torch.randn(24, 8)
+    parents = [fxmerge.capture(MLP(8, (24, 24), 4), (x,), task="a"), fxmerge.capture(other, (x,), task="b")]
+    result = fxmerge.merge(parents, steps=2, batch_size=8, pool=16, augment="none", lr=1e-3, init="average").result
+    assert result["parents"][1]["role"] == "teacher"
+    assert (result["base"]["shared"], result["base"]["spaces"]) == (False, 0)

@@ -89,6 +89,28 @@ def test_equal_parents_are_given_back(family: str) -> None:
         assert float((merged(*x.values())["b"] - one(*x.values())).detach().abs().max()) < 1e-4, method
 
 
+class Fixed(nn.Module):
+    """Takes four rows at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.second(F.relu(self.first(x.reshape(4, 8)))).relu())
+        return logits
+
+
+@pytest.mark.parametrize("rows", [3, 9])
+def test_a_batch_that_is_written_into_the_model_is_kept(rows: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(rows, 8)
+    one = fxmerge.capture(Fixed().eval(), (torch.randn(4, 8),), task="a")
+    merged = fxmerge.merge([one, one.evolve(task="b")], data={"a": x, "b": x}, method="regmean")
+    assert one.rows == 4
+    assert float((merged(x[:4].repeat(2, 1)[:4])["b"] - one(x[:4].repeat(2, 1)[:4])).detach().abs().max()) < 1e-4
+
+
 def test_regmean_starts_trained_maps_as_well() -> None:
     torch.manual_seed(0)
     xs = [torch.randn(24, 8), torch.randn(24, 8)]
