@@ -75,9 +75,13 @@ class MergeConfig(BaseModel):
         "auto", "How M and U are found; `fxmerge methods` lists them. Options may follow: name{rank=12}.", "Method"
     )
     init: str = option(
-        "auto", "What a trained method starts from: condense, average, first, parent1, …; several of them joined by +, "
-        "or auto.", "Method",
+        "auto", "What a trained method starts from: condense, permute, average, first, parent1, …; several joined "
+        "by +, or auto.", "Method",
         of_method=True,
+    )  # fmt: skip
+    on: Literal["auto", "activations", "weights"] = option(
+        "auto", "What units of the parents are compared by: activations on samples, or weights, which needs none.",
+        "Method", of_method=True,
     )  # fmt: skip
     rank: int | None = option(
         None, "Rank of M and U beside their diagonals, 0 for none (default: dense in narrow models, else 12).",

@@ -126,13 +126,29 @@ class Tolerances:
     @cached_property
     def groups(self) -> Mapping[Class, str]:
         """The group of every leaf class that a parameter carries."""
+        return {cls: self._group(cls, leaves, self.wide.get(cls, [])) for cls, leaves in self.carried.items()}
+
+    @cached_property
+    def wide(self) -> Mapping[Class, Sequence[Axis]]:
+        """Occurrences of each leaf class in tensors with several axes."""
         wide: dict[Class, list[Axis]] = {}
         for axes in self.tensors():
             if sum(axis.size > 1 for axis in axes) > 1:
                 for axis in axes:
                     for leaf in occurrences(axis):
                         wide.setdefault(leaf.cls, []).append(leaf)
-        return {cls: self._group(cls, leaves, wide.get(cls, [])) for cls, leaves in self.carried.items()}
+        return wide
+
+    def steady(self) -> Iterator[str]:
+        """The tensors with one axis that keep their signs when all matrices along a space of theirs change sign."""
+        for name in self.inference.transformed & self.inference.tensors.keys():
+            axes = [axis for axis in self.inference.tensors[name] if axis.size > 1]
+            found = [leaf for axis in axes for leaf in occurrences(axis)] if len(axes) == 1 else []
+            matrices = [self.wide.get(leaf.cls, ()) for leaf in found]
+            if any(
+                self._flips(m) and not self._flips([*m, leaf]) for leaf, m in zip(found, matrices, strict=True) if m
+            ):
+                yield name
 
     def _group(self, cls: Class, carried: Sequence[Axis], matrices: Sequence[Axis]) -> str:
         if cls in self.reasons:

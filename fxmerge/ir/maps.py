@@ -43,15 +43,31 @@ class Map(nn.Module):
         self.alone = False
         """Whether what it writes is never a sum over the parents: each has a stem of its own."""
         self.dtype = torch.float32 if like is None else torch.promote_types(like.dtype, torch.float32)
+        self._first = tuple(support)
         for k, (merged, own) in enumerate(support):
-            self.register_buffer(f"merged{k}", merged if like is None else merged.to(like.device), persistent=False)
-            self.register_buffer(f"own{k}", own if like is None else own.to(like.device), persistent=False)
+            self._stand(
+                k, merged if like is None else merged.to(like.device), own if like is None else own.to(like.device)
+            )
         self.dense, self.diagonals = nn.ParameterList(), nn.ParameterList()
         self.lefts, self.rights = nn.ParameterList(), nn.ParameterList()
         self.average()
 
     def support(self, k: int) -> tuple[Tensor, Tensor]:
         return getattr(self, f"merged{k}"), getattr(self, f"own{k}")
+
+    def support_on(self, matrices: Sequence[Tensor]) -> bool:
+        """Let the diagonals stand where these matrices have entries, until `average`; False if they have no order."""
+        found = [matrix.nonzero().unbind(1) for matrix in matrices]
+        if any(len(set(places.tolist())) < len(places) for pair in found for places in pair):
+            return False
+        for k, pair in enumerate(found):
+            merged, own = pair if self.kind != "unmerge" else pair[::-1]
+            self._stand(k, merged, own)
+        return True
+
+    def _stand(self, k: int, merged: Tensor, own: Tensor) -> None:
+        self.register_buffer(f"merged{k}", merged, persistent=False)
+        self.register_buffer(f"own{k}", own, persistent=False)
 
     def shape(self, k: int) -> tuple[int, int]:
         """(rows, columns) of the matrix of parent k: d × d_k to merge, d_k × d to unmerge."""
@@ -87,6 +103,9 @@ class Map(nn.Module):
     def average(self, weights: Sequence[float] | None = None) -> None:
         """Hold the (rectangular) weighted average as a constant diagonal: λ_k I to merge, I where nothing is summed."""
         self.form = 0
+        for k, (merged, own) in enumerate(self._first):
+            device = self.support(k)[0].device
+            self._stand(k, merged.to(device), own.to(device))
         self.diagonals = nn.ParameterList()
         for share in self.shares(weights):
             value = share if self.kind == "merge" and not self.alone else torch.ones_like(share)

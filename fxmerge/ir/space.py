@@ -172,6 +172,8 @@ class Spaces:
     """The tensors that change with their spaces: the parameters, and running statistics."""
     unused: frozenset[str] = frozenset()
     """Those of them on which no output depends: everything may be done to them."""
+    steady: frozenset[str] = frozenset()
+    """Those that keep their signs where a space that they carry changes signs (the scales of a norm)."""
 
     def __post_init__(self) -> None:
         for name in ("axes", "tensors", "spaces"):

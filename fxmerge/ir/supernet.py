@@ -65,6 +65,8 @@ class Own:
 
     values: tuple[Tensor, ...]
     seen: tuple[Tensor, ...]
+    names: tuple[str, ...] = ()
+    """What each parent calls it."""
 
     def average(self, weights: Sequence[float]) -> Tensor:
         """Weighted mean over the parents that have a coordinate; of all that have it where their weights are zero.

@@ -10,11 +10,24 @@ from fxmerge.methods.distill import DISTILL
 from fxmerge.methods.fisher import FISHER
 from fxmerge.methods.foldable import FOLDABLE
 from fxmerge.methods.inits import INITS
+from fxmerge.methods.permute import PERMUTE
 from fxmerge.methods.regmean import REGMEAN
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
 from fxmerge.methods.ties import TIES
 
-METHODS: tuple[Method, ...] = (AUTO, CONDENSE, FOLDABLE, DISTILL, AVERAGE, TASK_ARITHMETIC, TIES, DARE, FISHER, REGMEAN)
+METHODS: tuple[Method, ...] = (
+    AUTO,
+    CONDENSE,
+    FOLDABLE,
+    DISTILL,
+    PERMUTE,
+    AVERAGE,
+    TASK_ARITHMETIC,
+    TIES,
+    DARE,
+    FISHER,
+    REGMEAN,
+)
 """The built-in methods, the default one first."""
 
 __all__ = ["INITS", "METHODS", "About", "Init", "Job", "Method", "Outcome", "Trained"]

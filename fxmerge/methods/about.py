@@ -32,7 +32,7 @@ class About:
     depths: bool = False
     """Whether parents may differ in depth."""
     tuned: bool = False
-    """Whether samples, which it does not need, choose its options where there are some."""
+    """Whether samples, which it does not need, choose its options, or are compared, where there are some."""
     teachers: bool = False
     """Whether a parent that does not line up with the others may take part, as a teacher only."""
     groups: tuple[Group, ...] = ("identity",)

@@ -17,6 +17,7 @@ from fxmerge.methods.condense import CONDENSE
 from fxmerge.methods.dare import DARE
 from fxmerge.methods.fisher import FISHER
 from fxmerge.methods.fresh_heads import with_heads
+from fxmerge.methods.permute import PERMUTE
 from fxmerge.methods.regmean import REGMEAN
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
 from fxmerge.methods.ties import TIES
@@ -120,6 +121,31 @@ class FromMethod:
         return self.method.start(job, "full")
 
 
+class Aligns(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def start(self, job: Job, form: Form) -> SuperNet: ...
+
+
+@dataclass(frozen=True)
+class FromAlignment:
+    """M and U of a method that only lines the parents' units up."""
+
+    method: Aligns
+
+    @property
+    def name(self) -> str:
+        return self.method.name
+
+    @property
+    def summary(self) -> str:
+        return f"start from the method {self.method.name}"
+
+    def __call__(self, job: Job, form: Form) -> SuperNet:
+        return self.method.start(job, form)
+
+
 TRIED: tuple[Init, ...] = (FromAverage(), FromFirst())
 """What `auto` chooses from for maps that train."""
 ONE_BASE: tuple[Init, ...] = (
@@ -127,7 +153,7 @@ ONE_BASE: tuple[Init, ...] = (
     *(FromMethod(method) for method in (TASK_ARITHMETIC, TIES, DARE, FISHER, REGMEAN)),
 )
 """What parents of one base may start from beside."""
-INITS: tuple[Init, ...] = (*TRIED, FromMethod(CONDENSE), *ONE_BASE[1:])
+INITS: tuple[Init, ...] = (*TRIED, FromMethod(CONDENSE), *ONE_BASE[1:], FromAlignment(PERMUTE))
 PARENT = re.compile(r"parent(\d{1,6})")
 
 

@@ -84,7 +84,8 @@ class _Freeze:
                 tensors.setdefault(str(node.target), axes[node])
         made = self._spaces()
         transformed = self.inference.transformed & tensors.keys()
-        return Spaces(axes, tensors, made, tuple(self._opaque()), transformed, self.inference.unused)
+        known = tuple(self._opaque()), transformed, self.inference.unused, frozenset(self.tolerances.steady())
+        return Spaces(axes, tensors, made, *known)
 
     # -- axes --------------------------------------------------------------------------------------
 

@@ -147,7 +147,7 @@ class Maps:
                 value, seen = _fit(value, axis, a, b), _fit(seen, axis, a, b)
             values.append(value)
             masks.append(seen)
-        return Own(tuple(values), tuple(masks))
+        return Own(tuple(values), tuple(masks), tuple(self._name(k, name) for k in range(len(self.others))))
 
     def is_statistic(self, name: str) -> bool:
         """Whether a buffer changes with its spaces (running statistics), so that the parents' are averaged."""

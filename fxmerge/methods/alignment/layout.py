@@ -1,0 +1,97 @@
+"""The parents' spaces beside the merged model's: sizes, the group that all of them allow, and which is inside which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from fxmerge.ir.space import AxisExpr, Leaf, leaves
+from fxmerge.ir.supernet import SuperNet
+
+CHAIN = ("identity", "permutation", "signed_permutation", "orthogonal", "invertible")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A space of the merged model and of every parent."""
+
+    space: str
+    role: str
+    size: int
+    sizes: tuple[int, ...]
+    """Per parent."""
+    group: str
+    """What all of them tolerate: one of `TOLERANCES`."""
+    owner: str | None
+    """The space for each of whose indices this one may be aligned anew."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The spaces on which maps stand."""
+
+    supernet: SuperNet
+    sites: Mapping[str, Site]
+    apart: Mapping[str, str]
+    """Spaces that are left as they are because the parents' do not correspond, and why."""
+
+    @classmethod
+    def of(cls, supernet: SuperNet) -> Layout:
+        """From the places of a SuperNet's maps."""
+        theirs: dict[str, tuple[Leaf, ...]] = {}
+        apart: dict[str, str] = {}
+        for place in supernet.places.values():
+            found = list(_side_by_side(place.merged, place.parents))
+            for ours, own in found:
+                if theirs.setdefault(ours.space, own) != own:
+                    apart[ours.space] = "a parent has several spaces where the merged model has one"
+            if not found:
+                apart.update((leaf.space, "the parents' axes are built differently") for leaf in leaves(place.merged))
+        sites = {name: _site(supernet, name, own) for name, own in theirs.items() if name and name not in apart}
+        return cls(supernet, sites, apart)
+
+    @property
+    def count(self) -> int:
+        """Number of parents."""
+        return len(self.supernet.parents)
+
+    @cached_property
+    def roots(self) -> tuple[str, ...]:
+        """The spaces that are inside none: each is decided with all that is inside it."""
+        return tuple(name for name, site in self.sites.items() if site.owner is None)
+
+    def inside(self, space: str) -> tuple[str, ...]:
+        """The spaces directly inside one."""
+        return tuple(name for name, site in self.sites.items() if site.owner == space)
+
+    def tree(self, root: str) -> tuple[str, ...]:
+        """A space and all that is inside it."""
+        found = [root]
+        for each in found:
+            found += self.inside(each)
+        return tuple(found)
+
+    def path(self, space: str) -> tuple[str, ...]:
+        """The owners of a space, the outermost first."""
+        owner = self.sites[space].owner
+        return () if owner is None else (*self.path(owner), owner)
+
+
+def _side_by_side(merged: AxisExpr, parents: tuple[AxisExpr, ...]) -> Iterator[tuple[Leaf, tuple[Leaf, ...]]]:
+    """The spaces of an axis beside each parent's; nothing where the axes are built differently."""
+    ours, theirs = list(leaves(merged)), [list(leaves(axis)) for axis in parents]
+    if all(len(own) == len(ours) for own in theirs):
+        yield from ((leaf, tuple(own[i] for own in theirs)) for i, leaf in enumerate(ours))
+
+
+def _site(supernet: SuperNet, name: str, own: tuple[Leaf, ...]) -> Site:
+    assert supernet.spaces is not None
+    ours = supernet.spaces.spaces[name]
+    all_of_them = [ours, *(s.spaces[leaf.space] for s, leaf in zip(supernet.parents_spaces, own, strict=True))]
+    groups = [space.tolerance for space in all_of_them]
+    group = min(groups, key=CHAIN.index) if all(g in CHAIN for g in groups) else groups[0]
+    if "rotary" in groups:
+        group = "rotary" if set(groups) == {"rotary"} else "identity"
+    owned = all(space.within is not None for space in all_of_them)
+    return Site(name, ours.role, ours.size, tuple(leaf.size for leaf in own), group, ours.within if owned else None)

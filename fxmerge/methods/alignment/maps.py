@@ -1,0 +1,163 @@
+"""From an alignment to the maps of a SuperNet: M shares every merged unit among the parents that have it, U goes back.
+
+M_k = (C_k of the space) / (how many parents' units are in it)      U_k = C_kᵀ      P_k a permutation: [I/K, P_k/K]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxmerge.errors import OptionError
+from fxmerge.ir.maps import AxisMap, Form, Map
+from fxmerge.ir.space import AxisExpr, Leaf, leaves, pieces
+from fxmerge.ir.supernet import Own, SuperNet
+from fxmerge.methods.alignment.solve import Alignment, Path
+from fxmerge.methods.map_nodes import Block, blocks_of
+
+EPSILON = 1e-12
+
+
+def aligned(alignment: Alignment, form: Form, seed: int = 0) -> SuperNet:
+    """The SuperNet with every map and own tensor set from an alignment, its maps in this form.
+
+    Raises `OptionError` if maps of low rank cannot hold it: they hold orders and signs, no turns.
+    """
+    supernet = alignment.layout.supernet.start([1.0] * alignment.layout.count)
+    generator = torch.Generator().manual_seed(seed)
+    done: set[int] = set()
+    for name, place in supernet.places.items():
+        module = supernet.program.maps[name]
+        assert isinstance(module, AxisMap)
+        for block in blocks_of(module, place):
+            if id(block.map) not in done:
+                done.add(id(block.map))
+                _set(block, _Product(alignment), form, generator)
+    tensors = dict(supernet.program.tensors)
+    for name, own in supernet.own.items():
+        tensors[name] = _average(alignment, name, own).to(tensors[name].dtype)
+    return supernet.with_program(supernet.program.evolve(tensors=tensors))
+
+
+@torch.no_grad()
+def _set(block: Block, product: _Product, form: Form, generator: torch.Generator) -> None:
+    held: Map = block.map
+    matrices = [held.matrix(k).detach().double() for k in range(len(held.sizes))]
+    found = [product.of(block.factors, own, k) for k, own in enumerate(block.theirs)]
+    if all(f is not None and f[0].shape == (held.size, held.sizes[k]) for k, f in enumerate(found)):
+        to, back = [f[0] for f in found if f], [f[1] for f in found if f]
+        matrices = back if held.kind == "unmerge" else shared(to, back, alone=held.alone or held.kind == "turn")
+    matrices = [matrix.to(held.support(k)[0].device) for k, matrix in enumerate(matrices)]
+    if not isinstance(form, str) and not held.support_on(matrices):
+        raise OptionError(
+            f"maps of rank {form} cannot hold a turn or a mixture of units", "give --full, or --init permute"
+        )
+    held.start(matrices, form, generator)
+
+
+def shared(to: Sequence[Tensor], back: Sequence[Tensor], alone: bool) -> list[Tensor]:
+    """Every merged unit divided among the parents that have it; by itself (`alone`) among a parent's own units."""
+    present = [presence(t, b) for t, b in zip(to, back, strict=True)]
+    if alone:
+        return [t / p.clamp(min=1.0)[:, None] for t, p in zip(to, present, strict=True)]
+    total = sum(present[1:], present[0]).clamp(min=EPSILON)
+    return [t / total[:, None] for t in to]
+
+
+def presence(to: Tensor, back: Tensor) -> Tensor:
+    """How much of every merged unit a parent has: 1 in an order, less in a turn from fewer, n in a group of n."""
+    return (to * back.T).sum(1)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The carriers of products of spaces."""
+
+    alignment: Alignment
+
+    def of(self, ours: Sequence[Leaf], theirs: Sequence[Leaf], k: int) -> tuple[Tensor, Tensor] | None:
+        """(d × d_k, d_k × d) of a product of factors, major to minor; None where the parents' has other factors."""
+        if len(ours) != len(theirs):
+            return None
+        return self._of(tuple(ours), tuple(theirs), k, {})
+
+    def _of(
+        self, ours: tuple[Leaf, ...], theirs: tuple[Leaf, ...], k: int, at: dict[str, int]
+    ) -> tuple[Tensor, Tensor]:
+        to, back = self._leaf(ours[0], theirs[0], k, at)
+        if len(ours) == 1:
+            return to, back
+        layout, first = self.alignment.layout, ours[0].space
+        if not any(f.space in layout.sites and first in layout.path(f.space) for f in ours[1:]):
+            rest = self._of(ours[1:], theirs[1:], k, at)
+            return torch.kron(to, rest[0]), torch.kron(back, rest[1])
+        d, n = _size(ours[1:]), _size(theirs[1:])
+        there = to.new_zeros(len(to), d, to.shape[1], n)
+        here = to.new_zeros(to.shape[1], n, len(to), d)
+        for unit, own in to.nonzero().tolist():
+            rest = self._of(ours[1:], theirs[1:], k, {**at, first: unit})
+            there[unit, :, own], here[own, :, unit] = to[unit, own] * rest[0], back[own, unit] * rest[1]
+        return there.reshape(len(to) * d, -1), here.reshape(to.shape[1] * n, -1)
+
+    def _leaf(self, ours: Leaf, theirs: Leaf, k: int, at: dict[str, int]) -> tuple[Tensor, Tensor]:
+        layout = self.alignment.layout
+        if ours.space in layout.sites and layout.sites[ours.space].sizes[k] == theirs.size:
+            path: Path = tuple(at[owner] for owner in layout.path(ours.space) if owner in at)
+            carriers = self.alignment.of(ours.space, path)
+            return carriers.to[k], carriers.back[k]
+        eye = torch.eye(ours.size, theirs.size, dtype=torch.float64)
+        return eye, eye.T
+
+
+def _size(factors: Sequence[Leaf]) -> int:
+    return torch.Size([f.size for f in factors]).numel()
+
+
+# -- tensors of the SuperNet's own -------------------------------------------------------------------
+
+
+def _average(alignment: Alignment, name: str, own: Own) -> Tensor:
+    """The parents' mean of a tensor that no map carries, each brought to the merged units first.
+
+    Signs do not matter to what multiplies along a space, and go with what is added.
+    """
+    layout = alignment.layout
+    spaces, parents = layout.supernet.spaces, layout.supernet.parents_spaces
+    assert spaces is not None
+    values, seen = [], []
+    for k, theirs in enumerate(own.names):
+        value = layout.supernet.parents[k].tensors[theirs].detach().double()
+        mask = torch.ones_like(value)
+        for axis, (ours, other) in enumerate(zip(spaces.tensors[name], parents[k].tensors[theirs], strict=True)):
+            steady = name in spaces.steady
+            value = _carry(alignment, value, axis, ours, other, k, squared=steady)
+            mask = _carry(alignment, mask, axis, ours, other, k, squared=True)
+        values.append(value)
+        seen.append(mask)
+    return Own(tuple(values), tuple(seen), own.names).average([1.0] * layout.count)
+
+
+def _carry(
+    alignment: Alignment, value: Tensor, axis: int, ours: AxisExpr, theirs: AxisExpr, k: int, *, squared: bool
+) -> Tensor:
+    a, b = pieces(ours), pieces(theirs)
+    if len(a) != len(b) or not any(leaf.space in alignment.layout.sites for leaf in leaves(ours)):
+        return _cut(value, axis, ours.size)
+    moved = value.movedim(axis, -1)
+    result = moved.new_zeros(*moved.shape[:-1], ours.size)
+    for mine, other in zip(a, b, strict=True):
+        found = _Product(alignment).of(mine.factors, other.factors, k)
+        if found is None:
+            return _cut(value, axis, ours.size)
+        matrix = found[0] * found[1].T if squared else found[0]
+        result[..., mine.index.reshape(-1)] = moved[..., other.index.reshape(-1)] @ matrix.T
+    return result.movedim(-1, axis)
+
+
+def _cut(value: Tensor, axis: int, size: int) -> Tensor:
+    """An axis that nothing aligns, cut or filled with zeros."""
+    moved = value.movedim(axis, 0)[:size]
+    return torch.cat((moved, moved.new_zeros(size - len(moved), *moved.shape[1:]))).movedim(0, axis)

@@ -1,0 +1,171 @@
+"""Decide the alignment of every space from evidence: owners with what is inside them, the outermost first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fxmerge.methods.alignment.evidence import Evidence
+from fxmerge.methods.alignment.layout import Layout, Site
+from fxmerge.methods.alignment.matches import Similarity
+
+Path = tuple[int, ...]
+"""Merged units of the owners of a space, the outermost first."""
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """Of one space, or of what is inside one merged unit of its owner: per parent the ways there and back."""
+
+    to: tuple[Tensor, ...]
+    """Per parent (d × d_k): in an order, a turn or groups; not yet divided among the parents."""
+    back: tuple[Tensor, ...]
+    """Per parent (d_k × d)."""
+
+    @classmethod
+    def of(cls, to: Sequence[Tensor]) -> Carriers:
+        return cls(tuple(to), tuple(each.T for each in to))
+
+    def unit(self, merged: int) -> tuple[int | None, ...]:
+        """Per parent: the unit that becomes this merged unit, if one does."""
+        return tuple(int(t[merged].abs().argmax()) if bool(t[merged].any()) else None for t in self.to)
+
+
+class Decision(Protocol):
+    """How one method aligns one space."""
+
+    def __call__(self, site: Site, similarity: Similarity, owner: bool) -> Carriers: ...
+
+    def score(self, site: Site, similarity: Tensor, owner: bool) -> float:
+        """How well one parent's units can be brought to another's (d_l × d_k)."""
+        ...
+
+
+@dataclass
+class Alignment:
+    """An element of every space's group for every parent."""
+
+    layout: Layout
+    carriers: dict[tuple[str, Path], Carriers] = field(default_factory=dict)
+
+    def of(self, space: str, path: Path) -> Carriers:
+        """The identity where nothing was decided."""
+        known = self.carriers.get((space, path))
+        if known is None:
+            site = self.layout.sites[space]
+            known = Carriers.of([torch.eye(site.size, d, dtype=torch.float64) for d in site.sizes])
+        return known
+
+
+@dataclass(frozen=True)
+class _At:
+    """Where the owners stand: merged units, and per parent its own."""
+
+    path: Path = ()
+    units: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+
+    def inside(self, space: str, merged: int, units: tuple[int | None, ...]) -> _At:
+        return _At((*self.path, merged), {**self.units, space: units})
+
+
+def align(alignment: Alignment, root: str, evidence: Sequence[Evidence], decide: Decision) -> None:
+    """Decide a space and all that is inside it."""
+    for each in (root, *alignment.layout.tree(root)):  # what was decided before is no evidence
+        for key in [k for k in alignment.carriers if k[0] == each]:
+            del alignment.carriers[key]
+    _Solver(alignment, evidence, decide).solve(root, _At())
+
+
+@dataclass
+class _Solver:
+    alignment: Alignment
+    evidence: Sequence[Evidence]
+    decide: Decision
+
+    @property
+    def layout(self) -> Layout:
+        return self.alignment.layout
+
+    def solve(self, space: str, at: _At) -> None:
+        site, children = self.layout.sites[space], self.layout.inside(space)
+        carriers = self.decide(site, self._similarity(space, at), bool(children))
+        self.alignment.carriers[space, at.path] = carriers
+        for merged in range(site.size if children else 0):
+            units = carriers.unit(merged)
+            for child in children:
+                if any(unit is not None for unit in units):
+                    self.solve(child, at.inside(space, merged, units))
+
+    def _similarity(self, space: str, at: _At) -> list[list[Tensor]]:
+        count = self.layout.count
+        return [[self._pair(space, at, a, b) for b in range(count)] for a in range(count)]
+
+    def _pair(self, space: str, at: _At, a: int, b: int) -> Tensor:
+        """Similarity of two parents' units of a space, with all that is inside them at its best."""
+        site = self.layout.sites[space]
+        found = torch.zeros(site.sizes[a], site.sizes[b], dtype=torch.float64)
+        for each in self.evidence:
+            if (part := self._reduced(each, space, at, a, b)) is not None:
+                found += part
+        children = self.layout.inside(space)
+        for i in range(site.sizes[a] if children and a != b else 0):
+            for j in range(site.sizes[b]):
+                units = tuple(i if k == a else j if k == b else None for k in range(self.layout.count))
+                found[i, j] += sum(self._best(child, at.inside(space, -1, units), a, b) for child in children)
+        return found
+
+    def _best(self, space: str, at: _At, a: int, b: int) -> float:
+        site, children = self.layout.sites[space], self.layout.inside(space)
+        return self.decide.score(site, self._pair(space, at, a, b), bool(children))
+
+    def _reduced(self, evidence: Evidence, space: str, at: _At, a: int, b: int) -> Tensor | None:
+        """What evidence says of one space alone; None where it says nothing, or says it through what is inside."""
+        if evidence.factors.count(space) != 1:
+            return None
+        if any(owner not in evidence.factors for owner in self.layout.path(space)):
+            return None
+        inside = set(self.layout.tree(space)[1:])
+        if inside & set(evidence.factors):
+            return None
+        common, n = evidence.common[a][b], len(evidence.factors)
+        for position in reversed(range(n)):
+            factor = evidence.factors[position]
+            if factor == space:
+                continue
+            common = self._without(common, position, n, factor, at, a, b)
+            n -= 1
+        return common
+
+    def _without(self, common: Tensor, position: int, n: int, factor: str, at: _At, a: int, b: int) -> Tensor:
+        """`common` summed over a factor of both parents: where it is settled at its match, otherwise unit by unit."""
+        if factor in at.units:
+            i, j = at.units[factor][a], at.units[factor][b]
+            if i is None or j is None:
+                shape = [d for p, d in enumerate(common.shape) if p not in (position, n + position)]
+                return common.new_zeros(shape)
+            return common.select(n + position, j).select(position, i)
+        match = self._match(factor, at, a, b, common.shape[position], common.shape[n + position])
+        moved = common.movedim((position, n + position), (-2, -1))
+        return (moved * match).sum((-2, -1))
+
+    def _match(self, factor: str, at: _At, a: int, b: int, rows: int, columns: int) -> Tensor:
+        known = self.alignment.carriers.get(
+            (factor, at.path[: len(self.layout.path(factor))] if factor in self.layout.sites else ())
+        )
+        if known is None or factor not in self.layout.sites:
+            return torch.eye(rows, columns, dtype=torch.float64)
+        return known.to[a].T @ known.to[b]
+
+
+def scores(layout: Layout, evidence: Iterable[Evidence], space: str, carriers: Carriers) -> float:
+    """What evidence says of given carriers of a space that is in none: the sum over all pairs of parents."""
+    solver = _Solver(Alignment(layout), list(evidence), None)  # type: ignore[arg-type]
+    return sum(
+        float((carriers.to[a] @ solver._pair(space, _At(), a, b) * carriers.to[b]).sum())
+        for a in range(layout.count)
+        for b in range(a + 1, layout.count)
+    )

@@ -1,0 +1,110 @@
+"""Permute: the units of all parents in one order, then averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from fxmerge.errors import DataError
+from fxmerge.ir.maps import Form
+from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.about import About
+from fxmerge.methods.alignment import matches
+from fxmerge.methods.alignment.evidence import Features
+from fxmerge.methods.alignment.layout import Layout, Site
+from fxmerge.methods.alignment.maps import aligned
+from fxmerge.methods.alignment.matches import Similarity
+from fxmerge.methods.alignment.solve import Alignment, Carriers, align, scores
+from fxmerge.methods.alignment.told import told
+from fxmerge.methods.base import Job, Outcome
+
+SIGNED = ("signed_permutation", "orthogonal", "invertible")
+"""Groups that hold every change of signs beside every order."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One order for all parents, with signs where the group has them; heads and other owners move as wholes."""
+
+    template: int
+
+    def __call__(self, site: Site, similarity: Similarity, owner: bool) -> Carriers:
+        fit = self._fit(site, owner)
+        return Carriers.of(matches.universe(similarity, site.size, self.template, fit))
+
+    def score(self, site: Site, similarity: Tensor, owner: bool) -> float:
+        return float((self._fit(site, owner)(similarity) * similarity).sum())
+
+    def _fit(self, site: Site, owner: bool) -> matches.Fit:
+        if site.group in SIGNED:
+            return matches.permutation if owner else matches.signed_permutation
+        return matches.permutation if site.group == "permutation" else matches.identity
+
+
+@dataclass(frozen=True)
+class Permute:
+    """M = [I/K, P_k/K], U = [I; P_kᵀ], tied: an order of every parent's units, found from features or from weights.
+
+    Features: their correlation over samples, assignment of heads by assignments inside (Verma & Elbayad 2024).
+    """
+
+    name: ClassVar[str] = "permute"
+    summary: ClassVar[str] = (
+        "put the parents' units in one order, then average (Git Re-Basin 2023, Verma & Elbayad 2024); data optional"
+    )
+    needs_data: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        "Ainsworth et al., ICLR 2023; Verma & Elbayad 2024", tuned=True, groups=("permutation", "sign")
+    )
+
+    on: Literal["auto", "activations", "weights"] = "auto"
+    """What units are compared by; auto: activations where there are samples that all parents take."""
+    residual: Literal["auto", "identity", "matched"] = "auto"
+    """Whether residual streams are put in order too; auto: where that holds on samples it was not found on."""
+    rows: int = 1500
+    """Inputs that are looked at, of all tasks together."""
+
+    def __call__(self, job: Job) -> Outcome:
+        net = self.start(job, "fixed")
+        return Outcome(net.program, init=self.name, solved=frozenset(net.own))
+
+    def start(self, job: Job, form: Form) -> SuperNet:
+        """The SuperNet aligned, its maps in this form."""
+        alignment = self.alignment(job)
+        job.notes.extend(told(self.name, alignment))
+        return aligned(alignment, form, job.settings.seed)
+
+    def alignment(self, job: Job) -> Alignment:
+        """The order of every space for every parent."""
+        layout = Layout.of(job.supernet)
+        if self.on == "weights" or job.pool is None or not job.supernet.together:
+            raise DataError("permute on activations needs samples that all parents take", "give --data")
+        features = Features.of(layout, job.pool, self.rows)
+        alignment = Alignment(layout)
+        for root in layout.roots:
+            self._root(alignment, root, features, Order(job.supernet.template))
+        return alignment
+
+    def _root(self, alignment: Alignment, root: str, features: Features, order: Order) -> None:
+        layout = alignment.layout
+        spaces = layout.tree(root)
+        site = layout.sites[root]
+        if site.role == "residual" and self.residual == "identity":
+            return
+        if site.role == "residual" and self.residual == "auto" and not self._holds(layout, root, features, order):
+            return
+        align(alignment, root, features.evidence(spaces), order)
+
+    def _holds(self, layout: Layout, root: str, features: Features, order: Order) -> bool:
+        """Whether an order found on one half of the samples is better than none on the other."""
+        tried = Alignment(layout)
+        align(tried, root, features.evidence([root], 0), order)
+        judge = features.evidence([root], 1)
+        return scores(layout, judge, root, tried.of(root, ())) > scores(
+            layout, judge, root, Alignment(layout).of(root, ())
+        )
+
+
+PERMUTE = Permute()

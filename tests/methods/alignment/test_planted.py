@@ -1,0 +1,50 @@
+"""B = g·A: a method whose group holds g gives A back; one whose group does not says nothing of the kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fxmerge
+from fxmerge.coupling.elements import Kind
+from fxmerge.ir.program import Program
+from tests.methods.alignment.planted import planted
+from tests.methods.test_condense import parent
+
+PERMUTATION: tuple[Kind, ...] = ("permutation",)
+
+
+def miss(parents: list[Program], x: dict[str, Tensor], method: str) -> tuple[float, Any]:
+    """How far the merge of parents that are one function is from it, relative; and the result."""
+    merged = fxmerge.merge(parents, data={p.task: x for p in parents}, method=method, seed=0)
+    given = next(iter(parents[0].run(x).values()))
+    found = merged(*x.values()).values()
+    return max(float((y - given).abs().max() / given.abs().max()) for y in found), merged.result
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "kinds", "count"),
+    [
+        ("vit", "permute", PERMUTATION, 3),
+        ("vit-fused", "permute", PERMUTATION, 2),
+        ("gpt", "permute", PERMUTATION, 2),
+        ("resnet", "permute", PERMUTATION, 2),
+    ],
+)
+def test_a_planted_symmetry_is_undone(family: str, method: str, kinds: tuple[Kind, ...], count: int) -> None:
+    first, x = parent(family, 1, "a")
+    others = [planted(first, kinds, seed=i, task="bcd"[i]) for i in range(count - 1)]
+    assert any(not torch.equal(first.tensors[n], others[0].tensors[n]) for n in first.parameters)
+    found, result = miss([first, *others], x, method)
+    assert found < 1e-5
+    assert any(note.startswith(f"{method}: permutation") for note in result["notes"])
+
+
+def test_what_is_in_no_order_is_not_claimed() -> None:
+    first, x = parent("vit", 1, "a")
+    found, result = miss([first, planted(first, ("permutation", "dense"))], x, "permute")
+    assert found > 1e-2
+    assert not any("orthogonal" in note or "free" in note for note in result["notes"])
