@@ -209,6 +209,7 @@ class _Merge:
             config.width_scale or 1.0,
             self.trained.batch_size or USUAL_BATCH,
             teachers=about is not None and about.teachers,
+            until=config.share_until or "",
         )
 
     @cached_property
@@ -388,7 +389,14 @@ class _Merge:
         """The merged model with its facts; its own size and all notes are known only now."""
         facts = replace(
             facts,
-            merged=replace(facts.merged, parameters=program.count(), outputs=tuple(p.name for p in program.outputs)),
+            merged=replace(
+                facts.merged,
+                parameters=program.count(),
+                outputs=tuple(p.name for p in program.outputs),
+                size=round(program.count() / max(self.given[supernet.template].count(), 1), 4),
+                shared_until=self.config.share_until,
+                apart=tuple(part.name for part in supernet.parts if part.apart),
+            ),
             notes=tuple(dict.fromkeys([*self.notes, *program.notes, *self._opaque(supernet)])),
         )
         labels = {parent.task: parent.labels for parent in supernet.parents}

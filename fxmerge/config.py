@@ -94,6 +94,10 @@ class MergeConfig(BaseModel):
     )  # fmt: skip
     like: int = option(0, "The parent whose shape the merged model has, counted from 0.", "Method", ge=0)
     width_scale: float | None = option(None, "Make every merged width this many times larger.", "Method", gt=0, le=64)
+    share_until: str | None = option(
+        None, "The last block that the parents share, by its name or number (`fxmerge inspect` lists them): what "
+        "follows it stays as it is, once for every task. 'input' shares nothing.", "Method", metavar="BLOCK",
+    )  # fmt: skip
     augment: Literal["auto", "none", "image", "tokens", "vector", "written"] = option(
         "auto", "How unlabeled samples are varied; auto fits the kind of input.", "Method", of_method=True
     )

@@ -34,6 +34,12 @@ class MergedFacts:
     """Parameters that were merged as a plain average."""
     outputs: tuple[str, ...] = ()
     """Names of its outputs."""
+    size: float = 0.0
+    """Its parameters, in those of the parent whose shape it has."""
+    shared_until: str | None = None
+    """The last block that all tasks share, "input" for none; None where they share all but their heads."""
+    apart: tuple[str, ...] = ()
+    """The blocks of which every task has its own."""
 
 
 @dataclass(frozen=True)

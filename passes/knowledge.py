@@ -18,6 +18,8 @@ from passes.spaces.describe import describe
 from passes.spaces.find import SpacesOf
 from passes.spelling.compute_weights import compute_weights
 from passes.spelling.normalize import normalize
+from passes.supernet.blocks import Blocks
+from passes.supernet.sites import SitesOf
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,13 @@ class OperatorKnowledge:
         return program.get(SpacesOf(rules))
 
     def describe(self, program: Program, rules: RuleSet) -> dict[str, Any]:
-        return describe(program, rules)
+        sites = normalize(program, rules=rules).get(SitesOf(rules))
+        sizes = {name: tensor.numel() for name, tensor in program.tensors.items()}
+        blocks = [
+            {"name": part.name, "parameters": sum(sizes.get(name, 0) for name in part.parameters)}
+            for part in Blocks(sites).parts()
+        ]
+        return describe(program, rules) | {"blocks": blocks}
 
     def check(self, program: Program, rules: RuleSet, seed: int) -> CheckReport:
         return check(program, rules, seed=seed)

@@ -37,7 +37,7 @@ def pipeline(plan: Plan = Plan()) -> Pipeline:  # noqa: B008 (a value)
             Normalize(),
             Cleanup(),
             LineUp(plan.template, plan.teachers),
-            InsertMerge(plan.template, plan.width_scale),
+            InsertMerge(plan.template, plan.width_scale, plan.until),
             HoistByCost(plan.rows),
             Train(),
             Hoist(),
@@ -122,10 +122,13 @@ class InsertMerge(Join):
 
     template: int = 0
     width_scale: float = 1.0
+    until: str = ""
+    """The block behind which every task has its own part; none for the task's heads alone."""
 
     def join(self, parents: Sequence[Program], known: Known) -> SuperNet:
         """The SuperNet of parents in line."""
-        return insert_merge(parents, known.rules, self.template, self.width_scale if self.width_scale != 1 else None)
+        scale = self.width_scale if self.width_scale != 1 else None
+        return insert_merge(parents, known.rules, self.template, scale, self.until)
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,10 @@ def _sizes(result: Mapping[str, Any]) -> Text:
     merely = "" if averaged is None else f" · {averaged / max(ours, 1):.1%} of them merely averaged"
     trained = f" · {merged['trainable']:,} numbers trained" if merged["trainable"] else ""
     lines = Text(f"{text}{merely} · {merged['spaces']} spaces{opaque}{trained}")
+    if merged.get("shared_until"):
+        apart = ", ".join(merged["apart"]) or "no block"
+        lines.append(f"\nshared until {merged['shared_until']}, once for every task: {apart}")
+        lines.append(f" · {merged['size']:.2f} times the size of one parent")
     return lines.append(f"\noutputs: {', '.join(merged['outputs'])}") if "outputs" in merged else lines
 
 
@@ -187,6 +191,9 @@ def spaces(found: Examined, *, width: int = 80, verbose: bool = False) -> Render
     parts: list[RenderableType] = [table]
     free, whole = percent(described["free_axes"]), percent(described["coverage"])
     parts.append(Text(f"{whole} of parameters have no opaque axis · {free} of axes are free to move"))
+    if described.get("blocks"):
+        named = (f"{number} {block['name']}" for number, block in enumerate(described["blocks"]))
+        parts.append(Text(f"blocks (for --share-until): {', '.join(named)}"))
     for entry in described["opaque"]:
         where = (
             f"axis {entry['axis']} of {entry['parameter']}: {entry['operator']} at {entry['at'] or 'an unknown line'}"

@@ -57,6 +57,15 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A block of the template: the parameters in it, and whether all tasks share it or each has its own."""
+
+    name: str
+    parameters: tuple[str, ...]
+    apart: bool = False
+
+
+@dataclass(frozen=True)
 class Own:
     """The parents' versions of a tensor that the SuperNet has as its own (a norm scale), each fitted to its shape.
 
@@ -111,6 +120,8 @@ class SuperNet:
     """By name of a node of the trunk that all tasks share: the node of every parent that does the same."""
     trunk: Mapping[fx.Node, str] = field(default_factory=dict)
     """Name of the trunk's node for every node of the template."""
+    parts: tuple[Part, ...] = ()
+    """The blocks in order, from the inputs on; heads aside."""
     lookups: frozenset[str] = frozenset()
     """Operators in it that pick rows of a tensor by whole numbers."""
 

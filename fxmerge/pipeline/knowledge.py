@@ -26,6 +26,8 @@ class Plan:
     """Inputs in a step of training: they decide where maps are applied."""
     teachers: bool = False
     """Whether a parent that does not line up may take part, as a teacher only."""
+    until: str = ""
+    """The block behind which every task has its own part; none for the tasks' heads alone."""
 
 
 class Checked(Protocol):

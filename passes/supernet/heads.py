@@ -124,7 +124,8 @@ class Heads:
 
     def _constant(self, k: int, ours: fx.Node, theirs: fx.Node) -> fx.Node:
         """A constant of parent k; the trunk's where it is the same."""
-        if ours in self.trunk.where and (self.trunk.only == k or self._same(k, ours)):
+        shared = not self._measured(ours) and (self.trunk.only == k or self._same(k, ours))
+        if ours in self.trunk.where and shared:
             return self.trunk.where[ours]
         if (k, theirs) not in self.trunk.copies:
             if theirs.op == "get_attr":
@@ -134,6 +135,12 @@ class Heads:
                 node = self.state.copy(theirs, lambda n: self._operand(k, n))
             self.trunk.copies[k, theirs] = node
         return self.trunk.copies[k, theirs]
+
+    def _measured(self, ours: fx.Node) -> bool:
+        """Whether a constant is of a parent's running statistics: those of the trunk are of the merged model."""
+        if ours.op == "get_attr":
+            return self.state.maps.is_statistic(str(ours.target))
+        return any(self._measured(n) for n in ours.all_input_nodes if self.state.sites.values[n] == "constant")
 
     def _same(self, k: int, ours: fx.Node) -> bool:
         """Whether parent k computes a constant from the numbers that the template has."""

@@ -14,13 +14,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import fx
+
 from fxmerge.coupling import RuleSet
-from fxmerge.errors import LineUpError
+from fxmerge.errors import LineUpError, OptionError
+from fxmerge.ir.merge import head, merge, unmerge
 from fxmerge.ir.program import Program, prune
 from fxmerge.ir.shown import shape_of
 from fxmerge.ir.supernet import SuperNet
 from passes.line_up.pairs import Pairs, line_up
 from passes.operators import Operators
+from passes.supernet.blocks import Blocks
 from passes.supernet.join import join, takes_one_input
 from passes.supernet.maps import Maps
 from passes.supernet.resize import widen
@@ -31,19 +35,26 @@ from passes.supernet.state import State
 
 
 def insert_merge(
-    parents: Sequence[Program], rules: RuleSet, template: int = 0, width_scale: float | None = None
+    parents: Sequence[Program],
+    rules: RuleSet,
+    template: int = 0,
+    width_scale: float | None = None,
+    until: str = "",
 ) -> SuperNet:
     """The SuperNet of `parents` (programs that line up) with the sizes of parent `template`, times `width_scale`.
 
-    Every map starts as the average: M_k = I/K, U_k = I (rectangular where widths differ).
+    Every map starts as the average: M_k = I/K, U_k = I (rectangular where widths differ). Behind the block `until`
+    every task has its own part, with that parent's weights; without it the tasks' heads alone are their own.
     Raises `LineUpError` where the parents part, or where nothing can be merged.
     """
-    state = _state(tuple(parents), rules, template, width_scale)
+    state = _state(tuple(parents), rules, template, width_scale, until)
     settled = settle_constants(state, rules, apart=not takes_one_input(state))
     if any(new is not old for new, old in zip(settled.parents, state.parents, strict=True)):
-        state = _state(settled.parents, rules, template, width_scale)
+        state = _state(settled.parents, rules, template, width_scale, until)
     state.apart, state.notes = settled.apart, (*_inputs_of_one(state), *settled.notes)
-    return join(state)
+    made = join(state)
+    made = replace(made, parts=Blocks(state.first.get(SitesOf(rules))).parts(until))
+    return replace(made, program=_said(made.program)) if until else made
 
 
 def taking_all_inputs(parents: Sequence[Program], template: int, operators: Operators) -> Program:
@@ -78,6 +89,23 @@ def _inputs_of_one(state: State) -> tuple[str, ...]:
     )
 
 
+def _said(program: Program) -> Program:
+    """The program with a note on the maps that stand between trunk and tails as matrices: no weight takes them in."""
+    kept: dict[str, None] = {}
+    for node in program.graph.nodes:
+        if node.target is unmerge and not all(_takes_maps(user) for user in node.users):
+            kept[str(node.meta.get("source", node.args[0]))] = None
+    if not kept:
+        return program
+    note = f"behind {', '.join(kept)} every task has a matrix of its own: no weight that follows could take its map in"
+    return program.evolve(notes=(*program.notes, note))
+
+
+def _takes_maps(reader: fx.Node) -> bool:
+    """Whether an unmerge map in front of this node folds into its weights, or is there to look at only."""
+    return reader.op == "output" or any(user.target in (head, merge) for user in reader.users)
+
+
 def _pairs(first: Program, template: Program, parent: Program, operators: Operators) -> Pairs:
     """Node of a parent for every node of the template, `first` at the merged model's sizes."""
     if parent.teacher is None or not parent.teacher.only:
@@ -86,7 +114,7 @@ def _pairs(first: Program, template: Program, parent: Program, operators: Operat
     return {ours: names[own] for ours, own in line_up(first, template, operators).items()}
 
 
-def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scale: float | None) -> State:
+def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scale: float | None, until: str) -> State:
     """Parents that line up, with their sites and the maps that these need."""
     first = taking_all_inputs(parents, template, Operators(rules))
     first = first if width_scale is None else widen(first, rules, width_scale)
@@ -97,5 +125,12 @@ def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scal
             f"{first.task} has no inner space that its parameters write: there is nothing to merge",
             "merge models with at least one hidden layer",
         )
+    if until:
+        taught = next((parent.task for parent in parents if parent.teacher is not None and parent.teacher.only), None)
+        if taught is not None:
+            raise OptionError(
+                f"{taught} teaches only, and has no blocks that could stay apart", "leave --share-until out"
+            )
+        sites = replace(sites, tail=Blocks(sites).tail(until))
     others = tuple(parent.get(SitesOf(rules)) for parent in parents)
     return State(first, tuple(parents), template, pairs, sites, others, Maps(first, sites, others, pairs))
