@@ -26,8 +26,7 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.about import about_of
 from fxmerge.methods.base import Trained
-from fxmerge.methods.one_base import Nearness, nearness
-from fxmerge.methods.one_base import notes as one_base_notes
+from fxmerge.methods.one_base import Nearness, base_by_names, nearness, notes_of
 from fxmerge.methods.trunks import Weights, trunk_of
 from fxmerge.output.formats import ONNX, format_of
 from fxmerge.output.merged import Merged
@@ -116,9 +115,9 @@ class _Merge:
         with self.stages("analyse"):
             supernet = self._supernet(given, samples)
             if source := getattr(self.method, "base", None):
-                self.base = cache(partial(self._base, str(source), supernet.template, samples))
+                self.base = cache(partial(self._base, str(source), supernet, samples))
             self.near = nearness(supernet, self.base() if self.base else None)
-            self.notes += one_base_notes(self.near, self.method)
+            self.notes += notes_of(self.near, self.method)
         if self.config.dry_run:
             return self._planned(supernet, parents)
         held, kept = figures.split(samples)
@@ -278,24 +277,24 @@ class _Merge:
             near=self.near,
         )
 
-    def _base(self, source: str, template: int, samples: list[Samples] | None) -> Weights:
-        """The trunk of the model that the parents were tuned from: it is lined up with the template as a parent is."""
-        like = self.given[template]
-        program = load_base(source, self.config, samples[template] if samples else dict(like.samples))
-        config = self.config.with_options(like=0)
-        pair = _Merge(
-            config,
-            Stages(),
-            self.known,
-            self.method,
-            self.trained,
-            given=[like, program.evolve(task=f"{like.task} base")],
-        )
+    def _base(self, source: str, net: SuperNet, samples: list[Samples] | None) -> Weights:
+        """The trunk of the model that the parents were tuned from: lined up with the template, or by its names."""
+        like, lined = self.given[net.template], net.parents[net.template]
+        program = load_base(source, self.config, samples[net.template] if samples else dict(like.samples))
+        both, config = [like, program.evolve(task=f"{like.task} base")], self.config.with_options(like=0)
+        pair = replace(self, config=config, stages=Stages(), notes=[], given=both, rewrite={}, base=None, near=None)
         try:
-            net = pair._supernet(pair.given, None)
+            joined = pair._supernet(both, None)
+            if why := joined.parents[1].teacher and joined.parents[1].teacher.why:
+                raise LineUpError(why)
         except LineUpError as error:
-            raise LineUpError(f"--base {source} does not line up with {like.task}: {error.what}", error.todo) from error
-        return trunk_of(pair._job(net, None, None).fold_trunk(net.start([0.0, 1.0]).program))
+            found, said = base_by_names(program, like, lined)
+            if not found:
+                what = f"--base {source} does not line up with {like.task} and has other weights: {error.what}"
+                raise LineUpError(what, "give the model that the parents were fine-tuned from") from error
+            self.notes.append(f"the base does not line up with {like.task}: its weights are taken {said}")
+            return found
+        return trunk_of(pair._job(joined, None, None).fold_trunk(joined.start([0.0, 1.0]).program))
 
     def _outcome(self, job: Job) -> Outcome:
         """What the method makes; an extension's method that fails is named with its owner."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxmerge.ir.program import Program
 from fxmerge.ir.space import leaves
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import about_of
@@ -45,7 +46,7 @@ class Nearness:
         return found | {"spaces": len(self.spaces), "changes": self.changes and round(self.changes, 4)}
 
 
-def notes(near: Nearness, method: object) -> list[str]:
+def notes_of(near: Nearness, method: object) -> list[str]:
     """What it means for the choice of a method."""
     told = f"their weights have a cosine of {near.cosine:.2f}, the middle one of {len(near.spaces)} spaces"
     about = about_of(method)
@@ -95,6 +96,31 @@ def matrices(net: SuperNet) -> Iterator[tuple[str, Sequence[Tensor]]]:
             if trained and own[0].ndim > 1 and len({value.shape for value in own}) == 1:
                 seen.add(names[net.template])
                 yield names[net.template], own
+
+
+def base_by_names(base: Program, like: Program, lined: Program) -> tuple[dict[str, Tensor], str]:
+    """A base's parameters where their names say which of the template's they are, and how many; none if they deny it.
+
+    Names may begin otherwise, as of a model inside another. Nothing is taken on trust: the matrices found must be as
+    near to the template's as one base makes them, and `lined`, the template as it is lined up, must hold its own as
+    they were given.
+    """
+    given = {name: value for name, value in like.tensors.items() if name in like.parameters}
+    found: dict[str, Tensor] = {}
+    for name, value in given.items():
+        same = [other for other in base.parameters if f".{name}".endswith(f".{other}") or other.endswith(f".{name}")]
+        same = [other for other in same if base.tensors[other].shape == value.shape]
+        kept = name in lined.tensors and torch.equal(lined.tensors[name], value)
+        if len(same) == 1 and kept:
+            found[name] = base.tensors[same[0]].detach().double()
+    near = [
+        _cosine(_products(given[name] - given[name].mean(), value - value.mean()))
+        for name, value in found.items()
+        if value.ndim > 1
+    ]
+    middle = statistics.median(near) if near else 0.0
+    said = f"by their names, which {len(found)} of its {len(given)} have (the middle cosine with them is {middle:.2f})"
+    return (found if middle >= SHARED else {}), said
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 import fxmerge
 from benchmarks.models import MLP
+from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
 from tests.methods.test_condense import parent
 from tests.methods.test_task_vectors import tuned
@@ -71,3 +72,32 @@ def test_what_stands_in_for_a_teacher_shares_no_base() -> None:
     result = fxmerge.merge(parents, steps=2, batch_size=8, pool=16, augment="none", lr=1e-3, init="average").result
     assert result["parents"][1]["role"] == "teacher"
     assert (result["base"]["shared"], result["base"]["spaces"]) == (False, 0)
+
+
+class Inside(nn.Module):
+    """A network that gives other outputs, from the trunk of an MLP inside it."""
+
+    def __init__(self, trunk: MLP) -> None:
+        super().__init__()
+        self.body = trunk
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.body.layers:
+            x = layer(x).relu()
+        found: torch.Tensor = x.cumsum(-1).softmax(-1)
+        return found
+
+
+@pytest.mark.parametrize("method", ["task-arithmetic{scale=0.5}", "auto"])
+def test_a_base_with_other_outputs_is_taken_by_names_if_it_is_near(method: str, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    base, x = MLP(8, (24, 24), 4), torch.randn(24, 8)
+    parents = [fxmerge.capture(m, (x,), task=f"t{i}") for i, m in enumerate(tuned(base, "head", 3, 4, by=0.03))]
+    fxmerge.save(Inside(base), tmp_path / "near.pt", inputs=(x,))
+    fxmerge.save(Inside(MLP(8, (24, 24), 4)), tmp_path / "far.pt", inputs=(x,))
+    how: dict[str, Any] = {"polish": 0, "augment": "none", "pool": 32} if method == "auto" else {}
+    result = fxmerge.merge(parents, method=method, base=str(tmp_path / "near.pt"), **how).result
+    assert any("by their names, which 4 of its 6 have" in note for note in result["notes"])
+    assert result["base"]["changes"] is not None
+    with pytest.raises(LineUpError, match=r"far\.pt does not line up with t0 and has other weights"):
+        fxmerge.merge(parents, method=method, base=str(tmp_path / "far.pt"), **how)
