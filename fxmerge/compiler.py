@@ -24,7 +24,7 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import unsized
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods import Job, Method, Outcome
-from fxmerge.methods.about import about_of
+from fxmerge.methods.about import about_of, takes_teachers
 from fxmerge.methods.base import Trained
 from fxmerge.methods.one_base import Nearness, base_by_names, nearness, notes_of
 from fxmerge.methods.trunks import Weights, trunk_of
@@ -201,15 +201,9 @@ class _Merge:
         """What is known of the merge once the parents are."""
         config = self.config
         tasks = tuple(program.task for program in self.given)
-        about = about_of(self.method)
-        return Plan(
-            tasks,
-            config.like,
-            config.width_scale or 1.0,
-            self.trained.batch_size or USUAL_BATCH,
-            teachers=about is not None and about.teachers,
-            until=config.share_until or "",
-        )
+        batch, scale = self.trained.batch_size or USUAL_BATCH, config.width_scale or 1.0
+        teachers, until = takes_teachers(self.method), config.share_until or ""
+        return Plan(tasks, config.like, scale, batch, teachers=teachers, until=until)
 
     @cached_property
     def pipeline(self) -> Pipeline:

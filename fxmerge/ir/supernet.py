@@ -130,6 +130,11 @@ class SuperNet:
         return tuple(parent.task for parent in self.parents)
 
     @property
+    def merged(self) -> tuple[int, ...]:
+        """The parents whose weights are merged: all but those that teach only."""
+        return tuple(k for k, parent in enumerate(self.parents) if parent.teacher is None or not parent.teacher.only)
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """The tasks' outputs, features aside."""
         return tuple(f"{parent.task}.{port.name}" for parent in self.parents for port in parent.outputs)

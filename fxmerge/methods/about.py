@@ -49,3 +49,9 @@ def about_of(method: object) -> About | None:
     """What a method says of itself; None if it says nothing, as methods of extensions may."""
     found = getattr(method, "about", None)
     return found if isinstance(found, About) else None
+
+
+def takes_teachers(method: object) -> bool:
+    """Whether a method can merge with a model that lines up with no other."""
+    about = about_of(method)
+    return about is not None and about.teachers

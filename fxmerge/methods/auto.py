@@ -73,9 +73,9 @@ class Auto(Trained):
     @staticmethod
     def _alike(supernet: SuperNet) -> set[str]:
         """Starts that are the same as others that there are."""
-        only = [k for k, parent in enumerate(supernet.parents) if parent.teacher is not None and parent.teacher.only]
-        alone = len(only) == len(supernet.parents) - 1
-        found = {f"parent{k}" for k in only} | ({"first"} if alone else set())
+        alone = len(supernet.merged) == 1
+        found = {f"parent{k}" for k in range(len(supernet.parents)) if k not in supernet.merged}
+        found |= {"first"} if alone else set()
         return found | ({"condense"} if alone or not supernet.together else set())
 
     def _starts(self, job: Job) -> Iterator[Start]:

@@ -91,8 +91,9 @@ def matrices(net: SuperNet) -> Iterator[tuple[str, Sequence[Tensor]]]:
             if any(node.op != "get_attr" for node in same) or str(same[net.template].target) in seen:
                 continue
             names = [str(node.target) for node in same]
-            own = [parent.tensors[name].detach() for parent, name in zip(net.parents, names, strict=True)]
-            trained = all(name in parent.parameters for parent, name in zip(net.parents, names, strict=True))
+            pairs = [(net.parents[k], names[k]) for k in net.merged]
+            own = [parent.tensors[name].detach() for parent, name in pairs]
+            trained = all(name in parent.parameters for parent, name in pairs)
             if trained and own[0].ndim > 1 and len({value.shape for value in own}) == 1:
                 seen.add(names[net.template])
                 yield names[net.template], own
