@@ -13,9 +13,9 @@ from fxmerge.pipeline import Join, Known, Pass, Pipeline, Run, Stage, Together, 
 from fxmerge.pipeline.borders import FOLDED
 from fxmerge.pipeline.extension import BUILTIN_OWNER, Extension
 from fxmerge.pipeline.knowledge import Plan
-from passes.line_up.further import FURTHER, line_up_all
+from passes.depth.line_up_deep import line_up_deep
+from passes.line_up.further import FURTHER
 from passes.onnx_ops import ONNX_OPERATORS
-from passes.operators import Operators
 from passes.rewrites import REWRITES
 from passes.rules import BUILTIN as RULES
 from passes.spelling.cleanup import Cleanup
@@ -74,6 +74,7 @@ class Normalize(Pass):
 class LineUp(Together):
     """Pair what the parents have in common; where they part, write all of them further until they do not.
 
+    Parents of another depth are written with the template's number of blocks.
     A parent that still parts teaches only, if the method lets it: the template's trunk with new heads stands for it.
     """
 
@@ -86,7 +87,7 @@ class LineUp(Together):
 
     def run_all(self, parents: Sequence[Program], known: Known, run: Run) -> list[Program]:
         try:
-            return line_up_all(parents, self.template, run, Operators(known.rules))
+            return line_up_deep(parents, self.template, known, run)
         except LineUpError as error:
             if not self.teachers:
                 raise _no_teachers(error) from error
@@ -98,11 +99,11 @@ class LineUp(Together):
         first = parents[self.template]
         for k, parent in enumerate(parents):
             try:
-                line_up_all([first, parent], 0, run, Operators(known.rules))
+                line_up_deep([first, parent], 0, known, run)
             except LineUpError as error:
                 why[k] = error.what
         able = [k for k in range(len(parents)) if k not in why]
-        lined = line_up_all([parents[k] for k in able], able.index(self.template), run, Operators(known.rules))
+        lined = line_up_deep([parents[k] for k in able], able.index(self.template), known, run)
         found = dict(zip(able, lined, strict=True))
         template = found[self.template]
         found |= {k: stand_in(template, parents[k], known.rules, said) for k, said in why.items()}

@@ -58,7 +58,7 @@ def values(
         elif node.op == "get_attr":
             known[node] = attributes[str(node.target)]
         else:
-            known[node] = _call(node, known)
+            known[node] = call(node, known)
         yield node, known[node]
         for argument in node.all_input_nodes:
             left[argument] -= 1
@@ -66,7 +66,8 @@ def values(
                 del known[argument]
 
 
-def _call(node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+def call(node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+    """The value of a call in float64, from those of its operands."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
     args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: WIDER.get(a, a) if isinstance(a, torch.dtype) else a)
     with doubles(), torch.no_grad():  # around the call alone: a generator's reader must not run in float64 too

@@ -29,7 +29,7 @@ class About:
     """"one base": meant for fine-tunes of one model, whose coordinates correspond already."""
     widths: bool = True
     """Whether parents may differ in width."""
-    depths: bool = False
+    depths: bool = True
     """Whether parents may differ in depth."""
     tuned: bool = False
     """Whether samples, which it does not need, choose its options, or are compared, where there are some."""

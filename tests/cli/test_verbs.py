@@ -226,7 +226,7 @@ def test_methods_say_what_they_need_in_any_width(
     assert all(each["trained"] is not None for each in found.values()), "a built-in method says nothing of itself"
     monkeypatch.setenv("COLUMNS", "120")
     _, out, _ = run(capsys, "methods")
-    assert "needs samples · trained · any width · free · Kinderman et al., TMLR 2025, §4" in out
+    assert "needs samples · trained · any width and depth · free · Kinderman et al., TMLR 2025, §4" in out
 
 
 def test_demo_hands_its_flags_on(

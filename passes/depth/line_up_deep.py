@@ -1,0 +1,37 @@
+"""Line parents up, those of another depth written with the template's number of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxmerge.errors import LineUpError
+from fxmerge.ir.program import Program
+from fxmerge.pipeline import Known, Pipeline, Run
+from passes.depth.match_depth import match_depth
+from passes.line_up.further import FURTHER, line_up_all
+from passes.line_up.pairs import line_up
+from passes.operators import Operators
+
+
+def line_up_deep(parents: Sequence[Program], template: int, known: Known, run: Run) -> list[Program]:
+    """`parents` in line: as they are, or written further (`line_up_all`), or with as many blocks as the template.
+
+    Raises the `LineUpError` of parents that part whatever is done.
+    """
+    operators = Operators(known.rules)
+    try:
+        return line_up_all(parents, template, run, operators)
+    except LineUpError as error:
+        last = error
+    for steps in (Pipeline(()), *FURTHER):
+        written = [run(steps, parent) if steps.passes else parent for parent in parents]
+        found = [match_depth(written[template], each, known.rules) or each for each in written]
+        if all(new is old for new, old in zip(found, written, strict=True)):
+            continue
+        try:
+            for other in found:
+                line_up(found[template], other, operators)
+            return found
+        except LineUpError as error:
+            last = error
+    raise last
