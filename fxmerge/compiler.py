@@ -31,7 +31,7 @@ from fxmerge.methods.trunks import Weights, trunk_of
 from fxmerge.output.formats import ONNX, format_of
 from fxmerge.output.merged import Merged
 from fxmerge.output.readings import check_metrics
-from fxmerge.parents import Parent, by_task, load_base, load_parents, teacher_notes, teaches_only, unsized_in
+from fxmerge.parents import Parent, by_task, facts_of, load_base, load_parents, teacher_notes, unsized_in
 from fxmerge.pipeline import Pipeline, Stage, Train
 from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
@@ -39,7 +39,7 @@ from fxmerge.pipeline.installed import catalogue, knowledge, known, pipeline
 from fxmerge.pipeline.knowledge import Plan
 from fxmerge.pipeline.record import Record
 from fxmerge.pipeline.watch import Watch
-from fxmerge.result import Checks, MergedFacts, ParentFacts, Result, TaskFigures, Training
+from fxmerge.result import Checks, MergedFacts, Result, TaskFigures, Training
 from fxmerge.samples.fit import check_samples, named_tensors, rows_first
 from fxmerge.samples.load import load_samples
 from fxmerge.samples.pool import Pools, Recipe
@@ -351,16 +351,8 @@ class _Merge:
     def _result(self, sources: list[Parent], supernet: SuperNet, outcome: Outcome) -> Result:
         """What is known of the merge before it is checked: all of a dry run."""
         spaces = knowledge().spaces(supernet.parents[supernet.template], self.known.rules)
-        parents = tuple(
-            ParentFacts(
-                program.task,
-                None if isinstance(source, Program) else str(source),
-                figures.digest(source, program),
-                program.count(),
-                "teacher" if teaches_only(joined) else "merged",
-            )
-            for source, program, joined in zip(sources, self.given, supernet.parents, strict=True)
-        )
+        triples = zip(sources, self.given, supernet.parents, strict=True)
+        parents = tuple(facts_of(source, program, joined) for source, program, joined in triples)
         trained = outcome.trainable > 0
         averaged = supernet.averaged(trained=trained, solved=outcome.solved)
         if note := supernet.averaged_note(trained=trained, solved=outcome.solved):

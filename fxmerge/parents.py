@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fxmerge.config import MergeConfig
 from fxmerge.errors import CaptureError, DataError, OptionError
+from fxmerge.figures import digest
 from fxmerge.io import sources
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.messages import nearest
+from fxmerge.result import ParentFacts
 
 Parent = Program | str | Path
 
@@ -42,9 +44,12 @@ def load_base(source: str, config: MergeConfig, samples: Mapping[str, Any]) -> P
     return _read(source, BASE, config, dict(samples) or None)
 
 
-def teaches_only(program: Program) -> bool:
-    """Whether a parent in line stands for a model of which no weight is merged."""
-    return program.teacher is not None and program.teacher.only
+def facts_of(source: Parent, program: Program, joined: Program) -> ParentFacts:
+    """What the result says of a parent: of where it came from, of itself, and of what stands for it in the merge."""
+    where = None if isinstance(source, Program) else str(source)
+    only = joined.teacher is not None and joined.teacher.only
+    role: Literal["merged", "teacher"] = "teacher" if only else "merged"
+    return ParentFacts(program.task, where, digest(source, program), program.count(), role)
 
 
 def teacher_notes(lined: Sequence[Program], template: int) -> list[str]:
