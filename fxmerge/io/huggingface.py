@@ -54,10 +54,18 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 def names_of(config_file: Path, tensors: int) -> frozenset[str]:
     """What the tensors of the model that a config.json describes are called. Takes no memory for them."""
+    return frozenset(name for names in tied_names(config_file, tensors) for name in names)
+
+
+def tied_names(config_file: Path, tensors: int) -> list[list[str]]:
+    """The same, names of one tensor together."""
     config = _config(config_file, tensors)
     with torch.device("meta"), _quiet(library()), _bounded(tensors, config_file):
         try:
-            return frozenset(_model_class(config, config_file)(config).state_dict())
+            found: dict[int, list[str]] = {}
+            for name, value in _model_class(config, config_file)(config).state_dict(keep_vars=True).items():
+                found.setdefault(id(value), []).append(name)
+            return list(found.values())
         except FxmergeError:
             raise
         except Exception as error:  # a config can be wrong in as many ways as there are model classes

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fxmerge.errors import FxmergeError
 from fxmerge.io.bundle import load_bundle, save_bundle
 from fxmerge.io.files import atomic_write
 from fxmerge.ir.difference import Difference, floor, require
 from fxmerge.ir.program import Program
 from fxmerge.output.assets import pack
+from fxmerge.output.card import model_card
 from fxmerge.output.onnx import export_onnx, retrace
 from fxmerge.output.runtime import OnnxModel, Runnable, compare_runs
-
-WEIGHTS = "model.safetensors"
+from fxmerge.output.task_folders import HEADS, WEIGHTS, write_task_folder, write_weights
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Content:
     described: Mapping[str, Any] = field(default_factory=dict)
     """The figures that stand beside the weights in a folder."""
     assets: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
-    """By task, the files that its parent reads text or pictures with."""
+    """By task, the files that its parent reads text or pictures with, and its config.json."""
+    samples: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What is to be said of how it was written."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,26 @@ def _read_weights(path: Path, program: Program) -> Runnable:
 
 def _write_folder(content: Content, path: Path, opset: int | None) -> None:
     path.mkdir(exist_ok=True)
-    save_file(_contiguous(content.program), path / WEIGHTS, metadata={"format": "pt", **content.metadata})
+    config = content.program.assets.get("config.json") if find_spec("transformers") else None
+    write_weights(content.program, path, config, content.metadata)
     for name, data in content.program.assets.items():
         (path / name).write_bytes(data)
+    classes = {}
+    for task, files in content.assets.items() if config is not None else ():
+        try:
+            if "config.json" in files:
+                classes[task] = write_task_folder(content.program, path, task, files, content.samples)
+        except FxmergeError as error:
+            content.notes.append(f"no folder {task}: {error.what}")
     (path / "fxmerge.json").write_text(json.dumps(content.described, indent=2), encoding="utf-8")
+    (path / "README.md").write_text(model_card(content.described, classes), encoding="utf-8")
 
 
 def _read_folder(path: Path, program: Program) -> Runnable:
-    return _read_weights(path / WEIGHTS, program)
+    found = load_file(path / WEIGHTS)
+    if (path / HEADS).is_file():
+        found |= load_file(path / HEADS)
+    return program.evolve(tensors=found)
 
 
 def _contiguous(program: Program) -> dict[str, Tensor]:

@@ -79,15 +79,15 @@ class Merged:
     ) -> dict[str, Difference]:
         """`save`, with what reading back differs in, by output. Raises `VerificationError` beyond the tolerance."""
         assets = {parent.task: parent.assets for parent in self.parents}
-        content = Content(self.program, self.metadata(), self.result, assets)
+        content = Content(self.program, self.metadata(), self.result, assets, self.samples)
         found = save_model(
             content, path, opset=opset, overwrite=overwrite, samples=self.samples or None, tolerance=tolerance,
             chosen=chosen,
         )  # fmt: skip
-        large = weights_beside(path)
+        notes, large = content.notes, weights_beside(path)
         if (chosen or format_of(path)) is ONNX and large.is_file():
-            note = f"the weights are in {large}: {Path(path).name} needs that file beside it"
-            self.facts = replace(self.facts, notes=(*self.facts.notes, note))
+            notes.append(f"the weights are in {large}: {Path(path).name} needs that file beside it")
+        self.facts = replace(self.facts, notes=(*self.facts.notes, *notes))
         return found
 
     def metadata(self) -> dict[str, str]:

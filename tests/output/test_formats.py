@@ -22,7 +22,7 @@ def bert(seed: int, **changes: Any) -> Any:
     return transformers.BertForSequenceClassification(config).eval()
 
 
-def gpt2(seed: int) -> Any:
+def gpt2(seed: int, **changes: Any) -> Any:
     torch.manual_seed(seed)
     config = transformers.GPT2Config(vocab_size=30, n_embd=8, n_head=2, n_layer=1, n_positions=20, n_inner=12)
     return transformers.GPT2LMHeadModel(config).eval()
@@ -39,6 +39,49 @@ def bundles(models: list[Any], folder: Path) -> list[Path]:
         model.config.use_cache = False
         fxmerge.save(model, path, inputs=tokens())
     return paths
+
+
+def vit(seed: int, **changes: Any) -> Any:
+    sizes = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    torch.manual_seed(seed)
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**sizes | changes, num_hidden_layers=1)).eval()
+
+
+@pytest.mark.parametrize("build", [bert, gpt2, vit])
+def test_every_task_loads_into_its_parents_class(build: Any, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    labels = [
+        {"id2label": {k: f"c{k}" for k in range(n)}, "num_labels": n} if build is not gpt2 else {} for n in (2, 3)
+    ]
+    models = [build(seed, **label) for seed, label in enumerate(labels)]
+    if build is vit:
+        inputs = {"pixel_values": torch.randn(4, 3, 8, 8)}
+        for model, name in zip(models, ("first", "second"), strict=True):
+            fxmerge.save(model, tmp_path / f"{name}.pt", inputs=inputs)
+        paths = [tmp_path / "first.pt", tmp_path / "second.pt"]
+    else:
+        inputs, paths = tokens(), bundles(models, tmp_path)
+    merged = fxmerge.merge(paths, method="average", out=out)
+    assert not [note for note in merged.result["notes"] if note.startswith("no folder")], merged.result["notes"]
+    for task, model in zip(("first", "second"), models, strict=True):
+        loaded, found = type(model).from_pretrained(out / task, output_loading_info=True)
+        assert not any(found.values()), found
+        given = loaded.eval()(**inputs).logits
+        torch.testing.assert_close(given, merged(**inputs)[task], rtol=1e-4, atol=1e-5)
+        assert loaded.config.id2label == model.config.id2label
+    shards = [out / task / "model-00001-of-00002.safetensors" for task in ("first", "second")]
+    assert all(shard.samefile(out / "model.safetensors") for shard in shards)
+    names = set(load_file(out / "model.safetensors"))
+    assert names <= {f"{n}" for n in models[0].state_dict()}, "no buffer that the class makes itself"
+    card = (out / "README.md").read_text()
+    assert f"{type(models[0]).__name__}.from_pretrained" in card and card.startswith("---\nlibrary_name: transformers")
+
+
+def test_a_task_whose_class_cannot_hold_it_has_no_folder_and_that_is_said(tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    merged = fxmerge.merge(bundles([bert(0), bert(1, intermediate_size=10)], tmp_path), method="average", out=out)
+    assert [note for note in merged.result["notes"] if note.startswith("no folder second: ")]
+    assert (out / "first").is_dir() and not (out / "second").exists()
 
 
 @pytest.mark.parametrize("build", [bert, gpt2])

@@ -1,0 +1,147 @@
+"""A folder for each task beside the trunk's, which the parents' own class of transformers loads.
+
+    merged/model.safetensors                             what all tasks share
+    merged/heads.safetensors                             everything else, by task
+    merged/sst2/model-00001-of-00002.safetensors         the shared file (a hard link where the disk has them)
+    merged/sst2/model-00002-of-00002.safetensors         the task's own weights
+    merged/sst2/model.safetensors.index.json, config.json, tokenizer.json, …
+
+A folder is left only if the class loads it without a missing or a misfit tensor, and computes what the merged model
+computes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fxmerge.errors import VerificationError
+from fxmerge.io import huggingface
+from fxmerge.ir.capture.inputs import flatten
+from fxmerge.ir.difference import largest
+from fxmerge.ir.program import Program
+from fxmerge.output.runtime import compare_runs
+
+CONFIG, WEIGHTS, HEADS = "config.json", "model.safetensors", "heads.safetensors"
+SHARED, OWN = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+INDEX = "model.safetensors.index.json"
+TOLERANCE = 1e-4
+"""Share of an output's spread that the class may differ by: its kernels are not the traced ones."""
+Files = Mapping[str, bytes]
+
+
+def write_weights(program: Program, path: Path, config: bytes | None, metadata: Mapping[str, str]) -> None:
+    """The trunk's weights, without what its class makes itself, and all others in a file of their own."""
+    names = {name for name in program.tensors if name not in program.origins}
+    if config is not None and (known := _class_names(config, len(program.tensors))):
+        names &= known
+    tensors = {name: value.detach().contiguous().clone() for name, value in program.tensors.items()}
+    trunk = {name: value for name, value in tensors.items() if name in names}
+    others = {name: value for name, value in tensors.items() if name not in names}
+    save_file(trunk or others, path / WEIGHTS, metadata={"format": "pt", **metadata})
+    if trunk and others:
+        save_file(others, path / HEADS, metadata={"format": "pt"})
+
+
+def write_task_folder(program: Program, path: Path, task: str, files: Files, samples: Mapping[str, Tensor]) -> str:
+    """Write the folder of a task, beside weights that are written already; the name of the class that loads it.
+
+    Raises `FxmergeError`, and leaves no folder, if the parent's class cannot hold what the merged model computes.
+    """
+    folder = path / task
+    folder.mkdir()
+    try:
+        _write(program, folder, task, files)
+        return _check(program, folder, task, samples)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def _write(program: Program, folder: Path, task: str, files: Files) -> None:
+    config = json.loads(files[CONFIG])
+    tied = _tied_names(files[CONFIG], len(program.tensors))
+    names = {name for group in tied for name in group}
+    mine = {name: value for name, value in program.tensors.items() if name in names}
+    for name in (name for name in program.tensors if name.startswith(f"{task}.")):
+        plain = name.removeprefix(f"{task}.")
+        others = [other for group in tied if plain in group for other in group if other != plain]
+        if plain not in mine:
+            mine[plain] = program.tensors[name]
+        elif len(others) == 1:  # a table that the parent has for both ends, and the merged model for each its own
+            mine[others[0]] = program.tensors[name]
+            config["tie_word_embeddings"] = False
+    own = {name for name in mine if name not in program.tensors}
+    shared = _names(folder.parent / WEIGHTS)
+    whole = shared <= names and not shared & own
+    alone = {n: v.detach().contiguous().clone() for n, v in mine.items() if not whole or n not in shared}
+    if whole and alone:
+        _link(folder.parent / WEIGHTS, folder / SHARED)
+        save_file(alone, folder / OWN, metadata={"format": "pt"})
+        size = sum(value.numel() * value.element_size() for value in mine.values())
+        where = {**dict.fromkeys(sorted(shared), SHARED), **dict.fromkeys(sorted(alone), OWN)}
+        index = {"metadata": {"total_size": size}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+    elif whole:
+        _link(folder.parent / WEIGHTS, folder / WEIGHTS)
+    else:
+        save_file(alone, folder / WEIGHTS, metadata={"format": "pt"})
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a disk without hard links
+        shutil.copyfile(source, target)
+
+
+class _Loaded:
+    """A model of transformers that answers as the merged one does, for its task."""
+
+    def __init__(self, model: nn.Module, task: str, inputs: Collection[str]) -> None:
+        self.model, self.task, self.inputs = model, task, inputs
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        given = {name.removeprefix(f"{self.task}."): value for name, value in inputs.items() if name in self.inputs}
+        return {f"{self.task}.{name}": value for name, value in flatten(self.model(**given))}
+
+
+def _check(program: Program, folder: Path, task: str, samples: Mapping[str, Tensor]) -> str:
+    mine = program.only([port.name for port in program.outputs if port.name.startswith(f"{task}.")], inputs=True)
+    model, _ = huggingface.build(folder / CONFIG, huggingface.read_folder(folder))
+    given = {port.name: samples[port.name] for port in mine.inputs if port.name in samples}
+    found = compare_runs(_Loaded(model, task, [port.name for port in mine.inputs]), mine, given)
+    if not largest(found) <= TOLERANCE:
+        raise VerificationError(f"its class computes something else, by {largest(found):.2g} of the spread", "use ONNX")
+    return type(model).__name__
+
+
+def _class_names(config: bytes, tensors: int) -> frozenset[str]:
+    return frozenset(name for group in _tied_names(config, tensors) for name in group)
+
+
+def _tied_names(config: bytes, tensors: int) -> list[list[str]]:
+    """What the class that a config.json names calls its tensors."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / CONFIG
+        file.write_bytes(config)
+        return huggingface.tied_names(file, tensors)
+
+
+def _names(file: Path) -> frozenset[str]:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return frozenset(opened.keys())
