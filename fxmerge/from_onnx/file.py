@@ -21,7 +21,7 @@ MOST = (1 << 31) - 1
 DEEPEST = 16
 """Graphs within graphs, and functions that call functions."""
 
-OPSETS = range(7, 27)
+OPSETS = range(7, 29)
 """Operator sets that are read; from 11 on what is read is compared with ONNX Runtime in the tests."""
 
 AGAIN = "export the model again"

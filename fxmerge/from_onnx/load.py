@@ -39,8 +39,8 @@ def load_onnx(path: Path, *, extensions: Sequence[str] = (), batch_axis: int | N
     from fxmerge.pipeline.installed import known
 
     file = read_file(path)
-    runtime = OnnxModel(path, strange=True)
     module = OnnxModule(file, known(extensions).operators).eval()
+    runtime = OnnxModel(path, strange=True)  # in a child first: what fills the memory does so there
     ports = _ports(file)
     sample = _sample(module, ports, path)
     program = _capture(module, sample, ports, batch_axis)
@@ -120,8 +120,14 @@ def _random(ports: Ports, size: int) -> dict[str, Tensor]:
 
 def _capture(module: OnnxModule, sample: Mapping[str, Tensor], ports: Ports, batch_axis: int | None) -> Program:
     """Trace with the sizes open that the file leaves open; with less where that cannot be traced."""
+    names = [size for _, shape in ports.values() for size in shape[1:]]
+    same = {size: Dim(f"size{i}") for i, size in enumerate(dict.fromkeys(names)) if names.count(size) > 1}
     open_axes: dict[str, dict[int, Any]] = {
-        name: {axis: Dim.DYNAMIC for axis, size in enumerate(shape) if isinstance(size, str) or axis == 0}
+        name: {
+            axis: same.get(size, Dim.DYNAMIC) if axis else Dim.DYNAMIC
+            for axis, size in enumerate(shape)
+            if isinstance(size, str) or axis == 0
+        }
         for name, (_, shape) in ports.items()
     }
     program: Program | None = None

@@ -207,7 +207,11 @@ class Nodes:
         return result if isinstance(result, tuple) else (result,)
 
     def _attributes(self, node: Node) -> dict[str, Any]:
-        return {name: v.tensor if isinstance(v, Stored) else v for name, v in node.attributes.items()}
+        return {name: self._setting(v) if isinstance(v, Stored) else v for name, v in node.attributes.items()}
+
+    def _setting(self, stored: Stored) -> Value:
+        held = self.weights.get(id(stored))
+        return held.known or held.value if isinstance(held, Weight) else held
 
     def _stored(self, stored: Stored) -> Value:
         held = self.weights.get(id(stored))

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from fxmerge.from_onnx.call import Call, from_onnx
 
+ATTRIBUTES = frozenset(
+    ["is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap", "softmax_precision"]
+)
+
 
 @from_onnx("Attention")
 def attention(call: Call) -> Tensor:
@@ -17,6 +21,8 @@ def attention(call: Call) -> Tensor:
     q, k, v, mask = call.tensor(0), call.tensor(1), call.tensor(2), call.given(3)
     if call.has(4) or call.has(5) or call.has(6) or any(call.outputs[1:]):
         raise call.refuse("it has a cache or gives its scores", "export the model without a cache")
+    if unknown := set(call.attributes) - ATTRIBUTES:
+        raise call.refuse(f"it has {', '.join(sorted(unknown))}", "export attention as single operators")
     if call.get("softcap", 0.0):
         raise call.refuse("it caps its scores", "export attention as single operators: a smaller operator set")
     packed = q.ndim == 3

@@ -211,6 +211,8 @@ def depth_to_space(call: Call) -> Tensor:
 @from_onnx("SpaceToDepth")
 def space_to_depth(call: Call) -> Tensor:
     """blocks of the image become blocks of channels"""
+    if call.get("mode", "DCR") != "DCR":
+        raise call.refuse("it orders channels first")
     x, block = call.tensor(), call.get("blocksize")
     rows, channels, height, width = x.shape
     apart = x.reshape(rows, channels, height // block, block, width // block, block)

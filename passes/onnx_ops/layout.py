@@ -248,7 +248,7 @@ def _filled(call: Call) -> Any:
     sizes = call.numbers(0)
     value = call.get("value")
     dtype = torch.float32 if value is None else value.dtype
-    fill = 0.0 if value is None else value.reshape(-1)[0].item()
+    fill = 0.0 if value is None else value.single
     if len(sizes) <= 1 and all(isinstance(n, int) and n <= FEW for n in sizes):
         return known([fill] * sizes[0] if sizes else fill, dtype)
     return torch.full([int(n) if isinstance(n, int) else n for n in sizes], fill, dtype=dtype)

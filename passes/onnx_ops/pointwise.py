@@ -339,6 +339,8 @@ def bit_shift(call: Call) -> Tensor:
 def dropout(call: Call) -> tuple[Tensor, ...]:
     """x as it is: nothing is dropped in a model that is used"""
     x = call.tensor()
+    if call.has(2) and call.number(2):
+        raise call.refuse("it is in training mode", "export the model in evaluation mode")
     return (x, torch.ones_like(x, dtype=torch.bool)) if len(call.outputs) > 1 else (x,)
 
 
