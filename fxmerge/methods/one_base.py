@@ -66,13 +66,12 @@ def nearness(net: SuperNet, base: Mapping[str, Tensor] | None = None) -> Nearnes
     """
     sums: dict[str, dict[tuple[int, int], Tensor]] = {}
     changes: dict[tuple[int, int], Tensor] = {}
-    merged = [k for k, parent in enumerate(net.parents) if parent.teacher is None or not parent.teacher.only]
     for name, values in matrices(net):
         axes = net.parents_spaces[net.template].tensors.get(name, ())
         near = [leaf.space for axis in axes for leaf in leaves(axis) if leaf.space]
         centred = [value - value.mean() for value in values]
         tuned = [] if base is None or name not in base else [value - base[name].to(value) for value in values]
-        for i, j in combinations(merged, 2):
+        for i, j in combinations(range(len(values)), 2):
             products = _products(centred[i], centred[j])
             for space in dict.fromkeys(near):
                 own = sums.setdefault(space, {})
@@ -84,7 +83,7 @@ def nearness(net: SuperNet, base: Mapping[str, Tensor] | None = None) -> Nearnes
 
 
 def matrices(net: SuperNet) -> Iterator[tuple[str, Sequence[Tensor]]]:
-    """Parameters of two axes or more that every parent has in one place and shape, by the template's name."""
+    """Parameters of two axes or more that all merged parents have in one place and shape, by the template's name."""
     seen = set()
     for nodes in net.twins.values():
         for same in zip(*(operands(node) for node in nodes), strict=False):

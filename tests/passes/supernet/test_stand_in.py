@@ -150,3 +150,12 @@ def test_the_command_line_merges_what_does_not_line_up(
         assert main([*line, "--method", method, "--overwrite"]) == 2
         assert "--method distill" in " ".join(capsys.readouterr().err.split())
     assert not Path("m.onnx").exists()
+
+
+def test_a_teacher_between_two_that_line_up_leaves_these_merged() -> None:
+    a, b = captured(Trunk("map"), MAPS, "a"), captured(Trunk("map", seed=1), MAPS, "c")
+    merged = fxmerge.merge(
+        [a, captured(Other(), MAPS, "b"), b], data=MAPS, method="auto", polish=0, init="parent2", like=0
+    )
+    assert [p["role"] for p in merged.result["parents"]] == ["merged", "teacher", "merged"]
+    assert merged.result["tasks"][2]["feature_r2"] == pytest.approx(1, abs=1e-6)
