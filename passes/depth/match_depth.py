@@ -105,7 +105,9 @@ class _Work:
     def shorten(self, run: Run, keep: int) -> tuple[list[int], str]:
         """Keep so many blocks of a run; which, and how they were chosen."""
         try:
-            kept, how = best_cover(measured(self.chain, run), run.count, keep), "which miss least of all of them"
+            kept = best_cover(measured(self.chain, run), run.count, keep)
+            inputs = "its own samples" if self.chain.program.samples else "random inputs, since it brings no samples"
+            how = f"which miss least of all of them on {inputs}"
         except Exception as error:  # an operator without a form in float64 may fail in any way
             kept, how = spread(run.count, keep), f"evenly spread (they cannot be measured: {type(error).__name__})"
         for block in range(run.count):
