@@ -291,6 +291,11 @@ def check_suffix(out: str) -> None:
         )
 
 
+def option_group(field: FieldInfo) -> str:
+    """The heading that an option stands under."""
+    return str(_extra(field)["group"])
+
+
 def _extra(field: FieldInfo) -> dict[str, Any]:
     assert isinstance(field.json_schema_extra, dict)
     return field.json_schema_extra

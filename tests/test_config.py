@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,17 @@ def test_state_folder(tmp_path: Path) -> None:
         state_folder(config.with_options(resume=str(tmp_path)), said.append),
     ):
         pass
+
+
+def test_the_options_are_a_file_and_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fxmerge.cli.verbs import main
+
+    assert main(["config", "--out", str(tmp_path / "merge.yaml")]) == 0
+    text = (tmp_path / "merge.yaml").read_text()
+    assert "# Training steps" in text
+    assert MergeConfig.load(tmp_path / "merge.yaml", parents=("a.pt", "b.pt")).of_method() == {}
+    assert main(["config", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == set(MergeConfig.model_fields)
+    assert schema["properties"]["seed"]["minimum"] == 0
+    assert schema["additionalProperties"] is False

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fxmerge.cli import exits
+from fxmerge.cli import config_verb, exits
 from fxmerge.cli.arguments import EXTENSION, JSON, OVERWRITE, PICKLE, QUIET, VERBOSE
 from fxmerge.cli.bars import bars, duration
 from fxmerge.cli.export import export, split
@@ -262,7 +262,7 @@ def demo(
     run(seed=seed, out=Path(out) if out else None, console=Console(quiet=quiet))
 
 
-_verb(export), _verb(split), _verb(serve), _verb(package)
+_verb(export), _verb(split), _verb(serve), _verb(package), _verb(config_verb.config)
 
 
 def _list(kind: Literal["passes", "rules"], extension: Sequence[str] | None) -> None:
