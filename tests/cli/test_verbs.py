@@ -220,7 +220,7 @@ def test_methods_say_what_they_need_in_any_width(
     assert (found["foldable"]["trained"], found["foldable"]["groups"]) == (True, ["free"])
     assert found["average"] | {"summary": ""} == {
         "name": "average", "owner": "fxmerge", "summary": "", "needs_data": False, "trained": False,
-        "parents": "any", "widths": True, "depths": False, "groups": ["identity"],
+        "parents": "any", "widths": True, "depths": True, "groups": ["identity"],
         "source": "the baseline of every paper",
     }  # fmt: skip
     assert all(each["trained"] is not None for each in found.values()), "a built-in method says nothing of itself"
