@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fxmerge.errors import DataError, SourceError
 from fxmerge.from_onnx.file import looks_like_onnx
 from fxmerge.io import factory, huggingface
+from fxmerge.io.adapters import Adapter, is_adapter
 from fxmerge.io.archives import Archive
 from fxmerge.io.bundle import GRAPH, INPUT_ASSETS, UNNAMED, load_bundle
 from fxmerge.io.checkpoint import Checkpoint, modules_in
@@ -114,6 +116,10 @@ def _read(path: Path, source: str, given: Where) -> Program:
         from fxmerge.from_onnx.load import load_onnx  # brings onnx and ONNX Runtime
 
         return load_onnx(path, extensions=given.extensions, batch_axis=given.batch_axis)
+    if kind == "adapter":
+        with TemporaryDirectory() as scratch:
+            weights = Adapter.of(path).write(Path(scratch))
+            return _huggingface(Path(scratch) / huggingface.CONFIG, weights.choosing(given.key, given.ignore), given)
     if kind == "folder" or kind == "config":
         config = path / huggingface.CONFIG if kind == "folder" else path
         if given.weights is None and kind == "config":
@@ -179,7 +185,10 @@ def _module(path: Path, modules: Mapping[str, nn.Module], key: str | None) -> tu
 
 
 def kind_of(path: Path, source: str) -> str:
-    """What a source is: "bundle", "pt2", "onnx", "folder", "config", "weights" or "factory", else a `SourceError`."""
+    """What a source is: "bundle", "pt2", "onnx", "folder", "adapter", "config", "weights" or "factory".
+
+    Raises `SourceError` for anything else.
+    """
     if not os.path.lexists(path):
         if ":" in source:
             return "factory"
@@ -187,6 +196,8 @@ def kind_of(path: Path, source: str) -> str:
     if os.path.isdir(path):
         if (path / huggingface.CONFIG).is_file():
             return "folder"
+        if is_adapter(path):
+            return "adapter"
         inside = printable(listed(sorted(p.name for p in path.iterdir()), 4))
         raise SourceError(
             f"{path} is a folder but no model: it has no {huggingface.CONFIG} (it has {inside})", f"give {KINDS}"
