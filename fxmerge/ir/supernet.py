@@ -122,6 +122,8 @@ class SuperNet:
     """Name of the trunk's node for every node of the template."""
     parts: tuple[Part, ...] = ()
     """The blocks in order, from the inputs on; heads aside."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By name of a tensor of the template: what each parent calls its own."""
     lookups: frozenset[str] = frozenset()
     """Operators in it that pick rows of a tensor by whole numbers."""
 

@@ -12,8 +12,10 @@ from fxmerge.methods.foldable import FOLDABLE
 from fxmerge.methods.inits import INITS
 from fxmerge.methods.permute import PERMUTE
 from fxmerge.methods.regmean import REGMEAN
+from fxmerge.methods.rotate import ROTATE
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
 from fxmerge.methods.ties import TIES
+from fxmerge.methods.zipit import ZIPIT
 
 METHODS: tuple[Method, ...] = (
     AUTO,
@@ -21,6 +23,8 @@ METHODS: tuple[Method, ...] = (
     FOLDABLE,
     DISTILL,
     PERMUTE,
+    ROTATE,
+    ZIPIT,
     AVERAGE,
     TASK_ARITHMETIC,
     TIES,

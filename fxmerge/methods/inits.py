@@ -19,8 +19,10 @@ from fxmerge.methods.fisher import FISHER
 from fxmerge.methods.fresh_heads import with_heads
 from fxmerge.methods.permute import PERMUTE
 from fxmerge.methods.regmean import REGMEAN
+from fxmerge.methods.rotate import ROTATE
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
 from fxmerge.methods.ties import TIES
+from fxmerge.methods.zipit import ZIPIT
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,12 @@ ONE_BASE: tuple[Init, ...] = (
     *(FromMethod(method) for method in (TASK_ARITHMETIC, TIES, DARE, FISHER, REGMEAN)),
 )
 """What parents of one base may start from beside."""
-INITS: tuple[Init, ...] = (*TRIED, FromMethod(CONDENSE), *ONE_BASE[1:], FromAlignment(PERMUTE))
+INITS: tuple[Init, ...] = (
+    *TRIED,
+    FromMethod(CONDENSE),
+    *ONE_BASE[1:],
+    *(FromAlignment(method) for method in (PERMUTE, ROTATE, ZIPIT)),
+)
 PARENT = re.compile(r"parent(\d{1,6})")
 
 

@@ -18,6 +18,7 @@ from fxmerge.methods.alignment.maps import aligned
 from fxmerge.methods.alignment.matches import Similarity
 from fxmerge.methods.alignment.solve import Alignment, Carriers, align, scores
 from fxmerge.methods.alignment.told import told
+from fxmerge.methods.alignment.weights import descend
 from fxmerge.methods.base import Job, Outcome
 
 SIGNED = ("signed_permutation", "orthogonal", "invertible")
@@ -79,12 +80,21 @@ class Permute:
     def alignment(self, job: Job) -> Alignment:
         """The order of every space for every parent."""
         layout = Layout.of(job.supernet)
-        if self.on == "weights" or job.pool is None or not job.supernet.together:
-            raise DataError("permute on activations needs samples that all parents take", "give --data")
+        alignment, order = Alignment(layout), Order(job.supernet.template)
+        together = job.pool is not None and job.supernet.together
+        if self.on == "activations" and not together:
+            raise DataError(
+                "activations are compared on samples that all parents take, and there are none",
+                "give --data and parents with the same inputs, or --on weights",
+            )
+        if self.on == "weights" or not together:
+            roots = [r for r in layout.roots if self.residual != "identity" or layout.sites[r].role != "residual"]
+            descend(alignment, roots, lambda root, evidence: align(alignment, root, evidence, order))
+            return alignment
+        assert job.pool is not None
         features = Features.of(layout, job.pool, self.rows)
-        alignment = Alignment(layout)
         for root in layout.roots:
-            self._root(alignment, root, features, Order(job.supernet.template))
+            self._root(alignment, root, features, order)
         return alignment
 
     def _root(self, alignment: Alignment, root: str, features: Features, order: Order) -> None:

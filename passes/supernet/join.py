@@ -115,6 +115,7 @@ def _finish(
         state.sites.spaces,
         tuple(sites.spaces for sites in state.others),
         _mapless(state),
+        names=state.maps.names(),
         lookups=frozenset(picking),
     )
 

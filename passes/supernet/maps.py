@@ -160,6 +160,11 @@ class Maps:
         """Parent k's name of a tensor of the template."""
         return self._names_of[k][name]
 
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """What every parent calls each tensor of the template that all of them have."""
+        shared = set.intersection(*(set(names) for names in self._names_of))
+        return {name: tuple(names[name] for names in self._names_of) for name in sorted(shared)}
+
     @cached_property
     def _names_of(self) -> list[dict[str, str]]:
         nodes = [n for n in self.template.graph.nodes if n.op == "get_attr"]

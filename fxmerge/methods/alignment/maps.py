@@ -133,14 +133,14 @@ def _average(alignment: Alignment, name: str, own: Own) -> Tensor:
         mask = torch.ones_like(value)
         for axis, (ours, other) in enumerate(zip(spaces.tensors[name], parents[k].tensors[theirs], strict=True)):
             steady = name in spaces.steady
-            value = _carry(alignment, value, axis, ours, other, k, squared=steady)
-            mask = _carry(alignment, mask, axis, ours, other, k, squared=True)
+            value = carried(alignment, value, axis, ours, other, k, squared=steady)
+            mask = carried(alignment, mask, axis, ours, other, k, squared=True)
         values.append(value)
         seen.append(mask)
     return Own(tuple(values), tuple(seen), own.names).average([1.0] * layout.count)
 
 
-def _carry(
+def carried(
     alignment: Alignment, value: Tensor, axis: int, ours: AxisExpr, theirs: AxisExpr, k: int, *, squared: bool
 ) -> Tensor:
     a, b = pieces(ours), pieces(theirs)

@@ -11,10 +11,22 @@ from passes.spaces.find import TolerancesOf
 from passes.spaces.heads import within
 
 
-def planted(program: Program, kinds: Sequence[Kind] = ("permutation",), seed: int = 0, task: str = "b") -> Program:
-    """The same function with other weights: every space transformed at random, by what `kinds` names of its group."""
+def planted(
+    program: Program,
+    kinds: Sequence[Kind] = ("permutation",),
+    seed: int = 0,
+    task: str = "b",
+    *,
+    stretched: bool = True,
+) -> Program:
+    """The same function with other weights: every space transformed at random, by what `kinds` names of its group.
+
+    Dense maps are turns alone unless `stretched`.
+    """
     tolerances = program.get(TolerancesOf())
-    element, inference = Element(tolerances, within(tolerances), seed, kinds), tolerances.inference
+    turns = {cls: "orthogonal" if group == "invertible" else group for cls, group in tolerances.groups.items()}
+    groups = tolerances.groups if stretched else turns
+    element, inference = Element(tolerances, within(tolerances), seed, kinds, groups), tolerances.inference
     tensors = dict(program.tensors)
     for name in inference.transformed & inference.tensors.keys():
         moved = element.act(tensors[name].detach().double(), inference.tensors[name])

@@ -15,6 +15,7 @@ from tests.methods.alignment.planted import planted
 from tests.methods.test_condense import parent
 
 PERMUTATION: tuple[Kind, ...] = ("permutation",)
+TURNS: tuple[Kind, ...] = ("permutation", "dense")
 
 
 def miss(parents: list[Program], x: dict[str, Tensor], method: str) -> tuple[float, Any]:
@@ -32,15 +33,21 @@ def miss(parents: list[Program], x: dict[str, Tensor], method: str) -> tuple[flo
         ("vit-fused", "permute", PERMUTATION, 2),
         ("gpt", "permute", PERMUTATION, 2),
         ("resnet", "permute", PERMUTATION, 2),
+        ("vit", "permute{on=weights}", PERMUTATION, 2),
+        ("mlp", "permute{on=weights}", PERMUTATION, 3),
+        ("vit-fused", "rotate", TURNS, 2),
+        ("resnet", "zipit", PERMUTATION, 2),
     ],
 )
 def test_a_planted_symmetry_is_undone(family: str, method: str, kinds: tuple[Kind, ...], count: int) -> None:
     first, x = parent(family, 1, "a")
-    others = [planted(first, kinds, seed=i, task="bcd"[i]) for i in range(count - 1)]
+    others = [planted(first, kinds, seed=i, task="bcd"[i], stretched=False) for i in range(count - 1)]
     assert any(not torch.equal(first.tensors[n], others[0].tensors[n]) for n in first.parameters)
     found, result = miss([first, *others], x, method)
     assert found < 1e-5
-    assert any(note.startswith(f"{method}: permutation") for note in result["notes"])
+    name = method.partition("{")[0]
+    assert any(note.startswith(f"{name}: permutation") for note in result["notes"])
+    assert any(note.startswith(f"{name}: orthogonal") for note in result["notes"]) == (kinds == TURNS)
 
 
 def test_what_is_in_no_order_is_not_claimed() -> None:
