@@ -80,11 +80,33 @@ def write(path: Path, *results: Path) -> None:
         if result.is_file():
             document = json.loads(result.read_text())
             parts += [_section(result.stem, document), ""]
+    if ONNX_MODELS.is_file() and len(results) > 1:
+        parts += [_onnx(json.loads(ONNX_MODELS.read_text()), json.loads(ONNX_OPERATORS.read_text())), ""]
     if len(results) > 1 and not results[1].is_file():
         parts += [NO_VISION, ""]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts))
     print(f"wrote {path.name}")
+
+
+ONNX_MODELS, ONNX_OPERATORS = (RESULTS / f"onnx_{what}.json" for what in ("models", "operators"))
+
+
+def _onnx(models: Row, operators: Row) -> str:
+    """How much of what exporters write is read back."""
+    names = sorted({name.split()[0] for name in models["all"]})
+    rest = "; ".join(f"{name}: {what}" for name, what in models["rest"].items())
+    lines = [
+        "## Read from ONNX",
+        "",
+        "Models of the first table, written by `torch.onnx.export` (`dynamo` or not) and by fxmerge, read again:",
+        f"{models['equal']} of {models['of']} files ({len(names)} models) come back equal to ONNX Runtime.",
+        *([f"Not: {rest}."] if rest else []),
+        f"Of the {operators['of']} operator tests of the onnx package {operators['equal']} give what the test says;",
+        "the others have operators that are not read (training, text, sequences, loops, quantized numbers), numbers of",
+        "types that torch lacks, or are refused. Written by `python -m benchmarks.bench_onnx`.",
+    ]
+    return "\n".join(lines)
 
 
 NO_VISION = """## timm and torchvision

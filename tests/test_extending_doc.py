@@ -41,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_has_all_kinds_of_blocks() -> None:
     files = [name for _, name, _ in BLOCKS if name]
     assert files == [
-        "gate.py", "gate_rules.py", "gate_rewrites.py", "gate_passes.py", "gate_methods.py", "gate_extension.py"
+        "gate.py", "gate_rules.py", "gate_rewrites.py", "gate_passes.py", "gate_methods.py", "gate_onnx.py",
+        "gate_extension.py",
     ]  # fmt: skip
     assert {kind for kind, _, _ in BLOCKS} == {"python", "sh", "toml"}
 

@@ -120,14 +120,8 @@ def _random(ports: Ports, size: int) -> dict[str, Tensor]:
 
 def _capture(module: OnnxModule, sample: Mapping[str, Tensor], ports: Ports, batch_axis: int | None) -> Program:
     """Trace with the sizes open that the file leaves open; with less where that cannot be traced."""
-    names = [size for _, shape in ports.values() for size in shape[1:]]
-    same = {size: Dim(f"size{i}") for i, size in enumerate(dict.fromkeys(names)) if names.count(size) > 1}
     open_axes: dict[str, dict[int, Any]] = {
-        name: {
-            axis: same.get(size, Dim.DYNAMIC) if axis else Dim.DYNAMIC
-            for axis, size in enumerate(shape)
-            if isinstance(size, str) or axis == 0
-        }
+        name: {axis: Dim.DYNAMIC for axis, size in enumerate(shape) if isinstance(size, str) or axis == 0}
         for name, (_, shape) in ports.items()
     }
     program: Program | None = None

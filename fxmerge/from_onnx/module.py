@@ -156,8 +156,17 @@ class Nodes:
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name."""
+        self._check_sizes(inputs)
         values = self._graph(self.file.graph, dict(inputs), 0)
         return {name: _as_tensor(value) for name, value in zip(self.file.graph.outputs, values, strict=True)}
+
+    def _check_sizes(self, inputs: Mapping[str, Tensor]) -> None:
+        """Raise unless sizes of one name are the same; while a model is traced, that makes them one symbol."""
+        seen: dict[str, Any] = {}
+        for name, tensor in inputs.items():
+            for said, size in zip(self.file.inputs[name][1] or (), tensor.shape, strict=False):
+                if isinstance(said, str) and seen.setdefault(said, size) != size:
+                    raise Unreadable(f"its inputs differ in the size {printable(said)}", "give inputs that fit")
 
     def _graph(self, graph: Graph, values: dict[str, Value], depth: int) -> list[Value]:
         """The outputs of a graph among the values around it."""

@@ -85,6 +85,20 @@ def top_k(call: Call) -> tuple[Tensor, Tensor]:
     return found.values, found.indices
 
 
+@from_onnx("DFT")
+def fourier(call: Call) -> Tensor:
+    """torch's fft, real and imaginary parts along the last axis"""
+    x, length = call.tensor(0), call.number(1)
+    axis = int(call.number(2, -2)) if call.version >= 20 else call.get("axis", 1)
+    axis = axis % x.ndim
+    values = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x[..., 0]
+    if call.get("onesided", 0):
+        if call.get("inverse", 0) or values.is_complex():
+            raise call.refuse("it transforms one side back")
+        return torch.view_as_real(torch.fft.rfft(values, length, axis))
+    return torch.view_as_real((torch.fft.ifft if call.get("inverse", 0) else torch.fft.fft)(values, length, axis))
+
+
 OPERATORS = [
     _reduced("ReduceSum", _sum),
     _reduced("ReduceMean", _mean),
@@ -100,4 +114,5 @@ OPERATORS = [
     _best("ArgMin", torch.argmin),
     cumulative_sum,
     top_k,
+    fourier,
 ]

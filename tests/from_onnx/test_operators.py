@@ -159,6 +159,9 @@ CASES = [
     case(
         "Resize", IMAGE, None, None, ints(2, 4, 13, 11), mode="linear", coordinate_transformation_mode="align_corners"
     ),
+    case("DFT", (2, 5, 3, 1), opset=20),
+    case("DFT", (2, 5, 3, 2), inverse=1, axis=2),
+    case("DFT", (2, 5, 1), onesided=1),
     case("GridSample", IMAGE, (2, 3, 5, 2), opset=20),
     case("LSTM", (5, 2, 3), (1, 16, 3), (1, 16, 4), (1, 32), hidden_size=4, outputs=3),
     case("LSTM", (5, 2, 3), (2, 16, 3), (2, 16, 4), hidden_size=4, direction="bidirectional", outputs=3),
