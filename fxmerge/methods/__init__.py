@@ -15,6 +15,7 @@ from fxmerge.methods.regmean import REGMEAN
 from fxmerge.methods.rotate import ROTATE
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
 from fxmerge.methods.ties import TIES
+from fxmerge.methods.transport import TRANSPORT
 from fxmerge.methods.zipit import ZIPIT
 
 METHODS: tuple[Method, ...] = (
@@ -24,6 +25,7 @@ METHODS: tuple[Method, ...] = (
     DISTILL,
     PERMUTE,
     ROTATE,
+    TRANSPORT,
     ZIPIT,
     AVERAGE,
     TASK_ARITHMETIC,

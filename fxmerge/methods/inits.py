@@ -22,6 +22,7 @@ from fxmerge.methods.regmean import REGMEAN
 from fxmerge.methods.rotate import ROTATE
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
 from fxmerge.methods.ties import TIES
+from fxmerge.methods.transport import TRANSPORT
 from fxmerge.methods.zipit import ZIPIT
 
 
@@ -159,7 +160,7 @@ INITS: tuple[Init, ...] = (
     *TRIED,
     FromMethod(CONDENSE),
     *ONE_BASE[1:],
-    *(FromAlignment(method) for method in (PERMUTE, ROTATE, ZIPIT)),
+    *(FromAlignment(method) for method in (PERMUTE, ROTATE, TRANSPORT, ZIPIT)),
 )
 PARENT = re.compile(r"parent(\d{1,6})")
 

@@ -77,10 +77,14 @@ class Permute:
         job.notes.extend(told(self.name, alignment))
         return aligned(alignment, form, job.settings.seed)
 
+    def decision(self, template: int) -> Order:
+        """How a space is aligned."""
+        return Order(template)
+
     def alignment(self, job: Job) -> Alignment:
-        """The order of every space for every parent."""
+        """What every space of every parent is carried by."""
         layout = Layout.of(job.supernet)
-        alignment, order = Alignment(layout), Order(job.supernet.template)
+        alignment, order = Alignment(layout), self.decision(job.supernet.template)
         together = job.pool is not None and job.supernet.together
         if self.on == "activations" and not together:
             raise DataError(

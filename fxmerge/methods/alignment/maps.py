@@ -68,8 +68,9 @@ def shared(to: Sequence[Tensor], back: Sequence[Tensor], alone: bool) -> list[Te
 
 
 def presence(to: Tensor, back: Tensor) -> Tensor:
-    """How much of every merged unit a parent has: 1 in an order, less in a turn from fewer, n in a group of n."""
-    return (to * back.T).sum(1)
+    """How much of every merged unit a parent has: 1 in an order and in a soft one, n in a group of n, less in a turn
+    from fewer."""
+    return to.sum(1) if bool((to >= 0).all()) else (to * back.T).sum(1)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 import fxmerge
+from benchmarks.family_nets import Llama
 from fxmerge.coupling.elements import Kind
 from fxmerge.ir.program import Program
+from tests.methods import test_condense
 from tests.methods.alignment.planted import planted
 from tests.methods.test_condense import parent
 
@@ -37,6 +39,10 @@ def miss(parents: list[Program], x: dict[str, Tensor], method: str) -> tuple[flo
         ("mlp", "permute{on=weights}", PERMUTATION, 3),
         ("vit-fused", "rotate", TURNS, 2),
         ("resnet", "zipit", PERMUTATION, 2),
+        ("vit", "transport{reg=0}", PERMUTATION, 2),
+        ("mlp", "transport{reg=0,on=weights}", PERMUTATION, 3),
+        ("llama", "permute", PERMUTATION, 2),
+        ("llama", "permute{on=weights}", PERMUTATION, 2),
     ],
 )
 def test_a_planted_symmetry_is_undone(family: str, method: str, kinds: tuple[Kind, ...], count: int) -> None:
@@ -48,6 +54,24 @@ def test_a_planted_symmetry_is_undone(family: str, method: str, kinds: tuple[Kin
     name = method.partition("{")[0]
     assert any(note.startswith(f"{name}: permutation") for note in result["notes"])
     assert any(note.startswith(f"{name}: orthogonal") for note in result["notes"]) == (kinds == TURNS)
+
+
+@pytest.fixture(autouse=True)
+def _llama(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys for groups of queries, rotary positions, gates."""
+
+    def llama() -> Any:
+        net = Llama(20, vocabulary=20, width=16, heads=4, groups=2, hidden=16, depth=1)
+        return net, {"input_ids": torch.randint(0, 20, (96, 9))}
+
+    monkeypatch.setattr(test_condense, "FAMILIES", {**test_condense.FAMILIES, "llama": llama})
+
+
+def test_planes_of_rotary_positions_keep_their_order() -> None:
+    first, x = parent("llama", 1, "a")
+    _, result = miss([first, planted(first)], x, "permute")
+    left = [note for note in result["notes"] if note.startswith("permute: left as it is")]
+    assert len(left) == 1 and "query_key" in left[0]
 
 
 def test_what_is_in_no_order_is_not_claimed() -> None:
