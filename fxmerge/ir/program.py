@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxmerge.errors import DataError
+from fxmerge.ir.fresh_head import FreshHead
 from fxmerge.ir.module import module_of
 from fxmerge.ir.port import Port as Port
 from fxmerge.ir.row_blocks import Block, block_of, in_blocks
 from fxmerge.ir.shapes import choose, keep, kept, propagate
-from fxmerge.ir.teacher import Teacher
 
 T = TypeVar("T")
 
@@ -58,6 +58,22 @@ class Origin(NamedTuple):
 
     owner: int
     name: str
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model that a program stands for. Outputs correspond by position, inputs by name."""
+
+    program: Program
+    why: str
+    """Why it cannot stand there itself."""
+    heads: tuple[FreshHead, ...] = ()
+    """Where nothing of its own is in the program that stands for it."""
+
+    @property
+    def only(self) -> bool:
+        """Whether it only teaches: none of its weights is merged."""
+        return bool(self.heads)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxmerge.ir.fresh_head import FreshHead
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
-from fxmerge.ir.teacher import FreshHead
 from fxmerge.methods.base import Job
 from fxmerge.methods.regress import Moments, Rows
 from fxmerge.methods.some import some

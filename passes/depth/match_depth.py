@@ -19,8 +19,7 @@ from torch import fx
 from fxmerge.coupling import Call, RuleSet
 from fxmerge.ir.difference import differences, largest
 from fxmerge.ir.probe import probe
-from fxmerge.ir.program import Program, prune
-from fxmerge.ir.teacher import Teacher
+from fxmerge.ir.program import Program, Teacher, prune
 from fxmerge.ir.wide import run_wide
 from passes.depth.blocks import Chain, Run, same_runs
 from passes.depth.cover import best_cover, measured, spread

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from fxmerge.ir.fresh_head import FreshHead
 from fxmerge.ir.merge import Folds, Weight, head
 from fxmerge.ir.program import Port
-from fxmerge.ir.teacher import FreshHead
 from passes.supernet.sites import operands
 from passes.supernet.state import State
 from passes.supernet.trunk import Trunk, is_simple

@@ -18,9 +18,9 @@ from torch import fx
 
 from fxmerge.coupling import RuleSet
 from fxmerge.errors import LineUpError
-from fxmerge.ir.program import Port, Program
+from fxmerge.ir.fresh_head import FreshHead
+from fxmerge.ir.program import Port, Program, Teacher
 from fxmerge.ir.shown import shape_of
-from fxmerge.ir.teacher import FreshHead, Teacher
 from passes.supernet.maps import free
 from passes.supernet.own_words import own_words
 from passes.supernet.sites import Sites, SitesOf

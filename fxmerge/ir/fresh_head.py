@@ -1,14 +1,10 @@
-"""A model whose outputs another program is to give: the one that stands for it in a merge."""
+"""Heads that a program has for outputs that no weights of its own give."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from fxmerge.ir.program import Program
 
 
 @dataclass(frozen=True)
@@ -43,19 +39,3 @@ class FreshHead:
         count = 0 if self.pooled else self.places
         moved = output.movedim(tuple(self.start + i for i in range(count)), tuple(1 + i for i in range(count)))
         return moved.reshape(*moved.shape[: 1 + count], -1)
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The model that a program stands for. Outputs correspond by position, inputs by name."""
-
-    program: Program
-    why: str
-    """Why it cannot stand there itself."""
-    heads: tuple[FreshHead, ...] = ()
-    """Where nothing of its own is in the program that stands for it."""
-
-    @property
-    def only(self) -> bool:
-        """Whether it only teaches: none of its weights is merged."""
-        return bool(self.heads)
