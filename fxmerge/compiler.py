@@ -44,6 +44,7 @@ from fxmerge.samples.fit import check_samples, named_tensors, rows_first
 from fxmerge.samples.load import load_samples
 from fxmerge.samples.pool import Pools, Recipe
 from fxmerge.samples.started import started
+from fxmerge.sizes import merge_to_size
 from fxmerge.stages import Stages
 from fxmerge.training.answers import USUAL_BATCH, usual_batch
 from fxmerge.training.fit import Settings, silent
@@ -72,6 +73,8 @@ def merge(
     """
     config = (config or MergeConfig()).with_options(**options)
     config.check_options()
+    if config.max_size is not None or config.keep is not None or config.curve:
+        return merge_to_size(parents, data, config, merge, stages)
     extension = known(config.extension)
     method, trained = chosen(extension, config)
     return _Merge(config, stages or Stages(), extension, method, trained).run(

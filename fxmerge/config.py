@@ -98,6 +98,17 @@ class MergeConfig(BaseModel):
         None, "The last block that the parents share, by its name or number (`fxmerge inspect` lists them): what "
         "follows it stays as it is, once for every task. 'input' shares nothing.", "Method", metavar="BLOCK",
     )  # fmt: skip
+    max_size: float | None = option(
+        None, "Keep blocks apart as far as the model has at most so many times the parameters of one parent; which "
+        "ones is measured on held-back samples.", "Method", metavar="X", ge=1,
+    )  # fmt: skip
+    keep: float | None = option(
+        None, "The smallest model of which every task agrees with its parent on this share of held-back samples (R² "
+        "of outputs that are no class scores).", "Method", metavar="X", gt=0, le=1,
+    )  # fmt: skip
+    curve: bool = option(
+        False, "Merge at a handful of sizes too, and say in the result and the report what each keeps.", "Method"
+    )
     augment: Literal["auto", "none", "image", "tokens", "vector", "written"] = option(
         "auto", "How unlabeled samples are varied; auto fits the kind of input.", "Method", of_method=True
     )
@@ -164,6 +175,10 @@ class MergeConfig(BaseModel):
                 "--like and --width-scale exclude each other: one takes a parent's shape, the other makes a wider one",
                 "keep one of them; the first parent is the one that is widened",
             )
+        chosen = [name for name in ("share_until", "max_size", "keep") if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            one, two = (f"--{name.replace('_', '-')}" for name in chosen[:2])
+            raise OptionError(f"{one} and {two} exclude each other: each says where the trunk ends", "keep one of them")
         if self.opset is not None and self.out is not None and Path(self.out).suffix != ".onnx":
             raise OptionError(f"--opset {self.opset} is of ONNX, and --out is {self.out}", "end --out in .onnx")
 

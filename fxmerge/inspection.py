@@ -41,6 +41,11 @@ def inspect(source: Source, **options: Any) -> dict[str, Any]:
     return examine(source, **options).described
 
 
+def blocks_of(program: Program, *, extensions: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names of a model's blocks, from the inputs on: what `--share-until` takes."""
+    return tuple(block["name"] for block in examine(program, extensions=extensions).described["blocks"])
+
+
 def check(source: Source, *, seed: int = 0, extensions: Sequence[str] = (), **options: Any) -> Checked:
     """Transform every space of a model at random, in float64; the report says whether its outputs moved."""
     rules, door = _rules(extensions), knowledge()

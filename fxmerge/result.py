@@ -43,6 +43,21 @@ class MergedFacts:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A size, and what is kept of the parents at it."""
+
+    shared_until: str
+    size: float
+    """Parameters, in those of the parent whose shape the model has."""
+    parameters: int
+    method: str
+    kept: float | None = None
+    """Agreement of the task that is kept least; R² of outputs that are no class scores."""
+    error: float | None = None
+    """Of the outputs, relative to their spread, mean over all."""
+
+
+@dataclass(frozen=True)
 class TaskFigures:
     """How well one task is kept."""
 
@@ -150,6 +165,8 @@ class Result:
     """None of a method without training."""
     base: Mapping[str, Any] = field(default_factory=dict)
     """Whether the parents share a base, by how near their weights are."""
+    curve: tuple[Point, ...] = ()
+    """From the smallest model to the largest; of a dry run the sizes alone."""
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: int = 0
@@ -168,6 +185,7 @@ class Result:
             "checks": self.checks.as_dict() if self.checks else {},
             "training": asdict(self.training) if self.training else {},
             "base": dict(self.base),
+            "curve": [asdict(point) for point in self.curve],
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
             "peak_rss_mib": self.peak_rss_mib,

@@ -35,7 +35,7 @@ FIXED = 72
 
 def merge(result: Mapping[str, Any]) -> RenderableType:
     """The table a merge ends with: tasks, sizes, the three verifications, where the output is."""
-    parts: list[RenderableType] = [_tasks(result), *_stages(result), _sizes(result)]
+    parts: list[RenderableType] = [_tasks(result), *_stages(result), _sizes(result), *_points(result)]
     if result["checks"]:
         parts.append(_checks(result["checks"]))
     training = result["training"]
@@ -117,6 +117,22 @@ def _sizes(result: Mapping[str, Any]) -> Text:
         lines.append(f"\nshared until {merged['shared_until']}, once for every task: {apart}")
         lines.append(f" · {merged['size']:.2f} times the size of one parent")
     return lines.append(f"\noutputs: {', '.join(merged['outputs'])}") if "outputs" in merged else lines
+
+
+def _points(result: Mapping[str, Any]) -> list[RenderableType]:
+    """Size against what is kept, a line a place where the trunk may end."""
+    if not result.get("curve"):
+        return []
+    table = Table(title="sizes", title_justify="left")
+    table.add_column("shared until")
+    for name in ("size", "parameters", "least kept of a task", "error", "method"):
+        table.add_column(name, justify="right")
+    for point in result["curve"]:
+        table.add_row(
+            point["shared_until"], f"{point['size']:.2f}", f"{point['parameters']:,}", percent(point["kept"]),
+            number(point["error"]), point["method"],
+        )  # fmt: skip
+    return [table]
 
 
 def _checks(checks: Mapping[str, Any]) -> Text:
@@ -264,6 +280,7 @@ def html(result: Mapping[str, Any], config: MergeConfig) -> str:
     figures = {task["task"]: task for task in result["tasks"]}
     return templates().get_template("report.html.j2").render(
         result=result, checks=checks, options=options, figures=figures, curve=_curve(losses), losses=losses,
+        points=result.get("curve", ()), sizes=_places(result.get("curve", ())),
         total=sum(parent["parameters"] for parent in result["parents"]),
     )  # fmt: skip
 
@@ -286,6 +303,17 @@ def _curve(losses: Sequence[float], width: int = 640, height: int = 160) -> str:
     low, high = min(y for _, y in points), max(y for _, y in points)
     right, span = max(points[-1][0], 1), (high - low) or 1.0
     return " ".join(f"{width * x / right:.1f},{height * (high - y) / span:.1f}" for x, y in points)
+
+
+def _places(points: Sequence[Mapping[str, Any]], width: int = 640, height: int = 160) -> list[tuple[float, float]]:
+    """Where the points of size against what is kept stand in a picture: smallest size left, most kept on top."""
+    known = [(point["size"], point["kept"]) for point in points if point["kept"] is not None]
+    if len(known) < 2:
+        return []
+    left, right = min(x for x, _ in known), max(x for x, _ in known)
+    low = min(y for _, y in known)
+    across, up = (right - left) or 1.0, (1 - low) or 1.0
+    return [(width * (x - left) / across, height * (1 - y) / up) for x, y in known]
 
 
 def percent(value: float | None) -> str:

@@ -104,13 +104,14 @@ def _finish(
         hints=hints,
     )
     picking = {target_name(n.target) for parent in state.parents for n in parent if state.sites.operators.looks_up(n)}
+    program = program.evolve()
     return SuperNet(
-        program.evolve(),
+        program,
         state.parents,
         state.template,
         tuple(state.features.values()),
         state.own,
-        state.maps.places,
+        {name: place for name, place in state.maps.places.items() if name in program.maps},
         names,
         state.sites.spaces,
         tuple(sites.spaces for sites in state.others),
