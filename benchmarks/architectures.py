@@ -102,9 +102,11 @@ def _onnx(models: Row, operators: Row) -> str:
         "Models of the first table, written by `torch.onnx.export` (`dynamo` or not) and by fxmerge, read again:",
         f"{models['equal']} of {models['of']} files ({len(names)} models) come back equal to ONNX Runtime.",
         *([f"Not: {rest}."] if rest else []),
-        f"Of the {operators['of']} operator tests of the onnx package {operators['equal']} give what the test says;",
-        "the others have operators that are not read (training, text, sequences, loops, quantized numbers), numbers of",
-        "types that torch lacks, or are refused. Written by `python -m benchmarks.bench_onnx`.",
+        *([models["remark"]] if "remark" in models else []),
+        f"Of the {operators['of']} operator tests of the onnx package {operators['equal']} give what the test says.",
+        *([operators["remark"]] if "remark" in operators else []),
+        "The others have operators that are not read (training, text, sequences, loops, quantized numbers), numbers of",
+        "types that torch lacks, are refused or differ. Written by `python -m benchmarks.bench_onnx`.",
     ]
     return "\n".join(lines)
 
