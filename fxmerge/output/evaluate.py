@@ -18,7 +18,7 @@ from fxmerge.io.files import sha256
 from fxmerge.io.sources import load
 from fxmerge.ir.program import Port, Program
 from fxmerge.output.assets import unpack
-from fxmerge.output.metadata import read_metadata
+from fxmerge.output.metadata import read_metadata, task_of
 from fxmerge.output.readings import as_sign, holds_numbers, metric_of, reading
 from fxmerge.output.runtime import OnnxModel
 from fxmerge.output.scores import Score, real_places
@@ -98,8 +98,7 @@ class _Model:
 
     def inputs(self, task: str) -> list[Port]:
         """The inputs of a task, by the parent's own names."""
-        others = tuple(f"{name}." for name in self.tasks if name != task)
-        own = [port for port in self.onnx.inputs if not port.name.startswith(others)]
+        own = [port for port in self.onnx.inputs if task_of(port.name, self.tasks) in (None, task)]
         return [Port(port.name.removeprefix(f"{task}."), port.shape, port.dtype) for port in own]
 
     def shell(self, task: str) -> Program:
@@ -120,9 +119,8 @@ class _Model:
 
     def outputs(self, task: str) -> tuple[Port, ...]:
         """The outputs of a task, by the parent's own names."""
-        mark = f"{task}."
-        own = [port for port in self.onnx.outputs if port.name.startswith(mark)]
-        return tuple(Port(port.name.removeprefix(mark), port.shape, port.dtype) for port in own)
+        own = [port for port in self.onnx.outputs if task_of(port.name, self.tasks) == task]
+        return tuple(Port(port.name.removeprefix(f"{task}."), port.shape, port.dtype) for port in own)
 
     def run(self, task: str, samples: Samples) -> dict[str, Tensor]:
         """The outputs of a task, by the parent's own names; inputs that only other tasks read are filled with ones."""

@@ -15,6 +15,7 @@ from fxmerge.io.files import weights_beside
 from fxmerge.ir.difference import Difference, largest
 from fxmerge.ir.program import Program, by_name
 from fxmerge.output.formats import ONNX, Content, Format, format_of, save_model
+from fxmerge.output.metadata import task_of
 from fxmerge.result import Result
 
 
@@ -48,7 +49,8 @@ class Merged:
         """Outputs named "TASK.OUTPUT" as one tensor, or one dict, for each task."""
         found: dict[str, dict[str, Tensor]] = {task: {} for task in self.tasks}
         for name, value in outputs.items():
-            task = next(t for t in sorted(self.tasks, key=len, reverse=True) if name.startswith(f"{t}."))
+            task = task_of(name, self.tasks)
+            assert task is not None
             found[task][name.removeprefix(f"{task}.")] = value
         return {task: next(iter(v.values())) if len(v) == 1 else v for task, v in found.items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ class Metadata:
     """By task, the inputs that its parent takes with the batch on another axis than the first, and that axis."""
 
 
+def task_of(name: str, tasks: Iterable[str]) -> str | None:
+    """The task of an output "TASK.OUTPUT", or of an input of its own: the longest that fits, of "a" and "a.b"."""
+    return max((task for task in tasks if name.startswith(f"{task}.")), key=len, default=None)
+
+
 def read_metadata(values: Mapping[str, str], outputs: Sequence[Port], path: str | Path) -> Metadata:
     """The metadata of a model with these outputs; without any, its tasks are those its outputs are named after.
 
@@ -41,7 +46,8 @@ def read_metadata(values: Mapping[str, str], outputs: Sequence[Port], path: str 
         raise SourceError(f"{path} is no merged model: its outputs are not called TASK.OUTPUT", AGAIN)
     if not tasks or not _texts(tasks) or len(set(tasks)) != len(tasks):
         raise _wrong(TASKS, path)
-    without = next((task for task in tasks if not any(name.startswith(f"{task}.") for name in names)), None)
+    with_outputs = {task_of(name, tasks) for name in names}
+    without = next((task for task in tasks if task not in with_outputs), None)
     if without is not None:
         raise SourceError(f"{path} names the task {printable(without)!r}, but gives no output for it", AGAIN)
     labels = _json(values, "fxmerge.labels", path) or {}

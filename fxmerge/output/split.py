@@ -16,7 +16,7 @@ from fxmerge.ir.difference import Difference, differences, largest, require
 from fxmerge.ir.program import Port
 from fxmerge.messages import listed, nearest
 from fxmerge.output.assets import pack, unpack
-from fxmerge.output.metadata import BY_TASK, TASKS, read_metadata
+from fxmerge.output.metadata import BY_TASK, TASKS, read_metadata, task_of
 from fxmerge.output.onnx import LARGE
 from fxmerge.output.parts import only
 from fxmerge.output.runtime import OnnxModel, RuntimeFailure
@@ -38,17 +38,12 @@ def split(path: str | Path, task: str, out: str | Path, *, overwrite: bool = Fal
         raise OptionError(
             f"{path} has no task {task!r}{nearest(task, known.tasks)}", f"its tasks are {listed(known.tasks, 20)}"
         )
-    names = [port.name for port in whole.outputs if _task_of(port.name, known.tasks) == task]
+    names = [port.name for port in whole.outputs if task_of(port.name, known.tasks) == task]
     with atomic_write(out, overwrite=overwrite) as draft:
         _save(_part(Path(path), names, _metadata(whole.metadata, task, path)), draft)
         found = _compared(OnnxModel(draft), whole, names)
         require(f"{task} alone is not what {path} computes", found, TOLERANCE, "nothing was written; please report it")
     return largest(found)
-
-
-def _task_of(name: str, tasks: Sequence[str]) -> str | None:
-    """The task of an output, whose name may hold dots, as may the task's."""
-    return next((task for task in sorted(tasks, key=len, reverse=True) if name.startswith(f"{task}.")), None)
 
 
 def _part(path: Path, outputs: Sequence[str], metadata: Mapping[str, str]) -> Any:

@@ -14,7 +14,7 @@ from fxmerge.errors import FxmergeError, SourceError
 from fxmerge.io.files import sha256, weights_beside
 from fxmerge.ir.program import Port
 from fxmerge.messages import listed, nearest, printable, reason
-from fxmerge.output.metadata import read_metadata
+from fxmerge.output.metadata import read_metadata, task_of
 from fxmerge.output.parts import Part, cut
 from fxmerge.output.runtime import OnnxModel, onnx_session
 from fxmerge.serving.protocol import NAMES, Array, InferRequest, RequestError
@@ -64,10 +64,7 @@ class Engine:
             )
         self.properties = whole.metadata
         self.metadata = read_metadata(whole.metadata, whole.outputs, path)
-        longest = sorted(
-            self.metadata.tasks, key=len, reverse=True
-        )  # "a.b.logits" is of "a.b", if there is such a task
-        self.task_of = {n: next((t for t in longest if n.startswith(f"{t}.")), "") for n in self.outputs}
+        self.task_of = {name: task_of(name, self.metadata.tasks) or "" for name in self.outputs}
         self.tasks = {t: [n for n, of in self.task_of.items() if of == t] for t in self.metadata.tasks}
         self.providers: list[str] = whole.session.get_providers()
         beside = weights_beside(path)

@@ -58,6 +58,16 @@ def test_other_formats_are_written_by_their_suffix(folder: Path, tmp_path: Path,
     assert out.is_file()
 
 
+def test_tasks_whose_names_begin_alike_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    x = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
+    np.savez(tmp_path / "x.npz", x=x, y=np.zeros(9, int))
+    told = tmp_path / "x.npz"
+    words = ["eval", str(folder / "merged.onnx"), "--data", f"a={told}", "--data", f"a.b={told}", "-q"]
+    assert main([*words, "--parent", str(folder / "a.pt"), "--parent", str(folder / "a.b.pt")]) == 0
+
+
 @pytest.mark.parametrize("task", ["a", "a.b"])
 def test_a_task_stands_alone(folder: Path, tmp_path: Path, task: str) -> None:
     out, whole = tmp_path / "one.onnx", folder / "merged.onnx"
