@@ -13,7 +13,7 @@ from fxmerge.cli.verbs import main
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
-pytest.importorskip("datasets")
+pytest.importorskip("pyarrow")
 
 WORDS = ["[PAD]", "[UNK]", *(f"w{number}" for number in range(28))]
 
