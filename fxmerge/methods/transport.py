@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,11 +19,16 @@ from fxmerge.methods.alignment.solve import Carriers
 from fxmerge.methods.permute import Order, Permute
 
 SWEEPS = 5000
+TURNS = 20
+"""Of a barycentre, at most."""
 
 
 @dataclass(frozen=True)
 class Plan(Order):
-    """A plan from the template's units to every other parent's; heads and other owners are matched as wholes."""
+    """A plan from the template's units, or from those of the barycentre of three and more, to every parent's.
+
+    Heads and other owners are matched as wholes.
+    """
 
     reg: float = 0.08
 
@@ -30,14 +36,39 @@ class Plan(Order):
         movable = site.group not in ("identity", "rotary")
         if owner or not movable or site.size != site.sizes[self.template]:
             return super().__call__(site, similarity, owner)
-        to, back = [], []
-        for k in range(len(site.sizes)):
-            plan = torch.eye(site.size, dtype=torch.float64)
+        plans = [torch.eye(site.size, dtype=torch.float64) / site.size for _ in site.sizes]
+        for k in range(len(plans)):
             if k != self.template:
-                plan = transport_plan(distances(similarity, self.template, k), self.reg)
-            to.append(plan / plan.sum(1, keepdim=True))
-            back.append((plan / plan.sum(0)).T)
-        return Carriers(tuple(to), tuple(back))
+                plans[k] = transport_plan(distances(similarity, self.template, k), self.reg)
+        if len(plans) > 2:
+            plans = barycentre(similarity, plans, self.reg)
+        return Carriers(tuple(shares(p) for p in plans), tuple(shares(p.T) for p in plans))
+
+
+def shares(plan: Tensor) -> Tensor:
+    """A plan with rows that sum to one."""
+    return plan / plan.sum(1, keepdim=True)
+
+
+def barycentre(similarity: Similarity, plans: Sequence[Tensor], reg: float) -> list[Tensor]:
+    """Plans (d × d_k) from the units in the middle of all parents' to each parent's, from the plans given.
+
+    A unit in the middle is the mean of what the plans bring to it (free support, Cuturi & Doucet 2014, algorithm 2).
+    Parents take turns against the middle of the others, which their own units do not hold fast, until none gains.
+    """
+    found, count = list(plans), len(plans)
+    for _ in range(TURNS):
+        before = list(found)
+        for k in range(count):
+            ways = {i: shares(found[i]) / (count - 1) for i in range(count) if i != k}
+            square = _sum(a @ similarity[i][j] @ b.T for i, a in ways.items() for j, b in ways.items()).diagonal()
+            cost = apart(square, similarity[k][k].diagonal(), _sum(a @ similarity[i][k] for i, a in ways.items()))
+            turned = transport_plan(cost, reg)
+            if float((cost * (turned - found[k])).sum()) < -1e-9:
+                found[k] = turned
+        if all(new is old for new, old in zip(found, before, strict=True)):
+            break
+    return found
 
 
 def distances(similarity: Similarity, a: int, b: int) -> Tensor:
@@ -45,10 +76,17 @@ def distances(similarity: Similarity, a: int, b: int) -> Tensor:
 
     Of standardized features that is what their correlations say; of weights, of their rows as they stand.
     """
-    own, other = (similarity[k][k].diagonal() for k in (a, b))
-    square = own[:, None] + other[None, :] - 2 * similarity[a][b]
-    found = square.clamp_min(0.0).sqrt()
+    return apart(similarity[a][a].diagonal(), similarity[b][b].diagonal(), similarity[a][b])
+
+
+def apart(own: Tensor, other: Tensor, common: Tensor) -> Tensor:
+    """Distances from squared lengths (n), (m) and inner products (n × m), over the largest of them."""
+    found = (own[:, None] + other[None, :] - 2 * common).clamp_min(0.0).sqrt()
     return found / found.max().clamp_min(1e-30)
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).sum(0)
 
 
 def transport_plan(cost: Tensor, reg: float) -> Tensor:
@@ -68,8 +106,9 @@ def transport_plan(cost: Tensor, reg: float) -> Tensor:
 class Transport(Permute):
     """U = the plan with rows that sum to one, M = its transpose with rows that do, shared with the template's I.
 
-    With unequal widths both are needed. All parents are carried to the template's units; spaces that signs or turns
-    would leave alike are still matched by order, as in the paper. `reg=0` is exact transport, an order at equal widths.
+    With unequal widths both are needed. Three parents and more are carried to their barycentre, two to the template's
+    units; spaces that signs or turns would leave alike are still matched by order, as in the paper. `reg=0` is exact
+    transport, an order at equal widths.
     """
 
     name: ClassVar[str] = "transport"

@@ -53,6 +53,15 @@ def zipped(common: Tensor, parent: Tensor, size: int, budget: float, discount: f
     return [groups[i] for i in alive.nonzero()[:, 0].tolist()]
 
 
+def still_alike(common: Tensor) -> Tensor:
+    """Correlations (n × n), with units that never vary, which correlate with nothing, as close to each other as any.
+
+    They cost nothing to join; left for last, units that matter would be joined in their place.
+    """
+    still = common.diagonal() == 0
+    return torch.where(still[:, None] & still[None, :], common.diagonal().max(), common)
+
+
 @dataclass(frozen=True)
 class Zip(Order):
     """Groups of units where orders are free; heads and other owners are matched as wholes, one of each parent."""
@@ -64,7 +73,7 @@ class Zip(Order):
         movable = site.group not in ("identity", "rotary")
         if owner or not movable or sum(site.sizes) < site.size:
             return super().__call__(site, similarity, owner)
-        common = torch.cat([torch.cat(list(row), 1) for row in similarity])
+        common = still_alike(torch.cat([torch.cat(list(row), 1) for row in similarity]))
         parent = torch.cat([torch.full((d,), k) for k, d in enumerate(site.sizes)])
         groups = zipped(common, parent, site.size, self.budget, self.discount)
         member = torch.zeros(site.size, len(common), dtype=torch.float64)

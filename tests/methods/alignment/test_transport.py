@@ -9,7 +9,7 @@ import torch
 
 import fxmerge
 from fxmerge.methods.alignment.layout import Site
-from fxmerge.methods.transport import Plan, distances, transport_plan
+from fxmerge.methods.transport import Plan, barycentre, distances, transport_plan
 from tests.methods.test_condense import parent
 
 DRAW = torch.Generator().manual_seed(0)
@@ -61,3 +61,38 @@ def test_soft_merges_are_averages(reg: float) -> None:
     merged = fxmerge.merge(both, data={"a": x, "b": x}, method=f"transport{{reg={reg}}}")
     assert merged.result["checks"]["fold_max_abs"] < 1e-5
     assert any(note.startswith("transport: free") for note in merged.result["notes"])
+
+
+def test_the_barycentre_of_three_orders_of_one_parent_is_that_parent_from_anywhere() -> None:
+    values, _ = features(40, 6)
+    orders = [torch.eye(6, dtype=torch.float64)[torch.randperm(6, generator=DRAW)] for _ in range(3)]
+    sides = [values[0] @ order.T for order in orders]
+    similarity = [[a.T @ b for b in sides] for a in sides]
+    start = [torch.eye(6, dtype=torch.float64) / 6, *(transport_plan(distances(similarity, 0, k), 0.0) for k in (1, 2))]
+    plans = [plan * 6 for plan in barycentre(similarity, start, 0.0)]
+    middle = sum(side @ plan.T for side, plan in zip(sides, plans, strict=True)) / 3
+    torch.testing.assert_close(middle, sides[0])
+
+
+def test_a_barycentre_is_nearer_to_all_parents_than_the_template_is() -> None:
+    """Of three noisy orders of the same units."""
+    base = torch.randn(40, 12, generator=DRAW, dtype=torch.float64)
+    sides = [base[:, torch.randperm(12, generator=DRAW)] for _ in range(3)]
+    sides = [side + 2.0 * torch.randn(side.shape, generator=DRAW, dtype=torch.float64) for side in sides]
+    sides = [(x - x.mean(0)) / x.std(0, correction=0) / 40**0.5 for x in sides]
+    similarity = [[a.T @ b for b in sides] for a in sides]
+    start = [torch.eye(12, dtype=torch.float64) / 12]
+    start += [transport_plan(distances(similarity, 0, k), 0.0) for k in (1, 2)]
+    assert cost_of(similarity, barycentre(similarity, start, 0.0)) < 0.99 * cost_of(similarity, start)
+
+
+def cost_of(similarity: list[list[torch.Tensor]], plans: list[torch.Tensor]) -> float:
+    """Squared distances of the parents' units from the mean of those that the plans put together."""
+    ways = [plan / plan.sum(1, keepdim=True) / 3 for plan in plans]
+    own = sum(a @ similarity[i][j] @ b.T for i, a in enumerate(ways) for j, b in enumerate(ways)).diagonal()
+    total = 0.0
+    for k, plan in enumerate(plans):
+        common = sum(a @ similarity[i][k] for i, a in enumerate(ways))
+        square = own[:, None] + similarity[k][k].diagonal()[None, :] - 2 * common
+        total += float((square * plan).sum())
+    return total
