@@ -26,6 +26,7 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.about import about_of, takes_teachers
 from fxmerge.methods.base import Trained
+from fxmerge.methods.groups import groups_of
 from fxmerge.methods.one_base import Nearness, base_by_names, nearness, notes_of
 from fxmerge.methods.trunks import Weights, trunk_of
 from fxmerge.output.formats import ONNX, format_of
@@ -360,7 +361,8 @@ class _Merge:
         averaged = supernet.averaged(trained=trained, solved=outcome.solved)
         if note := supernet.averaged_note(trained=trained, solved=outcome.solved):
             self.notes.append(note)
-        sizes = MergedFacts(0, len(spaces.spaces), len(spaces.opaque), outcome.trainable, sum(averaged.values()))
+        groups = outcome.groups or groups_of(supernet.with_program(outcome.program))
+        counts = len(spaces.spaces), len(spaces.opaque), outcome.trainable, sum(averaged.values())
         return Result(
             fxmerge=__version__,
             method=self.method.name,
@@ -368,7 +370,7 @@ class _Merge:
             seed=self.config.seed,
             out=self.config.out,
             parents=parents,
-            merged=sizes,
+            merged=MergedFacts(0, *counts, groups=groups),
             training=Training.of(outcome.log, outcome.augmentation, outcome.chosen) if outcome.log else None,
             base={"source": getattr(self.method, "base", None), **self.near.as_dict()} if self.near else {},
         )

@@ -32,6 +32,8 @@ class MergedFacts:
     trainable: int = 0
     averaged: int = 0
     """Parameters that were merged as a plain average."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """By space: the smallest group that holds its maps, before weights were trained behind the fold."""
     outputs: tuple[str, ...] = ()
     """Names of its outputs."""
     size: float = 0.0

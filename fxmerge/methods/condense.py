@@ -17,6 +17,7 @@ from fxmerge.methods.about import About
 from fxmerge.methods.balance import best_balance
 from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.bases import Bases
+from fxmerge.methods.groups import groups_of
 from fxmerge.methods.prefix import Prefix
 from fxmerge.methods.regress import Rows
 from fxmerge.methods.some import some
@@ -49,7 +50,9 @@ class Condense:
     def __call__(self, job: Job) -> Outcome:
         net, program = self.start(job)
         about = job.pool.about if job.pool else {}
-        return Outcome(program, init=self.name, augmentation=about, solved=_changed(job.supernet, net))
+        return Outcome(
+            program, init=self.name, augmentation=about, solved=_changed(job.supernet, net), groups=groups_of(net)
+        )
 
     def plan(self, job: Job) -> Outcome:
         """The outcome before anything is solved."""

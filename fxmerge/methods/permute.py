@@ -20,6 +20,7 @@ from fxmerge.methods.alignment.solve import Alignment, Carriers, align, scores
 from fxmerge.methods.alignment.told import told
 from fxmerge.methods.alignment.weights import descend
 from fxmerge.methods.base import Job, Outcome
+from fxmerge.methods.groups import groups_of
 
 SIGNED = ("signed_permutation", "orthogonal", "invertible")
 """Groups that hold every change of signs beside every order."""
@@ -74,8 +75,9 @@ class Permute:
     def start(self, job: Job, form: Form) -> SuperNet:
         """The SuperNet aligned, its maps in this form."""
         alignment = self.alignment(job)
-        job.notes.extend(told(self.name, alignment))
-        return aligned(alignment, form, job.settings.seed)
+        net = aligned(alignment, form, job.settings.seed)
+        job.notes.extend(told(self.name, alignment.layout, groups_of(net)))
+        return net
 
     def decision(self, template: int) -> Order:
         """How a space is aligned."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job, Outcome, Stage
+from fxmerge.methods.groups import groups_of
 from fxmerge.methods.student import groups, student_of, targets_of, train, trainable, unreached
 from fxmerge.methods.trial import FEWEST, with_best_augmentation
 from fxmerge.training.fit import Settings, fit_labelled, labels_of, score_labelled
@@ -58,11 +59,13 @@ class Start:
     name: str
     supernet: SuperNet
     program: Program
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """What its maps do to every space."""
 
     @classmethod
     def of(cls, job: Job, name: str, supernet: SuperNet) -> Start:
         """Its maps are its own: all programs of a SuperNet share theirs, and the next start sets them anew."""
-        return cls(name, supernet, frozen(job.fold_trunk(supernet.program)))
+        return cls(name, supernet, frozen(job.fold_trunk(supernet.program)), groups_of(supernet))
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def polish(job: Job, starts: Sequence[Start], steps: int, budget: float | None =
         trainable=trainable(student),
         unreached=unreached(student, log, job),
         stages=(Stage(best.start.name, before), Stage("polish", program)),
+        groups=best.start.groups,
         chosen={"start": best.start.name, "optimizer": best.optimizer, "lr": best.rate, "tried": search.said()},
     )
 

@@ -15,6 +15,7 @@ from fxmerge.methods.alignment.solve import Alignment, align
 from fxmerge.methods.alignment.told import told
 from fxmerge.methods.alignment.weights import descend
 from fxmerge.methods.base import Job, Outcome
+from fxmerge.methods.groups import groups_of
 from fxmerge.methods.permute import Order
 
 TURNED = ("orthogonal", "invertible")
@@ -53,8 +54,9 @@ class Rotate:
     def start(self, job: Job, form: Form) -> SuperNet:
         """The SuperNet aligned, its maps in this form."""
         alignment = self.alignment(job)
-        job.notes.extend(told(self.name, alignment))
-        return aligned(alignment, form, job.settings.seed)
+        net = aligned(alignment, form, job.settings.seed)
+        job.notes.extend(told(self.name, alignment.layout, groups_of(net)))
+        return net
 
     def alignment(self, job: Job) -> Alignment:
         """The rotation, or order, of every space for every parent."""

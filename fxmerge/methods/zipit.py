@@ -19,6 +19,7 @@ from fxmerge.methods.alignment.matches import Similarity
 from fxmerge.methods.alignment.solve import Alignment, Carriers, align
 from fxmerge.methods.alignment.told import told
 from fxmerge.methods.base import Job, Outcome
+from fxmerge.methods.groups import groups_of
 from fxmerge.methods.permute import Order
 
 
@@ -114,8 +115,9 @@ class ZipIt:
         decide = Zip(job.supernet.template, self.budget, self.discount)
         for root in layout.roots:
             align(alignment, root, features.evidence(layout.tree(root)), decide)
-        job.notes.extend(told(self.name, alignment))
-        return aligned(alignment, form, job.settings.seed)
+        net = aligned(alignment, form, job.settings.seed)
+        job.notes.extend(told(self.name, layout, groups_of(net)))
+        return net
 
 
 ZIPIT = ZipIt()
