@@ -256,6 +256,11 @@ class Program:
         """
         return self._runnable[0]
 
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """By name of a tensor or map: its name in `module`."""
+        return self._runnable[1]
+
     def run(self, inputs: Mapping[str, Tensor], tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Outputs by name. `tensors` replaces entries of the program's own, for this call only."""
         args = tuple(inputs[port.name] for port in self.inputs)

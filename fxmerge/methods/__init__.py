@@ -1,6 +1,7 @@
 """Merging methods: each fills the maps of a SuperNet, no more. The names are those of the papers."""
 
 from fxmerge.methods.about import About
+from fxmerge.methods.align import ALIGN
 from fxmerge.methods.auto import AUTO
 from fxmerge.methods.average import AVERAGE
 from fxmerge.methods.base import Init, Job, Method, Outcome, Trained
@@ -27,6 +28,7 @@ METHODS: tuple[Method, ...] = (
     ROTATE,
     TRANSPORT,
     ZIPIT,
+    ALIGN,
     AVERAGE,
     TASK_ARITHMETIC,
     TIES,

@@ -12,6 +12,7 @@ from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.messages import nearest
+from fxmerge.methods.align import ALIGN
 from fxmerge.methods.base import Init, Job
 from fxmerge.methods.condense import CONDENSE
 from fxmerge.methods.dare import DARE
@@ -160,7 +161,7 @@ INITS: tuple[Init, ...] = (
     *TRIED,
     FromMethod(CONDENSE),
     *ONE_BASE[1:],
-    *(FromAlignment(method) for method in (PERMUTE, ROTATE, TRANSPORT, ZIPIT)),
+    *(FromAlignment(method) for method in (PERMUTE, ROTATE, TRANSPORT, ZIPIT, ALIGN)),
 )
 PARENT = re.compile(r"parent(\d{1,6})")
 

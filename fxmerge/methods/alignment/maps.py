@@ -21,36 +21,56 @@ from fxmerge.methods.map_nodes import Block, blocks_of
 EPSILON = 1e-12
 
 
-def aligned(alignment: Alignment, form: Form, seed: int = 0) -> SuperNet:
+@torch.no_grad()
+def aligned(alignment: Alignment, form: Form, seed: int = 0, weights: Sequence[float] | None = None) -> SuperNet:
     """The SuperNet with every map and own tensor set from an alignment, its maps in this form.
 
-    Raises `OptionError` if maps of low rank cannot hold it: they hold orders and signs, no turns.
+    The parents count alike, or by their `weights`. Raises `OptionError` if maps of low rank cannot hold the alignment:
+    they hold orders and signs, no turns.
     """
-    supernet = alignment.layout.supernet.start([1.0] * alignment.layout.count)
+    weights = weights or [1.0] * alignment.layout.count
+    supernet = alignment.layout.supernet.start(weights)
     generator = torch.Generator().manual_seed(seed)
-    done: set[int] = set()
+    for block in carried_blocks(supernet):
+        matrices = matrices_of(alignment, block, weights)
+        if matrices is not None:
+            _set(block.map, matrices, form, generator)
+        else:
+            block.map.start([block.map.matrix(k) for k in range(len(block.map.sizes))], form, generator)
+    tensors = dict(supernet.program.tensors)
+    tensors |= {n: value.to(tensors[n].dtype) for n, value in own_tensors(alignment, weights).items()}
+    return supernet.with_program(supernet.program.evolve(tensors=tensors))
+
+
+def carried_blocks(supernet: SuperNet) -> list[Block]:
+    """Every map of a SuperNet once, as a block of an axis."""
+    found: dict[int, Block] = {}
     for name, place in supernet.places.items():
         module = supernet.program.maps[name]
         assert isinstance(module, AxisMap)
         for block in blocks_of(module, place):
-            if id(block.map) not in done:
-                done.add(id(block.map))
-                _set(block, _Product(alignment), form, generator)
-    tensors = dict(supernet.program.tensors)
-    for name, own in supernet.own.items():
-        tensors[name] = _average(alignment, name, own).to(tensors[name].dtype)
-    return supernet.with_program(supernet.program.evolve(tensors=tensors))
+            found.setdefault(id(block.map), block)
+    return list(found.values())
 
 
-@torch.no_grad()
-def _set(block: Block, product: _Product, form: Form, generator: torch.Generator) -> None:
-    held: Map = block.map
-    matrices = [held.matrix(k).detach().double() for k in range(len(held.sizes))]
-    found = [product.of(block.factors, own, k) for k, own in enumerate(block.theirs)]
-    if all(f is not None and f[0].shape == (held.size, held.sizes[k]) for k, f in enumerate(found)):
-        to, back = [f[0] for f in found if f], [f[1] for f in found if f]
-        matrices = back if held.kind == "unmerge" else shared(to, back, alone=held.alone or held.kind == "turn")
-    matrices = [matrix.to(held.support(k)[0].device) for k, matrix in enumerate(matrices)]
+def matrices_of(alignment: Alignment, block: Block, weights: Sequence[float]) -> list[Tensor] | None:
+    """What a map holds of an alignment, one matrix per parent; None where its spaces are not aligned."""
+    held = block.map
+    found = [_Product(alignment).of(block.factors, own, k) for k, own in enumerate(block.theirs)]
+    if any(f is None or f[0].shape != (held.size, held.sizes[k]) for k, f in enumerate(found)):
+        return None
+    to, back = [f[0] for f in found if f], [f[1] for f in found if f]
+    return back if held.kind == "unmerge" else shared(to, back, weights, alone=held.alone or held.kind == "turn")
+
+
+def own_tensors(alignment: Alignment, weights: Sequence[float]) -> dict[str, Tensor]:
+    """The parents' mean of every tensor that no map carries."""
+    supernet = alignment.layout.supernet
+    return {name: _average(alignment, name, own, weights) for name, own in supernet.own.items()}
+
+
+def _set(held: Map, matrices: Sequence[Tensor], form: Form, generator: torch.Generator) -> None:
+    matrices = [matrix.detach().to(held.support(k)[0].device) for k, matrix in enumerate(matrices)]
     if not isinstance(form, str) and not held.support_on(matrices):
         raise OptionError(
             f"maps of rank {form} cannot hold a turn or a mixture of units", "give --full, or --init permute"
@@ -58,13 +78,14 @@ def _set(block: Block, product: _Product, form: Form, generator: torch.Generator
     held.start(matrices, form, generator)
 
 
-def shared(to: Sequence[Tensor], back: Sequence[Tensor], alone: bool) -> list[Tensor]:
+def shared(to: Sequence[Tensor], back: Sequence[Tensor], weights: Sequence[float], alone: bool) -> list[Tensor]:
     """Every merged unit divided among the parents that have it; by itself (`alone`) among a parent's own units."""
-    present = [presence(t, b) for t, b in zip(to, back, strict=True)]
+    present = [presence(t, b).detach() for t, b in zip(to, back, strict=True)]
     if alone:
         return [t / p.clamp(min=1.0)[:, None] for t, p in zip(to, present, strict=True)]
-    total = sum(present[1:], present[0]).clamp(min=EPSILON)
-    return [t / total[:, None] for t in to]
+    parts = [w * p for w, p in zip(weights, present, strict=True)]
+    total = sum(parts[1:], parts[0]).clamp(min=EPSILON)
+    return [w * t / total[:, None] for w, t in zip(weights, to, strict=True)]
 
 
 def presence(to: Tensor, back: Tensor) -> Tensor:
@@ -109,7 +130,7 @@ class _Product:
             path: Path = tuple(at[owner] for owner in layout.path(ours.space) if owner in at)
             carriers = self.alignment.of(ours.space, path)
             return carriers.to[k], carriers.back[k]
-        eye = torch.eye(ours.size, theirs.size, dtype=torch.float64)
+        eye = torch.eye(ours.size, theirs.size, dtype=torch.float64, device=self.alignment.device)
         return eye, eye.T
 
 
@@ -120,7 +141,7 @@ def _size(factors: Sequence[Leaf]) -> int:
 # -- tensors of the SuperNet's own -------------------------------------------------------------------
 
 
-def _average(alignment: Alignment, name: str, own: Own) -> Tensor:
+def _average(alignment: Alignment, name: str, own: Own, weights: Sequence[float]) -> Tensor:
     """The parents' mean of a tensor that no map carries, each brought to the merged units first.
 
     Signs do not matter to what multiplies along a space, and go with what is added.
@@ -130,7 +151,7 @@ def _average(alignment: Alignment, name: str, own: Own) -> Tensor:
     assert spaces is not None
     values, seen = [], []
     for k, theirs in enumerate(own.names):
-        value = layout.supernet.parents[k].tensors[theirs].detach().double()
+        value = layout.supernet.parents[k].tensors[theirs].detach().to(alignment.device, torch.float64)
         mask = torch.ones_like(value)
         for axis, (ours, other) in enumerate(zip(spaces.tensors[name], parents[k].tensors[theirs], strict=True)):
             steady = name in spaces.steady
@@ -138,7 +159,7 @@ def _average(alignment: Alignment, name: str, own: Own) -> Tensor:
             mask = carried(alignment, mask, axis, ours, other, k, squared=True)
         values.append(value)
         seen.append(mask)
-    return Own(tuple(values), tuple(seen), own.names).average([1.0] * layout.count)
+    return Own(tuple(values), tuple(seen), own.names).average(weights)
 
 
 def carried(

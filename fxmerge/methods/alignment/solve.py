@@ -57,8 +57,14 @@ class Alignment:
         known = self.carriers.get((space, path))
         if known is None:
             site = self.layout.sites[space]
-            known = Carriers.of([torch.eye(site.size, d, dtype=torch.float64) for d in site.sizes])
+            eyes = [torch.eye(site.size, d, dtype=torch.float64, device=self.device) for d in site.sizes]
+            known = Carriers.of(eyes)
         return known
+
+    @property
+    def device(self) -> torch.device:
+        """Where the carriers are."""
+        return next((each.to[0].device for each in self.carriers.values()), torch.device("cpu"))
 
 
 @dataclass(frozen=True)

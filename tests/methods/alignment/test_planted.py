@@ -43,6 +43,8 @@ def miss(parents: list[Program], x: dict[str, Tensor], method: str) -> tuple[flo
         ("mlp", "transport{reg=0}", PERMUTATION, 3),
         ("mlp", "transport{reg=0,on=weights}", PERMUTATION, 3),
         ("mlp", "zipit", PERMUTATION, 3),
+        ("vit-fused", "align", TURNS, 2),
+        ("mlp", "align", PERMUTATION, 3),
         ("llama", "permute", PERMUTATION, 2),
         ("llama", "permute{on=weights}", PERMUTATION, 2),
     ],
