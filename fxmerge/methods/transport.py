@@ -19,6 +19,8 @@ from fxmerge.methods.alignment.solve import Carriers
 from fxmerge.methods.permute import Order, Permute
 
 SWEEPS = 5000
+PLAIN = 0.005
+"""Entropies above it keep exp(-cost / reg) within float64 for costs up to 1; below, ten times slower, in logarithms."""
 TURNS = 20
 """Of a barycentre, at most."""
 
@@ -98,7 +100,8 @@ def transport_plan(cost: Tensor, reg: float) -> Tensor:
         if reg <= 0:
             plan = ot.emd(*masses, cost.numpy())
         else:
-            plan = ot.sinkhorn(*masses, cost.numpy(), reg, method="sinkhorn_log", numItermax=SWEEPS, stopThr=1e-10)
+            method = "sinkhorn" if reg > PLAIN else "sinkhorn_log"
+            plan = ot.sinkhorn(*masses, cost.numpy(), reg, method=method, numItermax=SWEEPS, stopThr=1e-9)
     return torch.from_numpy(np.ascontiguousarray(plan)).clamp_min(0.0)
 
 
