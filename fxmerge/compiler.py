@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fxmerge import figures
@@ -28,11 +27,12 @@ from fxmerge.methods.about import about_of, takes_teachers
 from fxmerge.methods.base import Trained
 from fxmerge.methods.groups import groups_of
 from fxmerge.methods.one_base import Nearness, base_by_names, nearness, notes_of
+from fxmerge.methods.post import fell, post, told
 from fxmerge.methods.trunks import Weights, trunk_of
 from fxmerge.output.formats import ONNX, format_of
 from fxmerge.output.merged import Merged
 from fxmerge.output.readings import check_metrics
-from fxmerge.parents import Parent, by_task, facts_of, load_base, load_parents, teacher_notes, unsized_in
+from fxmerge.parents import Parent, by_task, facts_of, load_base, load_parents, samples_of, teacher_notes, unsized_in
 from fxmerge.pipeline import Pipeline, Stage, Train
 from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
@@ -41,8 +41,7 @@ from fxmerge.pipeline.knowledge import Plan
 from fxmerge.pipeline.record import Record
 from fxmerge.pipeline.watch import Watch
 from fxmerge.result import Checks, MergedFacts, Result, TaskFigures, Training
-from fxmerge.samples.fit import check_samples, named_tensors, rows_first
-from fxmerge.samples.load import load_samples
+from fxmerge.samples.fit import check_samples
 from fxmerge.samples.pool import Pools, Recipe
 from fxmerge.samples.started import started
 from fxmerge.sizes import merge_to_size
@@ -101,6 +100,8 @@ class _Merge:
     """The trunk of the model that the parents were tuned from, where it was given."""
     near: Nearness | None = None
     """Whether they come from one base."""
+    did: list[dict[str, Any]] = field(default_factory=list)
+    """What the steps behind the merge did."""
 
     def run(self, parents: list[Parent], data: Any) -> Merged:
         """The merge; a value whose size no step can know is said with its place, whichever step asked for it."""
@@ -127,12 +128,16 @@ class _Merge:
         held, kept = figures.split(samples)
         with self.stages("train") as tell:
             torch.manual_seed(self.config.seed)
-            outcome = self._outcome(self._job(supernet, kept, tell))
+            job = self._job(supernet, kept, tell)
+            outcome = self._outcome(job)
+        probes = figures.probes(outcome.program, supernet, samples)
+        if self.config.post:
+            with self.stages("post"):
+                outcome = self._post(job, outcome, probes)
         with self.stages("fold"):
             trained = outcome.program.only(supernet.output_names)
             folded = self._fold(trained, supernet)
         with self.stages("verify"):
-            probes = figures.probes(folded, supernet, samples)
             fold = self.verifier.fold(trained, folded, probes)
             checks = Checks.of(self.rewrite, fold, True if outcome.log else None)
             tasks = self._figures(outcome, supernet, folded, held, samples)
@@ -171,7 +176,8 @@ class _Merge:
         given = by_task(data, programs)
         found = []
         for program in programs:
-            samples = self._of_task(program, given.get(program.task, given.get("")))
+            samples, notes = samples_of(program, given.get(program.task, given.get("")), self.config)
+            self.notes += notes
             if not samples and self.method.needs_data and (samples := started(program, self.config.seed)):
                 self.notes.append(f"no samples for {program.task}: it wrote {figures.rows_of(samples)} rows itself")
             if not samples:
@@ -185,18 +191,6 @@ class _Merge:
             check_samples(samples, program, f"the samples of {program.task}")
             found.append(samples)
         return found
-
-    def _of_task(self, program: Program, value: Any) -> Samples:
-        if value is None:
-            return dict(program.samples)
-        axis = self.config.batch_axis
-        if isinstance(value, Tensor):
-            return rows_first({program.inputs[0].name: value}, program, axis)
-        if isinstance(value, Mapping):
-            return rows_first(named_tensors(value), program, axis)
-        loaded = load_samples(value, program, batch_axis=axis)
-        self.notes += loaded.notes
-        return dict(loaded.inputs)
 
     # -- the SuperNet and the job ----------------------------------------------------------------------
 
@@ -248,7 +242,11 @@ class _Merge:
 
         batch = trained.batch_size or usual_batch(supernet)
         recipe = Recipe(trained.augment, trained.pool, batch, config.seed)
-        uses = self.method.needs_data or ((about := about_of(self.method)) is not None and about.tuned)
+        uses = (
+            self.method.needs_data
+            or bool(config.post)
+            or ((about := about_of(self.method)) is not None and about.tuned)
+        )
         pools = Pools(supernet, samples, recipe, tell) if samples is not None and uses else None
         return Job(
             supernet=supernet,
@@ -317,6 +315,17 @@ class _Merge:
             )
         return outcome
 
+    def _post(self, job: Job, outcome: Outcome, probes: list[Samples]) -> Outcome:
+        """The outcome behind the steps that were asked for; the fold in front of them is held to what was merged."""
+        found, self.did = post(job, outcome, self.config.post, self.known.rules)
+        before, after = (
+            each.only(job.supernet.output_names) for each in (outcome.program, job.fold_trunk(outcome.program))
+        )
+        self.verifier.fold(before, after, probes)
+        self.verifier.record.steps.clear()
+        self.notes += [told(did) for did in self.did]
+        return found
+
     def _fold(self, trained: Program, supernet: SuperNet) -> Program:
         """An ordinary network of the SuperNet, with exactly the template's parameters in its trunk."""
         folded = self._run("fold", trained)
@@ -328,21 +337,16 @@ class _Merge:
     def _figures(
         self, outcome: Outcome, supernet: SuperNet, folded: Program, held: Any, samples: Any
     ) -> tuple[TaskFigures, ...]:
-        def of(k: int, task: str) -> TaskFigures:
-            own: Samples | None = (held or samples)[k] if samples else None
-            outputs = figures.scores(folded, supernet, k, self.given[k], own, self.config.metric) if own else []
-            self.notes += [note for score in outputs for note in score.notes(task)]
-            return TaskFigures(
-                task,
-                samples=figures.rows_of(samples[k]) if samples else 0,
-                held_back=figures.rows_of(held[k]) if held else 0,
-                agreement=figures.agreement(outputs),
-                feature_r2=figures.feature_score(outcome.program, supernet, k, own) if own else None,
-                stages=figures.stages(outcome, supernet, k, own, self.trained.loss) if own else {},
-                outputs=tuple(score.figures() for score in outputs),
-            )
-
-        return tuple(of(k, task) for k, task in enumerate(supernet.tasks))
+        found = []
+        for k, given in enumerate(self.given):
+            looked_at: Samples | None = (held or samples)[k] if samples else None
+            how = self.config.metric, self.trained.loss
+            task, notes = figures.of_task(outcome, supernet, folded, k, given, looked_at, *how)
+            counts = [figures.rows_of(each[k]) if each else 0 for each in (samples, held)]
+            found.append(replace(task, samples=counts[0], held_back=counts[1]))
+            self.notes += notes
+        self.notes += fell([task.stages for task in found], self.config.post)
+        return tuple(found)
 
     def _with_assets(self, program: Program, template: Program) -> Program:
         """The folded program with the template's files; a config.json only if the weights still fit it."""
@@ -373,6 +377,7 @@ class _Merge:
             merged=MergedFacts(0, *counts, groups=groups),
             training=Training.of(outcome.log, outcome.augmentation, outcome.chosen) if outcome.log else None,
             base={"source": getattr(self.method, "base", None), **self.near.as_dict()} if self.near else {},
+            post=tuple(self.did),
         )
 
     def _merged(self, program: Program, supernet: SuperNet, facts: Result, samples: Samples | None = None) -> Merged:

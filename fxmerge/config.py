@@ -20,6 +20,9 @@ from fxmerge.messages import nearest, printable
 BY_TASK = ("arch", "data", "key", "metric")
 """Options that may be given once per task, as `--data TASK=PATH`."""
 
+LISTED = ("post",)
+"""Options that take several names at once, with commas between them."""
+
 SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
 """What `--out` may end in; without a suffix it is a folder in Hugging Face layout."""
 
@@ -155,6 +158,12 @@ class MergeConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.", "Training")
     dtype: Literal["float32", "bfloat16"] = option("float32", "Precision of training.", "Training", of_method=True)
 
+    post: tuple[Literal["batchnorm", "temperature"], ...] = option(
+        (), "Steps behind the merge, in the order given: batchnorm (running statistics computed anew), temperature "
+        "(one for every output of class scores).",
+        "Training", metavar="STEP,STEP",
+    )  # fmt: skip
+
     memory: float | None = option(
         None, "Memory for samples and the parents' features, in GiB (default a quarter of what is free); what does "
         "not fit is made again when it is read.", "Training", metavar="GIB", gt=0, le=1 << 20,
@@ -191,7 +200,8 @@ class MergeConfig(BaseModel):
         values = {name: _texts(value) for name, value in values.items()}
         one = {name: {"": values[name]} for name in BY_TASK if isinstance(values.get(name), str)}
         several = {name: (values[name],) for name in ("ignore", "extension") if isinstance(values.get(name), str)}
-        return values | one | several
+        listed = {name: _listed(values[name]) for name in LISTED if values.get(name) is not None}
+        return values | one | several | listed
 
     @classmethod
     def of(cls, **options: Any) -> MergeConfig:
@@ -374,6 +384,14 @@ def _texts(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_texts(item) for item in value)
     return {key: _texts(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _listed(value: Any) -> Any:
+    """The names in a text, or in every text of a collection."""
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, tuple | list) or not all(isinstance(text, str) for text in texts):
+        return value
+    return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
 
 
 def _explain(error: ValidationError) -> OptionError:

@@ -22,6 +22,7 @@ from fxmerge.methods.student import teachers
 from fxmerge.methods.wanted import Loss, wanted
 from fxmerge.output.readings import metric_of, reading
 from fxmerge.output.scores import Score, real_places
+from fxmerge.result import TaskFigures
 from fxmerge.samples.pool import pool_of
 from fxmerge.training.fit import Settings, score
 from fxmerge.training.labels import Targets
@@ -127,6 +128,30 @@ def stages(outcome: Outcome, supernet: SuperNet, k: int, samples: Samples, loss:
     """What every stage of a merge reached on these samples, by what it was trained on."""
     found = {each.name: feature_score(each.program, supernet, k, samples, loss) for each in outcome.stages}
     return {name: score for name, score in found.items() if score is not None}
+
+
+def of_task(
+    outcome: Outcome,
+    supernet: SuperNet,
+    folded: Program,
+    k: int,
+    given: Program,
+    samples: Samples | None,
+    metrics: Mapping[str, str],
+    loss: Loss,
+) -> tuple[TaskFigures, list[str]]:
+    """How well a task is kept, measured on these samples, and what is to be said of it."""
+    outputs = scores(folded, supernet, k, given, samples, metrics) if samples else []
+    found = TaskFigures(
+        given.task,
+        samples=0,
+        held_back=0,
+        agreement=agreement(outputs),
+        feature_r2=feature_score(outcome.program, supernet, k, samples) if samples else None,
+        stages=stages(outcome, supernet, k, samples, loss) if samples else {},
+        outputs=tuple(score.figures() for score in outputs),
+    )
+    return found, [note for score in outputs for note in score.notes(given.task)]
 
 
 def probes(program: Program, supernet: SuperNet, samples: Sequence[Samples] | None) -> list[Samples]:

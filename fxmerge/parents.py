@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from fxmerge.config import MergeConfig
 from fxmerge.errors import CaptureError, DataError, OptionError
 from fxmerge.figures import digest
@@ -14,6 +16,8 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.messages import nearest
 from fxmerge.result import ParentFacts
+from fxmerge.samples.fit import named_tensors, rows_first
+from fxmerge.samples.load import load_samples
 
 Parent = Program | str | Path
 
@@ -42,6 +46,18 @@ BASE = "base"
 def load_base(source: str, config: MergeConfig, samples: Mapping[str, Any]) -> Program:
     """The model that the parents were tuned from; what holds no samples of its own is traced on these."""
     return _read(source, BASE, config, dict(samples) or None)
+
+
+def samples_of(program: Program, value: Any, config: MergeConfig) -> tuple[dict[str, Tensor], list[str]]:
+    """Samples of a parent by input name, from tensors or from a file (without either, its own), and what to say."""
+    if value is None:
+        return dict(program.samples), []
+    if isinstance(value, Tensor):
+        return rows_first({program.inputs[0].name: value}, program, config.batch_axis), []
+    if isinstance(value, Mapping):
+        return rows_first(named_tensors(value), program, config.batch_axis), []
+    loaded = load_samples(value, program, batch_axis=config.batch_axis)
+    return dict(loaded.inputs), list(loaded.notes)
 
 
 def facts_of(source: Parent, program: Program, joined: Program) -> ParentFacts:

@@ -167,6 +167,8 @@ class Result:
     """None of a method without training."""
     base: Mapping[str, Any] = field(default_factory=dict)
     """Whether the parents share a base, by how near their weights are."""
+    post: tuple[Mapping[str, Any], ...] = ()
+    """What each step behind the merge changed (by name, and by how much) and left as it was (and why)."""
     curve: tuple[Point, ...] = ()
     """From the smallest model to the largest; of a dry run the sizes alone."""
     notes: tuple[str, ...] = ()
@@ -187,6 +189,7 @@ class Result:
             "checks": self.checks.as_dict() if self.checks else {},
             "training": asdict(self.training) if self.training else {},
             "base": dict(self.base),
+            "post": [dict(did) for did in self.post],
             "curve": [asdict(point) for point in self.curve],
             "notes": list(self.notes),
             "seconds": dict(self.seconds),

@@ -29,6 +29,9 @@ from fxmerge.errors import ExtensionError
 Couples: TypeAlias = "str | tuple[str, str]"
 """A signature, or a signature and a law."""
 
+Moment: TypeAlias = "Literal['mean', 'variance']"
+"""The variance is of a sample: its squares are divided by one less than their count."""
+
 Inner: TypeAlias = "tuple[tuple[Literal['write', 'read'], str, int] | None, ...]"
 """Per axis of an operand that is a linear map inside an operator: which axis it writes or reads, of which operand or of
 the result ("->")."""
@@ -44,6 +47,8 @@ class Rule:
     law: str = ""
     state: tuple[str, ...] = ()
     """Operands that are running statistics: they change with their space although nobody trained them."""
+    moments: Mapping[str, tuple[str, Moment]] = field(default_factory=dict, hash=False)
+    """By running statistic: the operand that it is of, along the axes that both have, and what it is of it."""
     fills: Literal["", "value", "blank"] = ""
     """The result depends on the shapes of the operands alone; "blank": and nobody reads what it holds."""
     roles: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -126,6 +131,7 @@ def couples(
     *ops_and_form: str,
     law: str = "",
     state: tuple[str, ...] = (),
+    moments: Mapping[str, tuple[str, Moment]] | None = None,
     roles: Mapping[str, str] | None = None,
     exact: bool | None = None,
     commutes: bool = False,
@@ -136,14 +142,15 @@ def couples(
 
     The function returns a signature, or a signature and a law. `exact` says that the result holds nothing but numbers
     of an operand (rows of a table, say), `commutes` that the two operands may change places, `sizes` which
-    arguments spell out sizes; `modest` why it claims less than seems to hold.
+    arguments spell out sizes; `modest` why it claims less than seems to hold. `state` names running statistics, and
+    `moments` of what they are the mean or the variance.
     """
     owner = sys._getframe(1).f_globals.get("__name__", "")
     start = next((i for i, text in enumerate(ops_and_form) if "->" in text), len(ops_and_form))
     ops, form = ops_and_form[:start], ops_and_form[start:]
     text = form[0] if form else None
     rule = Rule(ops, text, law=form[1] if len(form) > 1 else law, state=state, roles=roles or {}, owner=owner)
-    return replace(rule, exact=exact, commutes=commutes, sizes=sizes, modest=modest)
+    return replace(rule, exact=exact, commutes=commutes, sizes=sizes, modest=modest, moments=moments or {})
 
 
 def moves(

@@ -18,10 +18,9 @@ from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.kernels import Kernel, operands
 from fxmerge.methods.map_nodes import Merge, Unmerge, blocks_of
 from fxmerge.methods.regress import Rows
-from fxmerge.methods.some import some
+from fxmerge.methods.sampled import Sampled, of_each_task
 from fxmerge.methods.trunks import require_alike
-from fxmerge.methods.walk import Batch, Values
-from fxmerge.training.pool import Pool
+from fxmerge.methods.walk import Values
 
 
 @dataclass(frozen=True)
@@ -68,36 +67,19 @@ class RegMean:
         if not net.together:
             job.notes.append("regmean: parents with inputs of their own are not regressed yet: merged by average")
             return net, {}
-        walk = _Walk(net, self._batches(job, net), self.shrink, kernels)
+        walk = _Walk(net, of_each_task(job, self.rows), self.shrink, kernels)
         walk.solve()
         return net, walk.weights
-
-    def _batches(self, job: Job, net: SuperNet) -> list[tuple[int, Batch, list[Tensor]]]:
-        """Samples with their task and the masks among them, some at a time."""
-        assert job.pools is not None and job.pool is not None
-        ports, only = net.program.inputs, net.program.rows
-        found: list[tuple[int, Batch, list[Tensor]]] = []
-        for k, samples in enumerate(job.pools.samples):
-            given = net.given(k, samples)
-            stored = [given[port.name].to(port.dtype) for port in ports]
-            if only is not None and len(stored[0]) < only:
-                stored = [value[torch.arange(only) % len(value)] for value in stored]
-            for part in some(Pool.of(stored), self.rows, only):
-                batch = dict(zip([port.name for port in ports], part, strict=True))
-                found.append((k, batch, [part[i] for i in job.pool.masks]))
-        return found
 
 
 class _Walk:
     """The SuperNet run node by node on all tasks' samples; each unmerge map is set when the walk comes to it."""
 
-    def __init__(
-        self, net: SuperNet, batches: Sequence[tuple[int, Batch, Sequence[Tensor]]], shrink: float, kernels: bool
-    ) -> None:
+    def __init__(self, net: SuperNet, batches: Sequence[Sampled], shrink: float, kernels: bool) -> None:
         self.net, self.shrink, self.kernels = net, shrink, kernels
-        self.tasks = [task for task, _, _ in batches]
-        self.rows = Rows([masks for _, _, masks in batches])
-        self.values = Values(net.program, [batch for _, batch, _ in batches])
+        self.tasks = [batch.task or 0 for batch in batches]
+        self.rows = Rows([batch.masks for batch in batches])
+        self.values = Values(net.program, [batch.inputs for batch in batches])
         maps = {name: m for name, m in net.program.maps.items() if isinstance(m, AxisMap)}
         self.blocks = {name: list(blocks_of(module, net.places[name])) for name, module in maps.items()}
         self.weights: dict[str, Tensor] = {}

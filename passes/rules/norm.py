@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxmerge.coupling import Call, couples
+from fxmerge.coupling import Call, Moment, couples
 
 
 def _trailing(count: int) -> str:
@@ -27,10 +27,15 @@ def rms_norm(call: Call) -> tuple[str, str]:
 BATCH_NORM = "(input + running_mean) * rigid(running_var) * weight + bias"
 """In eval mode the statistics are parameters: the input may scale if the mean scales with it and the variance stays."""
 
-STATISTICS = ("running_mean", "running_var")
+STATISTICS: dict[str, tuple[str, Moment]] = {"running_mean": ("input", "mean"), "running_var": ("input", "variance")}
 
 
-@couples("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default", state=STATISTICS)
+@couples(
+    "aten.batch_norm.default",
+    "aten._native_batch_norm_legit_no_training.default",
+    state=tuple(STATISTICS),
+    moments=STATISTICS,
+)
 def batch_norm(call: Call) -> tuple[str, str]:
     more = ", _" * (len(call.results) - 1)
     law = "rigid(input) * weight + bias" if call["training"] or call["running_mean"] is None else BATCH_NORM
