@@ -58,6 +58,8 @@ class Origin(NamedTuple):
 
     owner: int
     name: str
+    trained: bool = True
+    """Whether the parent trained it; a fixed table is one of its buffers."""
 
 
 @dataclass(frozen=True)

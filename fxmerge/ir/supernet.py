@@ -150,9 +150,9 @@ class SuperNet:
         """Whether a parent's own tensor belongs to a head that nothing has trained yet."""
         if name not in self.program.origins:
             return False
-        owner, own = self.program.origins[name]
-        teacher = self.parents[owner].teacher
-        return teacher is not None and any(own in (head.weight, head.bias) for head in teacher.heads)
+        origin = self.program.origins[name]
+        teacher = self.parents[origin.owner].teacher
+        return teacher is not None and any(origin.name in (head.weight, head.bias) for head in teacher.heads)
 
     def given(self, k: int, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Samples of parent k, by its own input names, by the SuperNet's."""

@@ -25,7 +25,7 @@ def with_heads(job: Job, supernet: SuperNet, program: Program) -> Program:
     tensors = dict(program.tensors)
     for k, parent in enumerate(supernet.parents):
         for one in parent.teacher.heads if parent.teacher is not None else ():
-            names = {own: name for name, (owner, own) in program.origins.items() if owner == k}
+            names = {origin.name: name for name, origin in program.origins.items() if origin.owner == k}
             weight, bias = _fitted(job, supernet, program, k, one)
             for name, value in ((names[one.weight], weight), (names[one.bias], bias)):
                 tensors[name] = value.reshape(tensors[name].shape).to(tensors[name].dtype)

@@ -22,8 +22,8 @@ _permute = torch.ops.aten.permute.default
 def fold_merge(program: Program, tasks: Sequence[str], template: int, *, tails: bool = True) -> Program:
     """A hoisted SuperNet with its maps multiplied into weights, in float64.
 
-    Trunk weights carry the template's names, the weights of task t's head "t.NAME". `tails=False` keeps the unmerge
-    nodes and folds only what all parents share.
+    Trunk weights carry the template's names, the weights of task t's head "t.NAME"; what a parent had as a buffer (a
+    fixed table) is one again. `tails=False` keeps the unmerge nodes and folds only what all parents share.
     """
     graph, where = program.copy_graph()
     tensors = dict(program.tensors)
@@ -31,31 +31,30 @@ def fold_merge(program: Program, tasks: Sequence[str], template: int, *, tails: 
     for node in program.graph.nodes:
         if node.target is head and tails:
             where[node].replace_all_uses_with(where[node].all_input_nodes[0])
-        elif node.target is fold:
-            name = unused(_name(node, program, tasks, template), tensors)
-            tensors[name] = _value(node, program)
-            _replace(where[node], name, parameters)
-        elif tails and node.target in program.origins and any(user.target is not fold for user in node.users):
-            name = unused(_name(node, program, tasks, template), tensors)
-            tensors[name] = program.tensors[str(node.target)]
-            _replace(where[node], name, parameters)
+            continue
+        own = tails and node.target in program.origins and any(user.target is not fold for user in node.users)
+        if node.target is fold or own:
+            name, trained = _name(node, program, tasks, template)
+            name = unused(name, tensors)
+            tensors[name] = program.tensors[str(node.target)] if own else _value(node, program)
+            parameters.update({name} if trained else ())
+            _replace(where[node], name)
     if tails:
         _lower_unmerge(graph, program, tensors, parameters)
     prune(graph)
     return program.evolve(graph=graph, tensors=tensors, parameters=frozenset(parameters))
 
 
-def _replace(node: fx.Node, name: str, parameters: set[str]) -> None:
-    """Let everything but folds read a new parameter in place of a node."""
-    parameters.add(name)
+def _replace(node: fx.Node, name: str) -> None:
+    """Let everything but folds read a new tensor in place of a node."""
     with node.graph.inserting_before(node):
         folded = node.graph.get_attr(name)
     folded.meta = {"by": "fold-merge"}
     node.replace_all_uses_with(folded, delete_user_cb=lambda user: user.target is not fold)
 
 
-def _name(node: fx.Node, program: Program, tasks: Sequence[str], template: int) -> str:
-    """What a folded tensor is called: like the template's where parents share it, else "task.name"."""
+def _name(node: fx.Node, program: Program, tasks: Sequence[str], template: int) -> tuple[str, bool]:
+    """What a folded tensor is called (the template's name where parents share it, else "task.name"); if trained."""
     args: tuple[Any, ...] = node.args
     value, shared = node, False
     if node.target is fold:
@@ -64,8 +63,8 @@ def _name(node: fx.Node, program: Program, tasks: Sequence[str], template: int) 
         value = values[parents.index(template) if shared else 0]
     while value.op != "get_attr":
         value = value.all_input_nodes[0]
-    owner, name = program.origins[str(value.target)]
-    return name if shared else f"{tasks[owner]}.{name}"
+    origin = program.origins[str(value.target)]
+    return origin.name if shared else f"{tasks[origin.owner]}.{origin.name}", origin.trained
 
 
 def unused(name: str, taken: Collection[str]) -> str:

@@ -106,7 +106,9 @@ class State:
 
     def tensor_of(self, k: int, name: str) -> fx.Node:
         """The node of a tensor of parent k."""
-        return self._attribute(f"parents.{k}.{name}", self.parents[k].tensors[name], Origin(k, name))
+        parent = self.parents[k]
+        origin = Origin(k, name, name in parent.parameters)
+        return self._attribute(f"parents.{k}.{name}", parent.tensors[name], origin)
 
     def literal(self, name: str, k: int | None, tensor: Tensor) -> fx.Node:
         """The node of a constant that stays as it is: the template's, or task k's own."""

@@ -125,6 +125,33 @@ def test_a_fixed_table_holds_its_space_still_outside_a_merge() -> None:
     assert not any(space.movable for space in passes.spaces(program).spaces.values())
 
 
+class Shifted(nn.Module):
+    """A fixed table, of positions or of the batch's own size, added to what parameters compute."""
+
+    def __init__(self, rows: int, *, behind: bool = False) -> None:
+        super().__init__()
+        self.first, self.head, self.behind = nn.Linear(5, 12), nn.Linear(12, 4), behind
+        self.register_buffer("shift", torch.randn(rows, 4 if behind else 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head(x) + self.shift if self.behind else self.head(F.relu(x + self.shift))
+
+
+@pytest.mark.parametrize(
+    ("behind", "shape", "table"), [(False, (3, 7, 5), "shift"), (False, (3, 5), "shift"), (True, (3, 5), "a.shift")]
+)
+def test_a_fixed_table_is_a_buffer_of_the_merged_model_too(behind: bool, shape: tuple[int, ...], table: str) -> None:
+    torch.manual_seed(3)
+    x = torch.randn(shape)
+    first, other = (fxmerge.capture(Shifted(shape[-2], behind=behind).eval(), (x,), task=task) for task in "ab")
+    merged = fxmerge.merge([first, other], method="average")
+    assert table in merged.program.tensors
+    assert table not in merged.program.parameters
+    itself = fxmerge.merge([first, first.evolve(task="b")], method="average")
+    torch.testing.assert_close(itself(x)["a"], first(x), atol=1e-5, rtol=1e-5)
+
+
 def test_a_table_that_multiplies_by_its_halves_is_no_added_table() -> None:
     class Turned(nn.Module):
         def __init__(self) -> None:
