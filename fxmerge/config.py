@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from fxmerge.errors import OptionError, OutputError
-from fxmerge.io.files import check_output
+from fxmerge.errors import OptionError
+from fxmerge.io.files import check_output, unwritten, write_text
 from fxmerge.io.yaml_text import read_yaml
 from fxmerge.messages import nearest, printable
 
@@ -238,9 +238,7 @@ class MergeConfig(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write the config as YAML that `load` reads back."""
-        check_output(path)
-        values = self.model_dump(mode="json")
-        Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
     def check_parents(self) -> None:
         """Raise `OptionError` unless there are two parents and `like` is one of them."""
@@ -332,7 +330,7 @@ def _try_writing(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"fxmerge")
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror}", "choose another folder") from error
+        raise unwritten(folder, error) from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str], todo: str = "") -> OptionError:

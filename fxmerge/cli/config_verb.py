@@ -9,8 +9,8 @@ import typer
 import yaml
 
 from fxmerge.cli.arguments import OVERWRITE, QUIET, VERBOSE
-from fxmerge.cli.printing import write
 from fxmerge.config import MergeConfig, option_group
+from fxmerge.io.files import write_text
 
 
 def config(
@@ -29,7 +29,7 @@ def config(
     """
     text = json.dumps(schema_of(), indent=2) if schema else commented()
     if out:
-        write(out, text + "\n", overwrite)
+        write_text(out, text + "\n", overwrite=overwrite)
     else:
         print(text)
 

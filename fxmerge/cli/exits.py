@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -15,6 +16,7 @@ from rich.text import Text
 from fxmerge.errors import FxmergeError
 
 DONE, BUG, USER, VERIFICATION, INTERRUPTED = 0, 1, 2, 3, 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stopped(Exception):
@@ -30,13 +32,14 @@ def run(app: Callable[..., Any], args: Sequence[str]) -> int:
     verbose = any(arg in ("-v", "--verbose") for arg in args)
     try:
         code = app(args=list(args), prog_name="fxmerge", standalone_mode=False)
+        sys.stdout.flush()  # a disk that is full shows here, not when the interpreter ends
         return code if isinstance(code, int) else DONE
     except (Stopped, KeyboardInterrupt) as stopped:
         return _interrupted(getattr(stopped, "cause", stopped), args)
     except FxmergeError as error:
         return _say(error.what, error.todo, error.exit_code, verbose)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return BUG
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser of the command line; its classes moved between versions
@@ -44,9 +47,23 @@ def run(app: Callable[..., Any], args: Sequence[str]) -> int:
         if isinstance(error, OSError) and error.filename:
             what = f"{error.filename}: {error.strerror}"
             return _say(what, "check the path, its permissions and the free space", USER, verbose)
+        if isinstance(error, OSError) and error.errno in FULL:  # of the standard output, or of a file without a name
+            _drop_output()
+            todo = "free some space where the output goes and where temporary files lie (TMPDIR=FOLDER chooses another)"
+            return _say(
+                f"what was printed or kept for a while cannot be written: {error.strerror}", todo, USER, verbose
+            )
         first = (str(error).splitlines() or [""])[0]
         what = f"this is a bug in fxmerge: {type(error).__name__}: {first} ({_place(error)})"
         return _say(what, "please report it with what the same command prints with -v", BUG, verbose)
+
+
+def _drop_output() -> None:
+    """Let go of what still waits to be printed: it would fail again as the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(what: str, todo: str, code: int, verbose: bool) -> int:

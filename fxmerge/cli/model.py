@@ -12,8 +12,8 @@ from fxmerge.cli import exits
 from fxmerge.cli.arguments import ARCH, EXTENSION, IGNORE, INPUTS, JSON, KEY, OVERWRITE, PICKLE, QUIET, SOURCE, VERBOSE
 from fxmerge.cli.bars import bars
 from fxmerge.cli.class_names import check_class_names, read_class_names
-from fxmerge.cli.printing import note, stderr, stdout, write
-from fxmerge.io.files import check_output
+from fxmerge.cli.printing import note, stderr, stdout
+from fxmerge.io.files import check_output, write_text
 
 
 def capture(
@@ -110,7 +110,7 @@ def inspect(
     if html:
         from fxmerge.cli.inspect_page import page
 
-        write(html, page(found.program, found.spaces, found.described), overwrite)
+        write_text(html, page(found.program, found.spaces, found.described), overwrite=overwrite)
         stderr(quiet).print(f"written: {html}", highlight=False)
     if as_json:
         print(json.dumps(found.described, indent=1))

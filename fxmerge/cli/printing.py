@@ -8,16 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from fxmerge.io.files import atomic_write
-
 WIDE = 260
 """Columns of what is written to a pipe or a file."""
-
-
-def write(path: str, text: str, overwrite: bool) -> None:
-    """A text file, whole or not at all."""
-    with atomic_write(path, overwrite=overwrite) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def note(notes: Sequence[str], quiet: bool) -> None:

@@ -20,11 +20,11 @@ from fxmerge.cli.export import export, split
 from fxmerge.cli.flags import with_config_flags
 from fxmerge.cli.model import capture, check, inspect
 from fxmerge.cli.package import package
-from fxmerge.cli.printing import note, stderr, stdout, write
+from fxmerge.cli.printing import note, stderr, stdout
 from fxmerge.cli.serve import serve
 from fxmerge.config import MergeConfig, parse_by_task, parse_data, state_folder
 from fxmerge.errors import OptionError
-from fxmerge.io.files import check_output
+from fxmerge.io.files import check_output, write_text
 
 app = typer.Typer(
     name="fxmerge", rich_markup_mode="rich", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -109,9 +109,9 @@ def merge(
         merged = compiler.merge(config.parents, config=config, stages=bars(quiet))
     note(merged.result["notes"], quiet)
     if config.result:
-        write(config.result, json.dumps(merged.result, indent=1), config.overwrite)
+        write_text(config.result, json.dumps(merged.result, indent=1), overwrite=config.overwrite)
     if config.report:
-        write(config.report, report.html(merged.result, config), config.overwrite)
+        write_text(config.report, report.html(merged.result, config), overwrite=config.overwrite)
     if verbose:
         note(inspection.refusals(merged.parents, extensions=config.extension), quiet)
         note([f"{stage} took {duration(seconds)}" for stage, seconds in merged.result["seconds"].items()], quiet)
@@ -156,9 +156,9 @@ def compare(
         for row in found.rows:
             note([f"{row.method}: {note}" for note in row.result.get("notes", ())], quiet)
     if config.result:
-        write(config.result, json.dumps(found.as_dict(), indent=1), config.overwrite)
+        write_text(config.result, json.dumps(found.as_dict(), indent=1), overwrite=config.overwrite)
     if config.report and found.best is not None:
-        write(config.report, html(found.best.result, config), config.overwrite)
+        write_text(config.report, html(found.best.result, config), overwrite=config.overwrite)
     if as_json:
         print(json.dumps(found.as_dict(), indent=1))
     elif not quiet:

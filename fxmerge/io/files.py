@@ -25,19 +25,32 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A path of the same name in a temporary folder beside `path`, moved to `path` on success and removed on failure.
 
     A file or a folder may be made there, and a file of weights beside it (`weights_beside`): both are moved, or none.
-    Raises `OutputError` if the folder is missing or cannot be written, or if `path` exists without `overwrite`.
+    Raises `OutputError` if the folder is missing or cannot be written, on a full disk, or if `path` exists without
+    `overwrite`.
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield temporary / path.name
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
+            yield temporary / path.name
             _move(temporary, path)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}", "choose another --out") from error
-    finally:
-        _remove(temporary)
+        finally:
+            _remove(temporary)
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: str | Path, error: OSError) -> OutputError:
+    """What to say where the system refuses to write at `path`."""
+    why = error.strerror or reason(error)
+    return OutputError(f"{path} cannot be written: {why}", "free some space there, or choose another place")
+
+
+def write_text(path: str | Path, text: str, *, overwrite: bool = True) -> None:
+    """A text file, whole or not at all."""
+    with atomic_write(path, overwrite=overwrite) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def weights_beside(path: str | Path) -> Path:

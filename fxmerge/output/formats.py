@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fxmerge.errors import FxmergeError
 from fxmerge.io.bundle import load_bundle, save_bundle
 from fxmerge.io.files import atomic_write
+from fxmerge.io.tensor_files import write_tensors, written_by_torch
 from fxmerge.ir.difference import Difference, floor, require
 from fxmerge.ir.program import Program
 from fxmerge.output.assets import pack
@@ -95,7 +96,10 @@ def _write_onnx(content: Content, path: Path, opset: int | None) -> None:
 
 
 def _write_pt2(content: Content, path: Path, opset: int | None) -> None:
-    torch.export.save(retrace(content.program), path)
+    exported = retrace(content.program)
+    with warnings.catch_warnings(), written_by_torch(path) as file:
+        warnings.simplefilter("ignore")  # it warns of weights that share storage
+        torch.export.save(exported, file)
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def _write_bundle(content: Content, path: Path, opset: int | None) -> None:
 
 
 def _write_weights(content: Content, path: Path, opset: int | None) -> None:
-    save_file(_contiguous(content.program), path, metadata=dict(content.metadata))
+    write_tensors(_contiguous(content.program), path, content.metadata)
 
 
 def _read_weights(path: Path, program: Program) -> Runnable:

@@ -20,11 +20,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fxmerge.errors import VerificationError
 from fxmerge.io import huggingface
+from fxmerge.io.tensor_files import write_tensors
 from fxmerge.ir.capture.inputs import flatten
 from fxmerge.ir.difference import largest
 from fxmerge.ir.program import Program
@@ -46,9 +46,9 @@ def write_weights(program: Program, path: Path, config: bytes | None, metadata: 
     tensors = {name: value.detach().contiguous().clone() for name, value in program.tensors.items()}
     trunk = {name: value for name, value in tensors.items() if name in names}
     others = {name: value for name, value in tensors.items() if name not in names}
-    save_file(trunk or others, path / WEIGHTS, metadata={"format": "pt", **metadata})
+    write_tensors(trunk or others, path / WEIGHTS, {"format": "pt", **metadata})
     if trunk and others:
-        save_file(others, path / HEADS, metadata={"format": "pt"})
+        write_tensors(others, path / HEADS, {"format": "pt"})
 
 
 def write_task_folder(program: Program, path: Path, task: str, files: Files, samples: Mapping[str, Tensor]) -> str:
@@ -85,7 +85,7 @@ def _write(program: Program, folder: Path, task: str, files: Files) -> None:
     alone = {n: v.detach().contiguous().clone() for n, v in mine.items() if not whole or n not in shared}
     if whole and alone:
         _link(folder.parent / WEIGHTS, folder / SHARED)
-        save_file(alone, folder / OWN, metadata={"format": "pt"})
+        write_tensors(alone, folder / OWN, {"format": "pt"})
         size = sum(value.numel() * value.element_size() for value in mine.values())
         where = {**dict.fromkeys(sorted(shared), SHARED), **dict.fromkeys(sorted(alone), OWN)}
         index = {"metadata": {"total_size": size}, "weight_map": where}
@@ -93,7 +93,7 @@ def _write(program: Program, folder: Path, task: str, files: Files) -> None:
     elif whole:
         _link(folder.parent / WEIGHTS, folder / WEIGHTS)
     else:
-        save_file(alone, folder / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(alone, folder / WEIGHTS, {"format": "pt"})
     for name, data in files.items():
         (folder / name).write_bytes(data)
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")

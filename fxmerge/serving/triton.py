@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fxmerge.errors import OutputError, SourceError
-from fxmerge.io.files import weights_beside
+from fxmerge.io.files import unwritten, weights_beside
 from fxmerge.ir.program import Port
-from fxmerge.messages import printable, reason
+from fxmerge.messages import printable
 from fxmerge.output.parts import only
 from fxmerge.serving.batching import Limits
 from fxmerge.serving.engine import Engine, datatype
@@ -49,9 +49,7 @@ def package(path: Path, repository: Path, limits: Limits, *, overwrite: bool = F
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
-        raise OutputError(
-            f"{repository} cannot be written: {error.strerror or reason(error)}", "choose another folder"
-        ) from error
+        raise unwritten(repository, error) from error
     return told
 
 

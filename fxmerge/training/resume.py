@@ -17,6 +17,7 @@ from fxmerge.errors import OptionError
 from fxmerge.io.files import atomic_write
 from fxmerge.io.guard import reading
 from fxmerge.io.pickles import check_pickle
+from fxmerge.io.tensor_files import written_by_torch
 
 
 class Interrupted(KeyboardInterrupt):
@@ -60,8 +61,8 @@ def between_steps() -> Iterator[Callable[[], None]]:
 def keep(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write the state of a run, and what identifies the run, to a file: all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part:
-        torch.save({"identity": dict(identity), "state": dict(state)}, part)
+    with atomic_write(path) as part, written_by_torch(part) as file:
+        torch.save({"identity": dict(identity), "state": dict(state)}, file)
 
 
 def recall(path: Path, identity: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
