@@ -24,6 +24,7 @@ from fxmerge.ir.shapes import unsized
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.about import about_of, takes_teachers
+from fxmerge.methods.average import AVERAGE
 from fxmerge.methods.base import Trained
 from fxmerge.methods.groups import groups_of
 from fxmerge.methods.one_base import Nearness, base_by_names, nearness, notes_of
@@ -296,7 +297,7 @@ class _Merge:
         """What the method makes; an extension's method that fails is named with its owner."""
         start = time.perf_counter()
         try:
-            outcome = self.method(job)
+            outcome = self.method(job) if job.supernet.shared else AVERAGE(job)
         except FxmergeError:
             raise
         except Exception as error:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fxmerge.errors import OutputError, SourceError
@@ -63,7 +64,9 @@ def check_output(path: str | Path, *, overwrite: bool = True) -> None:
     path = Path(path)
     folder = path.parent
     if not folder.is_dir():
-        raise OutputError(f"the output folder {folder} does not exist", f"create it first: mkdir -p {folder}")
+        raise OutputError(
+            f"the output folder {folder} does not exist", f"create it first: mkdir -p {quote(str(folder))}"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(
             f"the output folder {folder} is not writable", "choose another folder or change its permissions"

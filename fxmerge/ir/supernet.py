@@ -142,6 +142,11 @@ class SuperNet:
         return tuple(f"{parent.task}.{port.name}" for parent in self.parents for port in parent.outputs)
 
     @property
+    def shared(self) -> bool:
+        """Whether the tasks have anything in common that a method could fill or train."""
+        return bool(self.places or self.own)
+
+    @property
     def together(self) -> bool:
         """Whether all parents take the same inputs."""
         return len(set(self.inputs)) == 1

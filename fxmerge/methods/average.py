@@ -23,6 +23,8 @@ class Average:
             job.notes.append(
                 f"average fills no more than the parents have: {units} units of the wider model do nothing"
             )
+        if not job.supernet.shared:
+            job.notes.append("the tasks share nothing: the parents stand side by side, and there is nothing to train")
         supernet = job.supernet.start([1.0] * len(job.supernet.parents))
         return Outcome(supernet.program, init="average")
 

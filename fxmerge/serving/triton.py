@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fxmerge.errors import OutputError, SourceError
@@ -162,7 +163,9 @@ def _plain(text: str) -> str:
 
 def _check(repository: Path, names: Sequence[str], overwrite: bool) -> None:
     if not repository.parent.is_dir():
-        raise OutputError(f"the folder {repository.parent} does not exist", f"create it: mkdir -p {repository.parent}")
+        raise OutputError(
+            f"the folder {repository.parent} does not exist", f"create it: mkdir -p {quote(str(repository.parent))}"
+        )
     if repository.exists() and not repository.is_dir():
         raise OutputError(f"{repository} is a file", "give a folder")
     for found in (repository / name for name in names):

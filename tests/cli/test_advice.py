@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,13 @@ def test_following_the_advice_helps(
     assert said in capsys.readouterr().err and not out.exists()
     assert run(parents, SHORT | wrong | followed, out) == 0
     assert out.exists()
+
+
+def test_the_command_that_is_shown_makes_the_missing_folder(
+    parents: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my merged models" / "m.onnx"
+    assert run(parents, {"--method": "average"}, out) == 2
+    shown = "".join(capsys.readouterr().err.splitlines(keepends=True)[1:]).partition(": ")[2]
+    subprocess.run(shown, shell=True, check=True, cwd=tmp_path)
+    assert run(parents, {"--method": "average"}, out) == 0

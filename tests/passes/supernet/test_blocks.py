@@ -86,6 +86,18 @@ def test_what_shares_nothing_loses_nothing(net: str, parents: Parents) -> None:
     assert merged.result["merged"]["apart"] == tuple(blocks_of(programs[0]))
 
 
+@pytest.mark.parametrize("method", ["auto", "foldable", "permute"])
+def test_every_method_leaves_the_parents_as_they_are_where_nothing_is_shared(parents: Parents, method: str) -> None:
+    programs = NETS["vit"](parents)
+    data = {program.task: dict(program.samples) for program in programs}
+    merged = fxmerge.merge(programs, data=data, method=method, share_until="input")
+    assert any(note.startswith("the tasks share nothing") for note in merged.result["notes"])
+    for program in programs:
+        (answer,) = program.run(dict(program.samples)).values()
+        found = merged(*program.samples.values())[program.task]
+        torch.testing.assert_close(found, answer)
+
+
 @pytest.mark.parametrize("net", ["bert", "resnet"])
 def test_sharing_all_blocks_is_the_ordinary_merge(net: str, parents: Parents) -> None:
     programs = NETS[net](parents)
