@@ -158,9 +158,9 @@ class MergeConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.", "Training")
     dtype: Literal["float32", "bfloat16"] = option("float32", "Precision of training.", "Training", of_method=True)
 
-    post: tuple[Literal["batchnorm", "temperature"], ...] = option(
-        (), "Steps behind the merge, in the order given: batchnorm (running statistics computed anew), temperature "
-        "(one for every output of class scores).",
+    post: tuple[Literal["repair", "batchnorm", "temperature"], ...] = option(
+        (), "Steps behind the merge, in the order given: repair (mean and spread of units as in the parents), "
+        "batchnorm (running statistics computed anew), temperature (one for every output of class scores).",
         "Training", metavar="STEP,STEP",
     )  # fmt: skip
 

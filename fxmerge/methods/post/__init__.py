@@ -12,10 +12,11 @@ from fxmerge.errors import DataError
 from fxmerge.ir.merge import merge
 from fxmerge.methods.base import Job, Outcome, Stage
 from fxmerge.methods.post.batchnorm import BatchNorm
+from fxmerge.methods.post.repair import Repair
 from fxmerge.methods.post.step import Merge, Step
 from fxmerge.methods.post.temperature import Temperature
 
-STEPS: tuple[Step, ...] = (BatchNorm(), Temperature())
+STEPS: tuple[Step, ...] = (Repair(), BatchNorm(), Temperature())
 NAMED = 6
 """So many things are named in one note."""
 LESS = 0.01
