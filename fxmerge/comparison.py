@@ -12,6 +12,7 @@ from fxmerge.config import MergeConfig
 from fxmerge.errors import DataError, FxmergeError, OptionError
 from fxmerge.messages import listed
 from fxmerge.methods.base import Method
+from fxmerge.metrics_log import metrics_log
 from fxmerge.output.formats import ONNX, format_of
 from fxmerge.output.merged import Merged
 from fxmerge.parents import Parent
@@ -98,22 +99,24 @@ def compare(
     rows: list[Row] = []
     errors: list[Exception] = []
     best: tuple[Row, Merged] | None = None
-    for number, (text, own) in enumerate(configs.items(), 1):
-        try:
-            merged = compiler.merge(parents, data=data, config=own, stages=stages(text) if stages else None)
-        except FxmergeError as error:
-            errors.append(error)
-            row = Row(text, failed=error.what)
-        except Exception as error:  # one method's fault is no reason to lose the others' results
-            errors.append(error)
-            row = Row(text, failed=f"{type(error).__name__}: {error}".splitlines()[0])
-        else:
-            row = _row(text, merged.result)
-            if row.feature_r2 is not None and (best is None or row.rank > best[0].rank):
-                best = (row, merged)
-        rows.append(row)
-        if done is not None:
-            done(row, number, len(configs))
+    with metrics_log(config) as log:
+        for number, (text, own) in enumerate(configs.items(), 1):
+            watched = log.watching(stages(text) if stages else None, method=text)
+            try:
+                merged = compiler.merge(parents, data=data, config=own, stages=watched)
+            except FxmergeError as error:
+                errors.append(error)
+                row = Row(text, failed=error.what)
+            except Exception as error:  # one method's fault is no reason to lose the others' results
+                errors.append(error)
+                row = Row(text, failed=f"{type(error).__name__}: {error}".splitlines()[0])
+            else:
+                row = _row(text, merged.result)
+                if row.feature_r2 is not None and (best is None or row.rank > best[0].rank):
+                    best = (row, merged)
+            rows.append(row)
+            if done is not None:
+                done(row, number, len(configs))
     if len(errors) == len(rows):
         raise errors[0]
     found = Comparison(tuple(rows), best and best[1], best and best[0].method, config.seed)
@@ -135,7 +138,7 @@ def _configs(config: MergeConfig, methods: Sequence[str]) -> list[MergeConfig]:
         own = {o for o in given if o in options_of(method) and not re.search(rf"(^|,)\s*{o}\s*=", rest)}
         used |= own
         kept = {n: v for n, v in values.items() if n not in given or n in own}
-        found.append(MergeConfig.of(**{**kept, "method": text, "out": None, "opset": None}))
+        found.append(MergeConfig.of(**{**kept, "method": text, "out": None, "opset": None, "log": None}))
         chosen(extension, found[-1])
     if idle := sorted(given.keys() - used):
         raise OptionError(f"no method that is compared takes {listed(idle)}", "leave it out, or name a method with it")

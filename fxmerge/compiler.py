@@ -14,8 +14,9 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fxmerge import figures
 from fxmerge.config import MergeConfig
-from fxmerge.errors import DataError, FxmergeError, LineUpError, VerificationError
+from fxmerge.errors import FxmergeError, LineUpError, VerificationError
 from fxmerge.figures import Samples
+from fxmerge.given_samples import all_samples
 from fxmerge.inspection import check, examine, inspect
 from fxmerge.ir.difference import Difference
 from fxmerge.ir.probe import probe
@@ -30,10 +31,11 @@ from fxmerge.methods.groups import groups_of
 from fxmerge.methods.one_base import Nearness, base_by_names, nearness, notes_of
 from fxmerge.methods.post import fell, post, told
 from fxmerge.methods.trunks import Weights, trunk_of
+from fxmerge.metrics_log import metrics_log
 from fxmerge.output.formats import ONNX, format_of
 from fxmerge.output.merged import Merged
 from fxmerge.output.readings import check_metrics
-from fxmerge.parents import Parent, by_task, facts_of, load_base, load_parents, samples_of, teacher_notes, unsized_in
+from fxmerge.parents import Parent, facts_of, load_base, load_parents, teacher_notes, unsized_in
 from fxmerge.pipeline import Pipeline, Stage, Train
 from fxmerge.pipeline.choice import chosen
 from fxmerge.pipeline.extension import Extension
@@ -42,9 +44,7 @@ from fxmerge.pipeline.knowledge import Plan
 from fxmerge.pipeline.record import Record
 from fxmerge.pipeline.watch import Watch
 from fxmerge.result import Checks, MergedFacts, Result, TaskFigures, Training
-from fxmerge.samples.fit import check_samples
 from fxmerge.samples.pool import Pools, Recipe
-from fxmerge.samples.started import started
 from fxmerge.sizes import merge_to_size
 from fxmerge.stages import Stages
 from fxmerge.training.answers import USUAL_BATCH, usual_batch
@@ -74,8 +74,16 @@ def merge(
     """
     config = (config or MergeConfig()).with_options(**options)
     config.check_options()
+    with metrics_log(config) as log:
+        merged = _merge(parents, data=data, config=config.with_options(log=None), stages=log.watching(stages))
+    merged.facts = replace(merged.facts, notes=(*merged.facts.notes, *log.notes))
+    return merged
+
+
+def _merge(parents: Sequence[Parent], *, data: Any, config: MergeConfig, stages: Stages | None = None) -> Merged:
+    """`merge`, its options checked and its log opened."""
     if config.max_size is not None or config.keep is not None or config.curve:
-        return merge_to_size(parents, data, config, merge, stages)
+        return merge_to_size(parents, data, config, _merge, stages)
     extension = known(config.extension)
     method, trained = chosen(extension, config)
     return _Merge(config, stages or Stages(), extension, method, trained).run(
@@ -117,7 +125,9 @@ class _Merge:
             if any(unsized(node) for program in given for node in program.result):
                 raise unsized_in(given)
             check_metrics(self.config.metric, given)
-            samples = self._samples(given, data)
+            free = [method.name for method in self.known.methods if not method.needs_data]
+            samples, notes = all_samples(given, data, self.config, self.method.needs_data, free)
+            self.notes += notes
         with self.stages("analyse"):
             supernet = self._supernet(given, samples)
             if source := getattr(self.method, "base", None):
@@ -129,7 +139,7 @@ class _Merge:
         held, kept = figures.split(samples)
         with self.stages("train") as tell:
             torch.manual_seed(self.config.seed)
-            job = self._job(supernet, kept, tell)
+            job = self._job(supernet, kept, tell, held)
             outcome = self._outcome(job)
         probes = figures.probes(outcome.program, supernet, samples)
         if self.config.post:
@@ -170,28 +180,10 @@ class _Merge:
         self.notes.append(f"how much {self.method.name} trains is not known before it runs")
         return Outcome(job.supernet.start([1.0] * len(job.supernet.parents)).program, self.trained.init)
 
-    # -- parents and samples -------------------------------------------------------------------------
-
-    def _samples(self, programs: list[Program], data: Any) -> list[Samples] | None:
-        """Samples of every task by input name; None if there are none and the method needs none."""
-        given = by_task(data, programs)
-        found = []
-        for program in programs:
-            samples, notes = samples_of(program, given.get(program.task, given.get("")), self.config)
-            self.notes += notes
-            if not samples and self.method.needs_data and (samples := started(program, self.config.seed)):
-                self.notes.append(f"no samples for {program.task}: it wrote {figures.rows_of(samples)} rows itself")
-            if not samples:
-                if self.method.needs_data:
-                    free = " or ".join(m.name for m in self.known.methods if not m.needs_data)
-                    raise DataError(
-                        f"no samples for {program.task}: none given with --data and none in the bundle",
-                        f"give --data {program.task}=PATH, or take a method that needs none: --method {free}",
-                    )
-                return None
-            check_samples(samples, program, f"the samples of {program.task}")
-            found.append(samples)
-        return found
+    @property
+    def watched(self) -> bool:
+        """Whether somebody looks at the training, and not only at what it leaves."""
+        return self.stages.watched or self.config.report is not None
 
     # -- the SuperNet and the job ----------------------------------------------------------------------
 
@@ -235,7 +227,9 @@ class _Merge:
         record.steps.clear()
         return joined.with_program(program)
 
-    def _job(self, supernet: SuperNet, samples: list[Samples] | None, tell: Any) -> Job:
+    def _job(
+        self, supernet: SuperNet, samples: list[Samples] | None, tell: Any, held: list[Samples] | None = None
+    ) -> Job:
         config, trained = self.config, self.trained
 
         def fold_trunk(program: Program) -> Program:
@@ -252,6 +246,7 @@ class _Merge:
         return Job(
             supernet=supernet,
             pool=None if pools is None else pools.pool(pools.kinds[0]),
+            held=Pools(supernet, held, Recipe("none", batch=batch)).pool("none") if held and self.watched else None,
             pools=pools,
             settings=Settings(
                 steps=trained.steps,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from fxmerge.errors import OptionError
-from fxmerge.io.files import check_output, unwritten, write_text
+from fxmerge.io.files import check_output, try_writing, write_text
 from fxmerge.io.yaml_text import read_yaml
 from fxmerge.messages import nearest, printable
 
@@ -71,6 +69,10 @@ class MergeConfig(BaseModel):
     )  # fmt: skip
     result: str | None = option(None, "Write figures and checks as JSON.", "Files", metavar="FILE")
     report: str | None = option(None, "Write a self-contained HTML report.", "Files", metavar="FILE")
+    log: str | None = option(
+        None, "Write loss, held-back score and stages as they come: JSON lines in a .jsonl, or a folder for "
+        "TensorBoard.", "Files", metavar="FILE|DIR",
+    )  # fmt: skip
     resume: str | None = option(None, "Continue an interrupted merge from its state.", "Files", metavar="DIR")
     overwrite: bool = option(False, "Replace outputs that exist.", "Files")
 
@@ -188,6 +190,11 @@ class MergeConfig(BaseModel):
         if len(chosen) > 1:
             one, two = (f"--{name.replace('_', '-')}" for name in chosen[:2])
             raise OptionError(f"{one} and {two} exclude each other: each says where the trunk ends", "keep one of them")
+        if self.log is not None and Path(self.log).suffix not in ("", ".jsonl"):
+            raise OptionError(
+                f"--log {self.log}: {Path(self.log).suffix!r} cannot be written",
+                "end it in .jsonl, or in nothing for a folder that TensorBoard reads",
+            )
         if self.opset is not None and self.out is not None and Path(self.out).suffix != ".onnx":
             raise OptionError(f"--opset {self.opset} is of ONNX, and --out is {self.out}", "end --out in .onnx")
 
@@ -269,38 +276,18 @@ class MergeConfig(BaseModel):
     def _check_files(self) -> None:
         if self.out is not None:
             check_suffix(self.out)
-        given = {flag: getattr(self, flag) for flag in ("out", "result", "report") if getattr(self, flag)}
+        given = {flag: getattr(self, flag) for flag in ("out", "result", "report", "log") if getattr(self, flag)}
         seen: dict[Path, str] = {Path(parent).resolve(): "a parent" for parent in self.parents}
         for flag, path in given.items():
             where = Path(path).resolve()
             if where in seen:
                 raise OptionError(f"--{flag} {path} is {seen[where]} too", "choose another name")
             seen[where] = f"--{flag}"
+            if flag == "log" and (self.resume or not Path(path).suffix):
+                continue  # what is there already is added to
             check_output(path, overwrite=self.overwrite or self.dry_run)
             if not self.dry_run:
-                _try_writing(Path(path).parent)
-
-
-@contextmanager
-def state_folder(config: MergeConfig, say: Callable[[str], None]) -> Iterator[MergeConfig]:
-    """The config with a folder where an interrupted merge keeps its state: `--resume`, else one beside `--out`.
-
-    A state left by an earlier run is used only if `--resume` names it, and dropped otherwise; an empty folder is
-    removed afterwards.
-    """
-    folder = Path(config.resume or f"{config.out or 'merge'}.state")
-    old = sorted(folder.glob("*.pt"))
-    if config.resume and not old:
-        raise OptionError(f"--resume {folder}: no state of an interrupted merge there", "start without --resume")
-    if old and not config.resume:
-        say(f"starting over: the state of an interrupted merge in {folder} is dropped (--resume {folder} continues it)")
-        for file in old:
-            file.unlink()
-    try:
-        yield config.with_options(resume=str(folder))
-    finally:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+                try_writing(Path(path).parent)
 
 
 def check_suffix(out: str) -> None:
@@ -322,15 +309,6 @@ def option_group(field: FieldInfo) -> str:
 def _extra(field: FieldInfo) -> dict[str, Any]:
     assert isinstance(field.json_schema_extra, dict)
     return field.json_schema_extra
-
-
-def _try_writing(folder: Path) -> None:
-    """Write a file without a name: permissions alone do not tell, on a full or read-only disk or as root."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"fxmerge")
-    except OSError as error:
-        raise unwritten(folder, error) from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str], todo: str = "") -> OptionError:

@@ -139,6 +139,8 @@ class Training:
     losses: Sequence[float]
     """At most a hundred or so of them, over all steps."""
     samples_per_second: float
+    held_back: Sequence[tuple[int, float]] = ()
+    """(step, loss on samples that nothing trains on), of a run with `--log` or `--report`."""
     augmentation: Mapping[str, Any] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """What trials chose, and their errors on held-back samples."""
@@ -146,7 +148,8 @@ class Training:
     @classmethod
     def of(cls, log: Log, augmentation: Mapping[str, Any], chosen: Mapping[str, Any]) -> Training:
         losses = tuple(round(loss, 6) for loss in log.losses[:: max(1, len(log.losses) // 100)])
-        return cls(log.steps, log.loss_first, log.loss_last, losses, log.samples_per_second, augmentation, chosen)
+        held = tuple((step, round(loss, 6)) for step, loss in log.held_back)
+        return cls(log.steps, log.loss_first, log.loss_last, losses, log.samples_per_second, held, augmentation, chosen)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class _Search:
         return self.measured[key]
 
     def _merged(self, name: str, config: MergeConfig) -> Merged:
-        config = config.with_options(share_until=name, out=None, opset=None, resume=None)
+        config = config.with_options(share_until=name, out=None, opset=None, resume=None, report=None)
         return self.merge(self.programs, data=self.data, config=config)
 
 

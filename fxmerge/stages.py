@@ -9,9 +9,9 @@ from typing import Protocol
 
 
 class Tell(Protocol):
-    """What work calls to say how far it has come: `done` of `total`, and a few words."""
+    """What work calls to say how far it has come: `done` of `total`, a few words, and what it measures by name."""
 
-    def __call__(self, done: int, total: int, message: str = "") -> None: ...
+    def __call__(self, done: int, total: int, message: str = "", **values: float) -> None: ...
 
 
 class Stages:
@@ -20,6 +20,9 @@ class Stages:
     with stages("train") as tell:
         tell(10, 600, "loss 0.42")
     """
+
+    watched = False
+    """Whether what is told is kept, and not only shown."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -39,5 +42,5 @@ class Stages:
         yield silent
 
 
-def silent(done: int, total: int, message: str = "") -> None:
+def silent(done: int, total: int, message: str = "", **values: float) -> None:
     """Progress that nobody watches."""

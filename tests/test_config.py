@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fxmerge.config import MergeConfig, check_suffix, parse_data, state_folder, unknown
+from fxmerge.config import MergeConfig, check_suffix, parse_data, unknown
 from fxmerge.errors import OptionError, OutputError
 from fxmerge.output.onnx import OPSETS
+from fxmerge.state_folder import state_folder
 
 
 def test_defaults_are_those_of_the_interface() -> None:

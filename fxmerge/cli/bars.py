@@ -40,7 +40,7 @@ class Bars(Stages):
         late.daemon = True
         late.start()
 
-        def tell(done: int, total: int, message: str = "") -> None:
+        def tell(done: int, total: int, message: str = "", **values: float) -> None:
             bars.update(task, completed=done, total=total or None, message=message)
 
         try:

@@ -22,9 +22,10 @@ from fxmerge.cli.model import capture, check, inspect
 from fxmerge.cli.package import package
 from fxmerge.cli.printing import note, stderr, stdout
 from fxmerge.cli.serve import serve
-from fxmerge.config import MergeConfig, parse_by_task, parse_data, state_folder
+from fxmerge.config import MergeConfig, parse_by_task, parse_data
 from fxmerge.errors import OptionError
 from fxmerge.io.files import check_output, write_text
+from fxmerge.state_folder import state_folder
 
 app = typer.Typer(
     name="fxmerge", rich_markup_mode="rich", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,

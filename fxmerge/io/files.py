@@ -84,6 +84,15 @@ def check_output(path: str | Path, *, overwrite: bool = True) -> None:
         )
 
 
+def try_writing(folder: Path) -> None:
+    """Write a file without a name: permissions alone do not tell, on a full or read-only disk or as root."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"fxmerge")
+    except OSError as error:
+        raise unwritten(folder, error) from error
+
+
 def sha256(path: str | Path) -> str:
     """Hash of a file, or of a folder's files and their names."""
     path = Path(path)

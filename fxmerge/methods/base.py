@@ -113,6 +113,8 @@ class Job:
     state: Path | None = None
     """Where an interrupted run keeps its state."""
     notes: list[str] = field(default_factory=list)
+    held: Pool | None = None
+    """Inputs that nothing trains on, where a run is watched: its loss on them is told beside the training loss."""
     pools: Pools | None = None
     """Other pools of the same samples, where the kind of augmentation is left to a trial."""
     base: Callable[[], Mapping[str, Tensor]] | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from fxmerge.ir.supernet import NAMED, Feature, SuperNet
 from fxmerge.ir.verify import GradientWatch
 from fxmerge.methods.base import Job
 from fxmerge.methods.wanted import reads, wanted
-from fxmerge.training.fit import Group, Log, fit, groups_of
+from fxmerge.training.fit import Group, Judge, Log, fit, groups_of, labels_of, score_labelled
 from fxmerge.training.labels import Mask, Targets
 from fxmerge.training.pool import Pool
 
@@ -22,10 +24,29 @@ def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]
     assert job.pool is not None
     student = student_of(program, supernet, job)
     targets = targets_of(student, supernet, job)
-    log = fit(student.module, groups(student, supernet), job.pool, targets, job.settings, job.progress, job.state)
+    with _judge(student, supernet, job) as judge:
+        log = fit(
+            student.module, groups(student, supernet), job.pool, targets, job.settings, job.progress, job.state, judge
+        )
     constant = [port.name for port, one in zip(student.outputs, log.constant, strict=True) if one]
     job.notes.extend(f"{name} has one value for all samples: nothing can be learnt from it" for name in constant)
     return student, log
+
+
+@contextmanager
+def _judge(student: Program, supernet: SuperNet, job: Job) -> Iterator[Judge | None]:
+    """The loss on samples that are held back from everything; None where a run is not watched."""
+    if job.held is None:
+        yield None
+        return
+    few = replace(job.settings, memory=job.settings.memory // 8)
+    with labels_of(job.held, targets_of(student, supernet, replace(job, pool=job.held)), few) as labels:
+
+        def loss(module: nn.Module) -> float:
+            scores = score_labelled(module, labels, job.settings)
+            return 1 - sum(w * s for w, s in zip(labels.weights, scores, strict=True)) / sum(labels.weights)
+
+        yield loss
 
 
 def student_of(program: Program, supernet: SuperNet, job: Job) -> Program:

@@ -102,7 +102,7 @@ class _Trial:
 
     def _measured(self, init: str, pool: Pool, held: Pool) -> float:
         settings = replace(self.job.settings, steps=self.steps)
-        short = replace(self.job, pool=pool, settings=settings, progress=silent, state=None, notes=[])
+        short = replace(self.job, pool=pool, settings=settings, progress=silent, state=None, notes=[], held=None)
         supernet, program = self.start(short, find_init(init))
         student, _ = train(program, supernet, short)
         scores = score(student.module, held, targets_of(student, supernet, replace(short, pool=held)), settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -40,18 +40,24 @@ __all__ = [
 ]
 
 
+JUDGED = 20
+"""About so often in a run the student is judged, where there is a judge."""
 FREE = ("device", "optimizer", "memory")
 """Settings that a kept run may be continued with others of; its optimizer is named beside."""
 
 
 class Progress(Protocol):
-    """What is told how far work has come: `done` of `total`, and a few words."""
+    """What is told how far work has come: `done` of `total`, a few words, and what it measures by name."""
 
-    def __call__(self, done: int, total: int, message: str) -> None: ...
+    def __call__(self, done: int, total: int, message: str, **values: float) -> None: ...
 
 
-def silent(done: int, total: int, message: str) -> None:
+def silent(done: int, total: int, message: str, **values: float) -> None:
     """Progress that nobody watches."""
+
+
+Judge = Callable[[nn.Module], float]
+"""The loss of a student on samples that it is not trained on."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class Log:
     """Trained parameters that never received a gradient other than zero, by the student's names."""
     constant: tuple[bool, ...] = ()
     """For every feature, whether it has one value for all inputs."""
+    held_back: tuple[tuple[int, float], ...] = ()
+    """(steps, loss on samples that are not trained on), some times in a run; nothing unless it is measured."""
 
     @property
     def steps(self) -> int:
@@ -132,14 +140,16 @@ def fit(
     settings: Settings,
     progress: Progress = silent,
     state: Path | None = None,
+    judge: Judge | None = None,
 ) -> Log:
     """Train the groups of the student (all that is trainable if None) in place; same seed, same bits.
 
     With `state`, Ctrl-C writes the run to that file and raises `Interrupted`; a call with the same arguments
-    and the same file continues where it stopped and removes the file when done.
+    and the same file continues where it stopped and removes the file when done. `judge` is asked some times in a run,
+    and changes nothing of it.
     """
     with labels_of(pool, targets, settings) as labels:
-        return fit_labelled(student, groups, labels, settings, progress, state)
+        return fit_labelled(student, groups, labels, settings, progress, state, judge)
 
 
 def fit_labelled(
@@ -149,6 +159,7 @@ def fit_labelled(
     settings: Settings,
     progress: Progress = silent,
     state: Path | None = None,
+    judge: Judge | None = None,
 ) -> Log:
     """`fit` on a pool whose teachers are at hand: for several students, each is labelled once."""
     _check(labels.pool, settings)
@@ -162,7 +173,7 @@ def fit_labelled(
             run = _Run(student, groups or groups_of(student), labels, settings)
             if state is not None and state.exists():
                 run.load(state)
-            run.train(progress, state)
+            run.train(progress, state, judge)
         finally:
             student.to(home)
     if state is not None:
@@ -212,6 +223,7 @@ class _Run:
         self.trained = {names.get(id(p), f"parameter {i}"): p for i, p in enumerate(parameters)}
         self.untouched = set(self.trained)
         self.losses: list[float] = []
+        self.held_back: list[tuple[int, float]] = []
         self.seconds = 0.0
         self.rates = [settings.lr * group.rate for group in groups]
         self.optimizer = settings.optimizer([self._param_group(group) for group in groups])
@@ -225,20 +237,33 @@ class _Run:
             "matrices": group.matrices,
         }
 
-    def train(self, progress: Progress, state: Path | None) -> None:
+    def train(self, progress: Progress, state: Path | None, judge: Judge | None) -> None:
         total = self.settings.steps
+        often = max(1, total // JUDGED)
         try:
             with between_steps() as pause:
                 while len(self.losses) < total:
                     start, labelling = time.perf_counter(), self.labels.seconds
                     self.losses.append(self.step(len(self.losses)))
                     self.seconds += time.perf_counter() - start - (self.labels.seconds - labelling)
-                    progress(len(self.losses), total, f"train, loss {self.losses[-1]:.3f}")
+                    self._tell(progress)
+                    if judge is not None and (len(self.losses) % often == 0 or len(self.losses) == total):
+                        self.held_back.append((len(self.losses), judge(self.student)))
+                        progress(len(self.losses), total, self._said(), held_back=1 - self.held_back[-1][1])
                     pause()
         except KeyboardInterrupt:
             if state is not None:
                 keep(state, self.identity(), self.state())
             raise Interrupted(len(self.losses), total, state) from None
+
+    def _said(self) -> str:
+        held = f", held back {self.held_back[-1][1]:.3f}" if self.held_back else ""
+        return f"train, loss {self.losses[-1]:.3f}{held}"
+
+    def _tell(self, progress: Progress) -> None:
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        done, total = len(self.losses), self.settings.steps
+        progress(done, total, self._said(), loss=self.losses[-1], lr=lr, rate=done / self.seconds)
 
     def step(self, step: int) -> float:
         """One update; its loss is the weighted mean over the features."""
@@ -268,7 +293,10 @@ class _Run:
     def log(self) -> Log:
         rate = len(self.losses) * self.settings.batch_size / self.seconds
         untouched = tuple(name for name in self.trained if name in self.untouched)
-        return Log(tuple(self.losses), self.seconds, self.labels.seconds, rate, untouched, self.labels.constant)
+        return Log(
+            tuple(self.losses), self.seconds, self.labels.seconds, rate, untouched, self.labels.constant,
+            tuple(self.held_back),
+        )  # fmt: skip
 
     # -- keeping and resuming --------------------------------------------------------------------------
 
@@ -287,6 +315,7 @@ class _Run:
             "buffers": {name: b.cpu() for name, b in self.student.named_buffers()},
             "optimizer": self.optimizer.state_dict(),
             "losses": self.losses,
+            "held_back": [float(value) for pair in self.held_back for value in pair],
             "untouched": sorted(self.untouched),
             "seconds": self.seconds,
         }
@@ -301,6 +330,9 @@ class _Run:
                 buffer.copy_(kept["buffers"][name])
         restore(self.optimizer, kept.get("optimizer"), path)
         self.losses, self.seconds, self.untouched = kept["losses"], kept["seconds"], set(kept["untouched"])
+        self.held_back = [
+            (round(step), loss) for step, loss in zip(kept["held_back"][::2], kept["held_back"][1::2], strict=True)
+        ]
 
 
 def one_cycle(step: int, steps: int, warmup: float) -> float:

@@ -341,7 +341,7 @@ def test_interrupted_for_real_and_resumed(here: Path, capsys: pytest.CaptureFixt
             super().__init__()
             self.steps = 0
 
-        def tell(self, done: int, total: int, message: str = "") -> None:
+        def tell(self, done: int, total: int, message: str = "", **values: float) -> None:
             if total == 12 and done == 6:
                 raise KeyboardInterrupt
 

@@ -68,7 +68,7 @@ class Stop:
     def __init__(self, step: int, real: bool = False) -> None:
         self.at, self.real = step, real
 
-    def __call__(self, done: int, total: int, message: str) -> None:
+    def __call__(self, done: int, total: int, message: str, **values: float) -> None:
         if message.startswith("train") and done == self.at:
             if not self.real:
                 raise KeyboardInterrupt
@@ -78,7 +78,9 @@ class Stop:
 def test_the_student_learns_and_the_log_says_so() -> None:
     student, teacher = Pair(1), Pair(2)
     seen: list[tuple[int, int]] = []
-    log = fit(student, None, pool(), Targets(teacher), FAST, lambda done, total, message: seen.append((done, total)))
+    log = fit(
+        student, None, pool(), Targets(teacher), FAST, lambda done, total, message, **_: seen.append((done, total))
+    )
     assert log.steps == 60
     assert len(log.losses) == 60
     assert log.loss_first == log.losses[0]
