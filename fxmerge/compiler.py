@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from fxmerge import figures
+from fxmerge import figures, gates
 from fxmerge.config import MergeConfig
 from fxmerge.errors import FxmergeError, LineUpError, VerificationError
 from fxmerge.figures import Samples
@@ -125,8 +125,9 @@ class _Merge:
             if any(unsized(node) for program in given for node in program.result):
                 raise unsized_in(given)
             check_metrics(self.config.metric, given)
-            free = [method.name for method in self.known.methods if not method.needs_data]
-            samples, notes = all_samples(given, data, self.config, self.method.needs_data, free)
+            if self.config.gate:
+                gates.check_names(given)
+            samples, notes = all_samples(given, data, self.config, self.method, self.known.methods)
             self.notes += notes
         with self.stages("analyse"):
             supernet = self._supernet(given, samples)
@@ -134,6 +135,8 @@ class _Merge:
                 self.base = cache(partial(self._base, str(source), supernet, samples))
             self.near = nearness(supernet, self.base() if self.base else None)
             self.notes += notes_of(self.near, self.method)
+            if self.config.gate:
+                gates.check_shared(supernet, self._fold, self.known.rules)
         if self.config.dry_run:
             return self._planned(supernet, parents)
         held, kept = figures.split(samples)
@@ -152,8 +155,13 @@ class _Merge:
             fold = self.verifier.fold(trained, folded, probes)
             checks = Checks.of(self.rewrite, fold, True if outcome.log else None)
             tasks = self._figures(outcome, supernet, folded, held, samples)
+            gate = None
+            if self.config.gate and kept:
+                folded, gate, added = gates.trained(folded, supernet, self.known.rules, held, kept)
+                checks = checks.with_output(gate.output, added)
+                self.notes += gates.notes_of(gate)
         folded = self._with_assets(folded, given[supernet.template])
-        facts = replace(self._result(parents, supernet, outcome), tasks=tasks, checks=checks)
+        facts = replace(self._result(parents, supernet, outcome), tasks=tasks, checks=checks, gate=gate)
         merged = self._merged(folded, supernet, facts, probes[0])
         if self.config.out:
             with self.stages("export"):
@@ -168,7 +176,11 @@ class _Merge:
         """What the merge will be, its weights aside: sizes, what is trained, and outputs."""
         outcome = self._plan(self._job(supernet, None, None))
         trained = outcome.program.only([f"{p.task}.{port.name}" for p in supernet.parents for port in p.outputs])
-        return self._merged(self._fold(trained, supernet), supernet, self._result(parents, supernet, outcome))
+        folded, facts = self._fold(trained, supernet), self._result(parents, supernet, outcome)
+        if self.config.gate:
+            folded, gate = gates.untrained(folded, supernet, self.known.rules)
+            facts = replace(facts, gate=gate)
+        return self._merged(folded, supernet, facts)
 
     def _plan(self, job: Job) -> Outcome:
         """What the method makes before any training."""

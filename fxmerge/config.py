@@ -114,6 +114,9 @@ class MergeConfig(BaseModel):
     curve: bool = option(
         False, "Merge at a handful of sizes too, and say in the result and the report what each keeps.", "Method"
     )
+    gate: bool = option(
+        False, "Add an output `task`: which task a row belongs to, for whoever does not know.", "Method"
+    )
     augment: Literal["auto", "none", "image", "tokens", "vector", "written"] = option(
         "auto", "How unlabeled samples are varied; auto fits the kind of input.", "Method", of_method=True
     )

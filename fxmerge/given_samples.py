@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fxmerge.config import MergeConfig
 from fxmerge.errors import DataError
 from fxmerge.figures import Samples, rows_of
 from fxmerge.ir.program import Program
+from fxmerge.methods import Method
 from fxmerge.parents import by_task, samples_of
 from fxmerge.samples.fit import check_samples
 from fxmerge.samples.started import started
 
 
 def all_samples(
-    programs: Sequence[Program], data: Any, config: MergeConfig, needed: bool, free: Sequence[str]
+    programs: Sequence[Program], data: Any, config: MergeConfig, method: Method, known: Iterable[Method]
 ) -> tuple[list[Samples] | None, list[str]]:
-    """Samples of every task by input name, and notes; None if there are none and none are `needed`.
+    """Samples of every task by input name, and notes; None if there are none, and neither method nor gate needs any.
 
-    Raises `DataError` where some are missing; it names the methods that are `free` to do without.
+    Raises `DataError` where one does; it names the `known` methods that do without.
     """
-    given = by_task(data, programs)
+    needed, given = method.needs_data or config.gate, by_task(data, programs)
     found: list[Samples] = []
     notes: list[str] = []
     for program in programs:
@@ -30,9 +31,11 @@ def all_samples(
         if not samples and needed and (samples := started(program, config.seed)):
             notes.append(f"no samples for {program.task}: it wrote {rows_of(samples)} rows itself")
         if not samples and needed:
+            free = " or ".join(each.name for each in known if not each.needs_data)
+            other = f"take a method that needs none: --method {free}" if method.needs_data else "leave out --gate"
             raise DataError(
                 f"no samples for {program.task}: none given with --data and none in the bundle",
-                f"give --data {program.task}=PATH, or take a method that needs none: --method {' or '.join(free)}",
+                f"give --data {program.task}=PATH, or {other}",
             )
         if not samples:
             return None, notes

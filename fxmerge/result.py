@@ -102,6 +102,10 @@ class Checks:
         both = {name: OutputChecks(_relative(rewrite, name), _relative(fold, name)) for name in fold}
         return cls(both, all_gradients)
 
+    def with_output(self, name: str, fold: Difference) -> Checks:
+        """These, and an output that the fold added."""
+        return Checks({**self.outputs, name: OutputChecks(fold=fold.relative)}, self.all_gradients)
+
     def with_written(self, found: Mapping[str, Difference], onnx: bool) -> Checks:
         """These, and what the written file computes when it is read back."""
         outputs = {}
@@ -153,6 +157,25 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """The output that says which task a row belongs to."""
+
+    output: str
+    tasks: tuple[str, ...]
+    """In the order of its probabilities."""
+    after: str
+    """The block whose result it reads."""
+    features: int = 0
+    accuracy: float | None = None
+    """Share of held-back samples whose task it names, mean over tasks; None of a dry run."""
+    by_task: Mapping[str, float] = field(default_factory=dict)
+    held_back: int = 0
+    """Samples of all tasks that measured it; of none where there were too few, and cross-validation did."""
+    tried: Mapping[str, float] = field(default_factory=dict)
+    """Accuracy by cross-validation behind each block that was tried."""
+
+
+@dataclass(frozen=True)
 class Result:
     """Everything that `--result` and the report say of a merge."""
 
@@ -172,6 +195,8 @@ class Result:
     """Whether the parents share a base, by how near their weights are."""
     post: tuple[Mapping[str, Any], ...] = ()
     """What each step behind the merge changed (by name, and by how much) and left as it was (and why)."""
+    gate: Gate | None = None
+    """None without --gate."""
     curve: tuple[Point, ...] = ()
     """From the smallest model to the largest; of a dry run the sizes alone."""
     notes: tuple[str, ...] = ()
@@ -193,6 +218,7 @@ class Result:
             "training": asdict(self.training) if self.training else {},
             "base": dict(self.base),
             "post": [dict(did) for did in self.post],
+            "gate": asdict(self.gate) if self.gate else {},
             "curve": [asdict(point) for point in self.curve],
             "notes": list(self.notes),
             "seconds": dict(self.seconds),

@@ -79,7 +79,8 @@ class _Search:
                 f"--max-size {most:g}: with all blocks shared the model has {least:.3f} times the size of a parent",
                 f"give {least + 0.001:.3f} or more, or leave it out",
             )
-        fitting = self.places if self.size(NOTHING) <= most else self.places[self._first(most) :]
+        every = not self.config.gate and self.size(NOTHING) <= most  # a gate reads what is shared
+        fitting = self.places if every else self.places[self._first(most) :]
         tried = [fitting[0], *handful(fitting[1:], PLACES // 2)] if len(fitting) > 1 else [fitting[0]]
         tried = [name for name in tried if self.size(name) <= most] or [self.places[-1]]
         if self.config.dry_run:
@@ -143,7 +144,8 @@ class _Search:
         return self.measured[key]
 
     def _merged(self, name: str, config: MergeConfig) -> Merged:
-        config = config.with_options(share_until=name, out=None, opset=None, resume=None, report=None)
+        left = {"out": None, "opset": None, "resume": None, "report": None, "gate": False}
+        config = config.with_options(share_until=name, **left)
         return self.merge(self.programs, data=self.data, config=config)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from fxmerge.coupling import RuleSet
 from fxmerge.ir.program import Program
+from fxmerge.ir.shared import SharedPlace
 from fxmerge.ir.space import Spaces
 from fxmerge.pipeline import Known, Pipeline
 from fxmerge.pipeline.extension import Extension
@@ -18,6 +22,7 @@ from passes.spaces.describe import describe
 from passes.spaces.find import SpacesOf
 from passes.spelling.compute_weights import compute_weights
 from passes.spelling.normalize import normalize
+from passes.supernet import gate
 from passes.supernet.blocks import Blocks
 from passes.supernet.sites import SitesOf
 
@@ -36,6 +41,14 @@ class OperatorKnowledge:
 
     def fold_trunk(self, plan: Plan) -> Pipeline:
         return steps.fold_trunk(plan)
+
+    def show_pooled(self, program: Program, places: Mapping[str, SharedPlace], mask: str | None) -> Program:
+        return gate.show_pooled(program, places, mask)
+
+    def add_gate(
+        self, program: Program, place: SharedPlace, mask: str | None, weight: Tensor, bias: Tensor, name: str
+    ) -> Program:
+        return gate.add_gate(program, place, mask, weight, bias, name)
 
     def spaces(self, program: Program, rules: RuleSet) -> Spaces:
         return program.get(SpacesOf(rules))

@@ -15,7 +15,7 @@ from fxmerge.io.files import weights_beside
 from fxmerge.ir.difference import Difference, largest
 from fxmerge.ir.program import Program, by_name
 from fxmerge.output.formats import ONNX, Content, Format, format_of, save_model
-from fxmerge.output.metadata import task_of
+from fxmerge.output.metadata import GATE, task_of
 from fxmerge.result import Result
 
 
@@ -23,7 +23,8 @@ from fxmerge.result import Result
 class Merged:
     """One model that does the work of all its parents.
 
-    `merged(x)["mnist"]` is the task's output tensor, or a dict by output name where a parent has several.
+    `merged(x)["mnist"]` is the task's output tensor, or a dict by output name where a parent has several;
+    `merged(x)["task"]` the probabilities of the tasks, in the order of `tasks`, if it was merged with a gate.
     """
 
     program: Program
@@ -50,7 +51,9 @@ class Merged:
         found: dict[str, dict[str, Tensor]] = {task: {} for task in self.tasks}
         for name, value in outputs.items():
             task = task_of(name, self.tasks)
-            assert task is not None
+            if task is None:  # the gate's
+                found[name] = {name: value}
+                continue
             found[task][name.removeprefix(f"{task}.")] = value
         return {task: next(iter(v.values())) if len(v) == 1 else v for task, v in found.items()}
 
@@ -95,7 +98,9 @@ class Merged:
     def metadata(self) -> dict[str, str]:
         """What the written model says of itself: version, method, tasks, labels, parents' hashes, seed."""
         facts = self.facts
+        gate = facts.gate and {"output": facts.gate.output, "tasks": facts.gate.tasks, "after": facts.gate.after}
         return {
+            **({GATE: json.dumps(gate)} if gate else {}),
             "fxmerge.version": facts.fxmerge,
             "fxmerge.method": facts.method,
             "fxmerge.init": facts.init,

@@ -14,6 +14,7 @@ from fxmerge.messages import printable
 
 AGAIN = "merge it again"
 TASKS = "fxmerge.tasks"
+GATE = "fxmerge.gate"
 BY_TASK = ("fxmerge.labels", "fxmerge.parents", "fxmerge.turned")
 """What is said by task, as JSON."""
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from fxmerge.coupling import RuleSet
 from fxmerge.ir.program import Program
+from fxmerge.ir.shared import SharedPlace
 from fxmerge.ir.space import Spaces
 from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.passes import Known, Pipeline
@@ -65,6 +69,16 @@ class Knowledge(Protocol):
 
     def fold_trunk(self, plan: Plan) -> Pipeline:
         """What a method runs that trains ordinary weights: the trunk folded, the heads' maps left."""
+        ...
+
+    def show_pooled(self, program: Program, places: Mapping[str, SharedPlace], mask: str | None) -> Program:
+        """The program with the means of these values as its outputs, (rows, features), padding left out."""
+        ...
+
+    def add_gate(
+        self, program: Program, place: SharedPlace, mask: str | None, weight: Tensor, bias: Tensor, name: str
+    ) -> Program:
+        """The program with one more output, probabilities (rows, tasks), of the mean of a value."""
         ...
 
     def spaces(self, program: Program, rules: RuleSet) -> Spaces:
