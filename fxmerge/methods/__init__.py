@@ -12,6 +12,7 @@ from fxmerge.methods.fisher import FISHER
 from fxmerge.methods.foldable import FOLDABLE
 from fxmerge.methods.inits import INITS
 from fxmerge.methods.permute import PERMUTE
+from fxmerge.methods.pleas import PLEAS
 from fxmerge.methods.regmean import REGMEAN
 from fxmerge.methods.rotate import ROTATE
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
@@ -28,6 +29,7 @@ METHODS: tuple[Method, ...] = (
     ROTATE,
     TRANSPORT,
     ZIPIT,
+    PLEAS,
     ALIGN,
     AVERAGE,
     TASK_ARITHMETIC,

@@ -19,6 +19,7 @@ from fxmerge.methods.dare import DARE
 from fxmerge.methods.fisher import FISHER
 from fxmerge.methods.fresh_heads import with_heads
 from fxmerge.methods.permute import PERMUTE
+from fxmerge.methods.pleas import PLEAS
 from fxmerge.methods.regmean import REGMEAN
 from fxmerge.methods.rotate import ROTATE
 from fxmerge.methods.task_arithmetic import TASK_ARITHMETIC
@@ -160,6 +161,7 @@ ONE_BASE: tuple[Init, ...] = (
 INITS: tuple[Init, ...] = (
     *TRIED,
     FromMethod(CONDENSE),
+    FromMethod(PLEAS),
     *ONE_BASE[1:],
     *(FromAlignment(method) for method in (PERMUTE, ROTATE, TRANSPORT, ZIPIT, ALIGN)),
 )

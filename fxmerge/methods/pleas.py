@@ -1,0 +1,182 @@
+"""PLeaS: align, then every layer by least squares on the parents' aligned activations (Nasery et al., CVPR 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, fx
+
+from fxmerge.errors import OptionError
+from fxmerge.ir.maps import AxisMap, Form
+from fxmerge.ir.program import Program
+from fxmerge.ir.supernet import NAMED, SuperNet
+from fxmerge.methods.about import About
+from fxmerge.methods.base import Job, Outcome
+from fxmerge.methods.bases import parents_of
+from fxmerge.methods.chains import Chain
+from fxmerge.methods.goals import Goals, readers
+from fxmerge.methods.kernels import Kernel
+from fxmerge.methods.map_nodes import Merge, Unmerge, blocks_of
+from fxmerge.methods.permute import PERMUTE
+from fxmerge.methods.regress import Moments, Rows
+from fxmerge.methods.rotate import ROTATE
+from fxmerge.methods.sampled import Sampled, of_pool
+from fxmerge.methods.transport import TRANSPORT
+from fxmerge.methods.walk import Values
+from fxmerge.methods.zipit import ZIPIT, ZipIt
+
+ALIGNMENTS = {each.name: each for each in (PERMUTE, TRANSPORT, ROTATE, ZIPIT)}
+PARTIAL = ZipIt(budget=0.0)
+"""The most alike units of different parents are joined until as many are left as there is place for."""
+
+
+@dataclass(frozen=True)
+class Pleas:
+    """W* = argmin ‖W x − Σ_k M_k y_k‖², x what the merged layers before it give, y_k what parent k writes there.
+
+    M comes from an alignment. Where the merged model is wider than its parents (`--width-scale`), only so many units
+    are matched as have to be, the others stand beside each other (partial matching, §3). Targets are taken behind norms
+    of running statistics, whose shift takes the constant. Last features are read by least squares too, task by task.
+    """
+
+    name: ClassVar[str] = "pleas"
+    summary: ClassVar[str] = "align, then every layer by least squares on the parents' aligned activations"
+    needs_data: ClassVar[bool] = True
+    about: ClassVar[About] = About("Nasery et al., CVPR 2025, §3", groups=("permutation", "sign", "free"))
+
+    align: Literal["auto", "permute", "transport", "rotate", "zipit"] = "auto"
+    """auto: orders, or partial matches where the merged model is wider than all parents."""
+    ridge: float = 1e-3
+    """Penalty of the regressions, as a share of the mean square of a feature."""
+    rows: int = 1500
+    """Inputs that are looked at, of all tasks together."""
+
+    def __call__(self, job: Job) -> Outcome:
+        net, program = self.start(job, "fixed")
+        return Outcome(program, init=self.name, solved=frozenset(net.own))
+
+    def plan(self, job: Job) -> Outcome:
+        """The outcome before anything is solved."""
+        return Outcome(job.supernet.start([1.0] * len(job.supernet.parents), "fixed").program, init=self.name)
+
+    def start(self, job: Job, form: Form) -> tuple[SuperNet, Program]:
+        """The SuperNet aligned, and its trunk folded, its layers solved."""
+        if self.ridge < 0:
+            raise OptionError(f"pleas: ridge {self.ridge:g} is below zero", "give a number from 0 on")
+        wider = any(block.size > max(block.sizes) for _, block in job.supernet.maps())
+        alignment = (PARTIAL if wider else PERMUTE) if self.align == "auto" else ALIGNMENTS[self.align]
+        together = job.supernet.together and bool(job.supernet.twins)
+        net = (alignment if together else PERMUTE).start(job, "fixed")
+        if not together:
+            job.notes.append("pleas: parents with inputs of their own are aligned by weights, and no layer is solved")
+            return net, job.fold_trunk(net.program)
+        assert job.pool is not None
+        solved = _Walk(net, of_pool(job.pool, net.program, self.rows), self.ridge)
+        solved.run()
+        if solved.kept:
+            more = f" and {len(solved.kept) - NAMED} more" if len(solved.kept) > NAMED else ""
+            job.notes.append(f"pleas: aligned and averaged, not solved: {', '.join(solved.kept[:NAMED])}{more}")
+        folded = job.fold_trunk(net.program)
+        return net, folded.evolve(tensors={**folded.tensors, **solved.weights})
+
+
+class _Walk:
+    """The aligned SuperNet and the parents beside it; a layer is solved when the walk comes to it."""
+
+    def __init__(self, net: SuperNet, batches: list[Sampled], ridge: float) -> None:
+        self.net, self.ridge, self.count = net, ridge, len(batches)
+        inputs = [batch.inputs for batch in batches]
+        self.rows = Rows([batch.masks for batch in batches])
+        self.merged = Values(net.program, inputs)
+        self.parents = [Values(parent, inputs) for parent in parents_of(net)]
+        self.goals = Goals(net, net.program.tensors, kernels=False)
+        joins = {n: m for n in net.program.graph.nodes if (m := Merge.of(n)) and len(m.parents) == len(net.parents)}
+        found = {n: Kernel.of(n, net, every=True) for n in joins}
+        self.kernels = {n: (joins[n], each) for n, each in found.items() if each is not None and self._twins(n)}
+        self.kept = [joins[n].name for n in joins if n not in self.kernels]
+        self.weights: dict[str, Tensor] = {}
+        """By the template's names."""
+
+    def run(self) -> None:
+        for node, (_, kernel) in self.kernels.items():
+            self.merged.hold(kernel.source)
+            for k, theirs in enumerate(self._twins(node)):
+                self.parents[k].hold(theirs)
+        for node in self.net.program.graph.nodes:
+            if node.op == "output":
+                break
+            if (unmerged := Unmerge.of(node)) and self._is_last(node):
+                self._read(unmerged)
+            if node in self.kernels:
+                self._solve(node, *self.kernels[node])
+            self.merged.of(node)
+            if node in self.kernels:
+                self.merged.release(self.kernels[node][1].source)
+                for k, theirs in enumerate(self._twins(node)):
+                    self.parents[k].release(theirs)
+
+    def _twins(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The parents' values of what a layer writes, behind its chain."""
+        return self.net.twins.get(self.goals.chains[node].last.name, ())
+
+    def _solve(self, node: fx.Node, merged: Merge, kernel: Kernel) -> None:
+        if kernel.name in self.weights or len(kernel.biases) > 1:
+            return
+        chain, given = self.goals.chains[node], self.merged.of(kernel.source)
+        moments = Moments.empty(prod(kernel.shape[1:]), kernel.shape[0])
+        for i, goal in enumerate(self._wanted(node, merged, chain)):
+            moments.add(self.rows.of(kernel.features(given[i]), merged.axis, i), goal)
+        found, constant = moments.ridge(self.ridge, bool(kernel.biases) or chain.bias is not None)
+        dtype = given[0].dtype
+        weight = found.reshape(kernel.shape).to(dtype)
+        bias = constant.to(dtype) if kernel.biases else None
+        self.weights[kernel.name] = weight
+        if bias is not None:
+            self.weights[kernel.bias] = bias
+        elif chain.bias is not None:
+            name = str(chain.bias.target)
+            moved = self.merged.tensors[name].double() + constant * chain.scale
+            self.weights[name] = self.merged.tensors[name] = moved.to(self.merged.tensors[name].dtype)
+            if chain.bias in self.merged.values:
+                self.merged.again(chain.bias)
+        self.merged.replaced[node] = lambda i: kernel.run(given[i], weight, bias)
+
+    def _wanted(self, node: fx.Node, merged: Merge, chain: Chain) -> list[Tensor]:
+        """Per batch, as rows: what the parents write, carried and put together."""
+        axis_map = self.net.program.maps[merged.name]
+        assert isinstance(axis_map, AxisMap)
+        slope = torch.where(chain.scale.abs() < 1e-6, torch.ones_like(chain.scale), chain.scale)
+        found = []
+        for i in range(self.count):
+            parts = [
+                axis_map.to_merged(self.rows.of(self.parents[k].of(theirs)[i], merged.axis, i), k, 1)
+                for k, theirs in enumerate(self._twins(node))
+            ]
+            found.append((torch.stack(parts).sum(0) - chain.shift) / slope)
+        return found
+
+    def _is_last(self, node: fx.Node) -> bool:
+        """Whether tasks read their features here, each its own."""
+        calls = readers(node)
+        return bool(calls) and not any(Merge.of(user) for call in calls for user in call.users)
+
+    def _read(self, unmerged: Unmerge) -> None:
+        """U of what a task's head reads: ridge regression from the merged features to the parent's."""
+        theirs = self.goals.seen(unmerged)
+        if theirs is None:
+            return
+        seen, given = self.parents[unmerged.k].of(theirs), self.merged.of(unmerged.source)
+        module = self.net.program.maps[unmerged.name]
+        assert isinstance(module, AxisMap)
+        for block in blocks_of(module, self.net.places[unmerged.name]):
+            moments = Moments.empty(len(block.merged), len(block.own[unmerged.k]))
+            for i, (x, y) in enumerate(zip(given, seen, strict=True)):
+                rows = self.rows.of(x, unmerged.axis, i), self.rows.of(y, unmerged.axis, i)
+                moments.add(rows[0][:, block.merged], rows[1][:, block.own[unmerged.k]])
+            block.set_one(unmerged.k, moments.ridge(self.ridge, False)[0])
+
+
+PLEAS = Pleas()
