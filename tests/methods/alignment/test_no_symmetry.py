@@ -33,7 +33,7 @@ def crossed(name: str, value: Tensor) -> Tensor:
     return value[HEADS] if ".query." in name or ".key." in name else value
 
 
-@pytest.mark.parametrize("method", ["permute", "permute{on=weights}", "rotate", "zipit", "transport{reg=0}"])
+@pytest.mark.parametrize("method", ["permute{on=weights}", "rotate", "zipit"])
 @pytest.mark.parametrize("change", [flipped, crossed])
 def test_it_is_not_undone_and_not_claimed(change: Callable[[str, Tensor], Tensor], method: str) -> None:
     first, x = parent("vit", 1, "a")
@@ -43,10 +43,8 @@ def test_it_is_not_undone_and_not_claimed(change: Callable[[str, Tensor], Tensor
     assert float((mine - other).abs().max() / mine.abs().max()) > 1e-2, "it is no symmetry"
     merged = fxmerge.merge([first, second], data={"a": x, "b": x}, method=method, seed=0)
     found = merged(*x.values())
-    assert (
-        max(float((y - t).abs().max() / t.abs().max()) for y, t in zip(found.values(), (mine, other), strict=True))
-        > 1e-2
-    )
+    pairs = zip(found.values(), (mine, other), strict=True)
+    assert max(float((y - own).abs().max() / own.abs().max()) for y, own in pairs) > 1e-2
     spaces = fxmerge.inspect(first)["spaces"]
     streams = [name for name, space in spaces.items() if space["role"] == "residual"]
     assert streams
