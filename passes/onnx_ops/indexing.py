@@ -84,7 +84,16 @@ def scatter_elements(call: Call) -> Tensor:
     return x.scatter_reduce(axis, places, values, names[how])
 
 
-@from_onnx("ScatterND")
+def _put(call: Call) -> Any:
+    values, places, updates = (each.values for each in call.inputs)
+    if call.get("reduction", "none") != "none" or not all(isinstance(n, int) for n in places.reshape(-1)):
+        return NotImplemented
+    found = values.copy()
+    found[tuple(np.moveaxis(places.astype(np.int64), -1, 0))] = updates
+    return known(found, call.inputs[0].dtype)
+
+
+@from_onnx("ScatterND", on_known=_put)
 def scatter_nd(call: Call) -> Tensor:
     """torch's index_put"""
     x, places, values = call.tensor(0), call.tensor(1).long(), call.tensor(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -210,7 +211,14 @@ def expand(call: Call) -> Tensor:
     return x.expand(here)
 
 
-@from_onnx("Tile")
+def _tiled(values: np.ndarray[Any, Any], call: Call) -> Any:
+    times = call.numbers(1)
+    if not all(isinstance(n, int) for n in times) or values.size * math.prod(times) > FEW:
+        return NotImplemented
+    return np.tile(values, times)
+
+
+@from_onnx("Tile", on_known=_array(_tiled))
 def tile(call: Call) -> Tensor:
     """torch's repeat"""
     return call.tensor().repeat(call.numbers(1))

@@ -87,7 +87,13 @@ def _both(a: Any, b: Any) -> tuple[Tensor, Tensor]:
     return tuple(x if isinstance(x, Tensor) else torch.tensor(x) for x in (a, b))  # type: ignore[return-value]
 
 
-@from_onnx("Mod")
+def _remainder(call: Call) -> Any:
+    if call.get("fmod", 0):
+        return NotImplemented
+    return _on_numbers(operator.mod)(call)
+
+
+@from_onnx("Mod", on_known=_remainder)
 def modulo(call: Call) -> Tensor:
     """fmod where the node asks for it, else remainder"""
     a, b = call.tensor(0), call.operand(1)
@@ -174,7 +180,7 @@ ONES = [
     _one("Relu", torch.relu),
     _one("Round", torch.round),
     _one("Sigmoid", torch.sigmoid),
-    _one("Sign", torch.sign),
+    _one("Sign", torch.sign, lambda x: int(x > 0) - int(x < 0)),
     _one("Sin", torch.sin),
     _one("Sinh", torch.sinh),
     _one("Softplus", F.softplus),
@@ -284,14 +290,13 @@ REAL: Any = torch.sym_float
 WHOLE: Any = torch.sym_int
 
 
+def _cast_numbers(values: np.ndarray[Any, Any], dtype: torch.dtype) -> Known:
+    made: Any = REAL if dtype.is_floating_point else bool if dtype is torch.bool else WHOLE
+    return known(np.frompyfunc(made, 1, 1)(values), dtype)
+
+
 def _cast_known(call: Call) -> Known:
-    [value] = call.inputs[:1]
-    dtype = dtype_of(call.get("to"))
-    if dtype.is_floating_point:
-        return known(np.frompyfunc(REAL, 1, 1)(value.values), dtype)
-    if dtype is torch.bool:
-        return known(np.frompyfunc(bool, 1, 1)(value.values), dtype)
-    return known(np.frompyfunc(WHOLE, 1, 1)(value.values), dtype)
+    return _cast_numbers(call.inputs[0].values, dtype_of(call.get("to")))
 
 
 @from_onnx("Cast", on_known=_cast_known)
@@ -300,7 +305,7 @@ def cast(call: Call) -> Tensor:
     return call.tensor().to(dtype_of(call.get("to")))
 
 
-@from_onnx("CastLike")
+@from_onnx("CastLike", on_known=lambda call: _cast_numbers(call.inputs[0].values, call.inputs[1].dtype))
 def cast_like(call: Call) -> Tensor:
     """to the dtype of another tensor"""
     return call.tensor(0).to(call.tensor(1).dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,10 @@ from torch import Tensor
 
 from fxmerge.from_onnx.call import Call, Operator, from_onnx, known
 
+ON_NUMBERS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "ReduceProd": operator.mul, "ReduceSum": operator.add, "ReduceMax": torch.sym_max, "ReduceMin": torch.sym_min,
+}  # fmt: skip
+"""What makes one number of two that are known, as sizes are."""
 Reduce = Callable[[Tensor, list[int], bool], Tensor]
 
 
@@ -27,11 +33,9 @@ def _reduced(name: str, function: Reduce) -> Operator:
 
     def on_known(call: Call) -> Any:
         [first, *_] = call.inputs
-        if name not in ("ReduceProd", "ReduceSum") or first.values.ndim != 1:
+        if name not in ON_NUMBERS or first.values.ndim != 1 or not len(first.values):
             return NotImplemented
-        total: Any = 1 if name == "ReduceProd" else 0
-        for each in first.values:
-            total = total * each if name == "ReduceProd" else total + each
+        total = functools.reduce(ON_NUMBERS[name], first.values)
         return known([total] if call.get("keepdims", 1) else total, first.dtype)
 
     read.__doc__ = f"{name} by torch"

@@ -215,6 +215,45 @@ def test_an_operator_is_what_onnx_runtime_computes(each: Case, tmp_path: Path) -
         torch.testing.assert_close(value, torch.from_numpy(np.asarray(expected)), rtol=1e-4, atol=1e-5)
 
 
+SIZES = {
+    "Mod": (["r", "five"], {}, 2),
+    "Tile": (["r", "two"], {}, 7),
+    "ReduceMax": (["s"], {"keepdims": 1}, 7),
+    "ReduceMin": (["s"], {"keepdims": 1}, 3),
+    "ReduceProd": (["s"], {"keepdims": 1}, 21),
+    "ScatterND": (["s", "where", "r"], {}, 7),
+    "CastLike": (["s", "five"], {}, 3),
+    "Sign": (["s"], {}, 1),
+}
+
+
+@pytest.mark.parametrize("operator", SIZES)
+def test_sizes_are_known_through_operators(operator: str, tmp_path: Path) -> None:
+    """Of an input (3, 7), s are both sizes and r is the last; the first number that is computed is a size."""
+    inputs, attributes, first = SIZES[operator]
+    make = helper.make_node
+    nodes = [
+        make("Shape", ["x"], ["s"]),
+        make("Gather", ["s", "one"], ["r"], axis=0),
+        make(operator, inputs, ["n"], **attributes),
+        make("Slice", ["n", "zero", "one"], ["m"]),
+        make("ConstantOfShape", ["m"], ["c"]),
+        make("ReduceSum", ["x"], ["t"], keepdims=0),
+        make("Add", ["c", "t"], ["y"]),
+    ]
+    numbers = {"zero": [0], "one": [1], "two": [2], "five": [5], "where": [[0]]}
+    held = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in numbers.items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["size"])
+    graph = helper.make_graph(nodes, "g", [x], [y], held)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    given = torch.randn(3, 7)
+    got = OnnxModule(read_file(path), known().operators)(x=given)["y"]
+    [wanted] = onnx_session(str(path)).run(None, {"x": given.numpy()})
+    assert got.shape == wanted.shape == (first,)
+
+
 def test_every_operator_has_one_reader() -> None:
     names = [name for each in ONNX_OPERATORS for name in each.names]
     assert len(names) == len(set(names)) and set(names) <= set(known().operators)
