@@ -144,7 +144,7 @@ def _write_folder(content: Content, path: Path, opset: int | None) -> None:
             if "config.json" in files:
                 classes[task] = write_task_folder(content.program, path, task, files, content.samples)
         except FxmergeError as error:
-            content.notes.append(f"no folder {task}: {error.what}")
+            content.notes.append(f"no folder {task}: {error.what}; {error.todo}")
     (path / "fxmerge.json").write_text(json.dumps(content.described, indent=2), encoding="utf-8")
     (path / "README.md").write_text(model_card(content.described, classes), encoding="utf-8")
 

@@ -61,9 +61,29 @@ def write_task_folder(program: Program, path: Path, task: str, files: Files, sam
     try:
         _write(program, folder, task, files)
         return _check(program, folder, task, samples)
+    except VerificationError as error:
+        shutil.rmtree(folder)
+        if homeless := _homeless(program, task, files[CONFIG]):
+            more = " …" if len(homeless) > 3 else ""
+            raise VerificationError(
+                f"its class has no place for {', '.join(homeless[:3])}{more}, which folded into no weight",
+                "end the trunk behind another block (--share-until), or use ONNX",
+            ) from error
+        raise
     except BaseException:
         shutil.rmtree(folder)
         raise
+
+
+def _homeless(program: Program, task: str, config: bytes) -> list[str]:
+    """Parameters of the merged model for a task that its class has no name for: matrices that folded into no weight."""
+    known = _class_names(config, len(program.tensors))
+    mine = [name.removeprefix(f"{task}.") for name in _alone(program, task).parameters]
+    return sorted(name for name in mine if name not in known)
+
+
+def _alone(program: Program, task: str) -> Program:
+    return program.only([port.name for port in program.outputs if port.name.startswith(f"{task}.")], inputs=True)
 
 
 def _write(program: Program, folder: Path, task: str, files: Files) -> None:
@@ -119,7 +139,7 @@ class _Loaded:
 
 
 def _check(program: Program, folder: Path, task: str, samples: Mapping[str, Tensor]) -> str:
-    mine = program.only([port.name for port in program.outputs if port.name.startswith(f"{task}.")], inputs=True)
+    mine = _alone(program, task)
     model, _ = huggingface.build(folder / CONFIG, huggingface.read_folder(folder))
     given = {port.name: samples[port.name] for port in mine.inputs if port.name in samples}
     found = compare_runs(_Loaded(model, task, [port.name for port in mine.inputs]), mine, given)

@@ -84,6 +84,15 @@ def test_a_task_whose_class_cannot_hold_it_has_no_folder_and_that_is_said(tmp_pa
     assert (out / "first").is_dir() and not (out / "second").exists()
 
 
+def test_what_folded_into_no_weight_is_said_to_have_no_place(tmp_path: Path) -> None:
+    """A post-norm stream that ends in the middle: what stays apart reads it beside the skip, through a matrix."""
+    paths, out = bundles([bert(0), bert(1)], tmp_path), tmp_path / "merged"
+    merged = fxmerge.merge(paths, data=tokens(), method="condense", share_until="0", out=out)
+    notes = [note for note in merged.result["notes"] if note.startswith("no folder")]
+    assert len(notes) == 2
+    assert all("has no place for unmerge" in note and "--share-until" in note for note in notes)
+
+
 @pytest.mark.parametrize("build", [bert, gpt2])
 def test_the_trunk_loads_into_the_parents_class(build: Any, tmp_path: Path) -> None:
     out = tmp_path / "merged"
