@@ -103,6 +103,7 @@ class _Merge:
     notes: list[str] = field(default_factory=list)
     given: list[Program] = field(default_factory=list)
     """The parents as they were given."""
+    skipped: dict[str, int] = field(default_factory=dict)
     rewrite: dict[str, Difference] = field(default_factory=dict)
     """How far the parents are from what was made of them."""
     base: Callable[[], Weights] | None = None
@@ -127,8 +128,8 @@ class _Merge:
             check_metrics(self.config.metric, given)
             if self.config.gate:
                 gates.check_names(given)
-            samples, notes = all_samples(given, data, self.config, self.method, self.known.methods)
-            self.notes += notes
+            loaded = all_samples(given, data, self.config, self.method, self.known.methods)
+            samples, self.skipped, self.notes = loaded.inputs, loaded.skipped, self.notes + loaded.notes
         with self.stages("analyse"):
             supernet = self._supernet(given, samples)
             if source := getattr(self.method, "base", None):
@@ -350,8 +351,8 @@ class _Merge:
             looked_at: Samples | None = (held or samples)[k] if samples else None
             how = self.config.metric, self.trained.loss
             task, notes = figures.of_task(outcome, supernet, folded, k, given, looked_at, *how)
-            counts = [figures.rows_of(each[k]) if each else 0 for each in (samples, held)]
-            found.append(replace(task, samples=counts[0], held_back=counts[1]))
+            rows, back = (figures.rows_of(each[k]) if each else 0 for each in (samples, held))
+            found.append(replace(task, samples=rows, held_back=back, skipped=self.skipped.get(task.task, 0)))
             self.notes += notes
         self.notes += fell([task.stages for task in found], self.config.post)
         return tuple(found)

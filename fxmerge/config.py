@@ -67,6 +67,9 @@ class MergeConfig(BaseModel):
         {}, "Unlabeled samples of a task, once per task; without TASK= they serve every task.", "Files",
         metavar="[TASK=]PATH",
     )  # fmt: skip
+    strict_data: bool = option(
+        False, "Stop at a broken file or row of samples; else it is left out, counted and named.", "Files"
+    )
     result: str | None = option(None, "Write figures and checks as JSON.", "Files", metavar="FILE")
     report: str | None = option(None, "Write a self-contained HTML report.", "Files", metavar="FILE")
     log: str | None = option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fxmerge.config import MergeConfig
@@ -15,19 +16,29 @@ from fxmerge.samples.fit import check_samples
 from fxmerge.samples.started import started
 
 
+@dataclass
+class Given:
+    """Samples of every task by input name (none where a task has none), notes, and how many were broken, by task."""
+
+    inputs: list[Samples] | None
+    notes: list[str]
+    skipped: dict[str, int]
+
+
 def all_samples(
     programs: Sequence[Program], data: Any, config: MergeConfig, method: Method, known: Iterable[Method]
-) -> tuple[list[Samples] | None, list[str]]:
-    """Samples of every task by input name, and notes; None if there are none, and neither method nor gate needs any.
+) -> Given:
+    """Samples of every task; none if there are none, and neither method nor gate needs any.
 
     Raises `DataError` where one does; it names the `known` methods that do without.
     """
     needed, given = method.needs_data or config.gate, by_task(data, programs)
     found: list[Samples] = []
-    notes: list[str] = []
+    notes, skipped = list[str](), dict[str, int]()
     for program in programs:
-        samples, said = samples_of(program, given.get(program.task, given.get("")), config)
-        notes += said
+        loaded = samples_of(program, given.get(program.task, given.get("")), config)
+        samples, skipped[program.task] = dict(loaded.inputs), loaded.skipped
+        notes += loaded.notes
         if not samples and needed and (samples := started(program, config.seed)):
             notes.append(f"no samples for {program.task}: it wrote {rows_of(samples)} rows itself")
         if not samples and needed:
@@ -38,7 +49,7 @@ def all_samples(
                 f"give --data {program.task}=PATH, or {other}",
             )
         if not samples:
-            return None, notes
+            return Given(None, notes, skipped)
         check_samples(samples, program, f"the samples of {program.task}")
         found.append(samples)
-    return found, notes
+    return Given(found, notes, skipped)

@@ -17,7 +17,7 @@ from fxmerge.ir.shapes import first_unsized
 from fxmerge.messages import nearest
 from fxmerge.result import ParentFacts
 from fxmerge.samples.fit import named_tensors, rows_first
-from fxmerge.samples.load import load_samples
+from fxmerge.samples.load import Reading, Samples, load_samples
 
 Parent = Program | str | Path
 
@@ -48,16 +48,15 @@ def load_base(source: str, config: MergeConfig, samples: Mapping[str, Any]) -> P
     return _read(source, BASE, config, dict(samples) or None)
 
 
-def samples_of(program: Program, value: Any, config: MergeConfig) -> tuple[dict[str, Tensor], list[str]]:
-    """Samples of a parent by input name, from tensors or from a file (without either, its own), and what to say."""
+def samples_of(program: Program, value: Any, config: MergeConfig) -> Samples:
+    """Samples of a parent, from tensors or from a file; without either, its own."""
     if value is None:
-        return dict(program.samples), []
+        return Samples(dict(program.samples))
     if isinstance(value, Tensor):
-        return rows_first({program.inputs[0].name: value}, program, config.batch_axis), []
+        return Samples(rows_first({program.inputs[0].name: value}, program, config.batch_axis))
     if isinstance(value, Mapping):
-        return rows_first(named_tensors(value), program, config.batch_axis), []
-    loaded = load_samples(value, program, batch_axis=config.batch_axis)
-    return dict(loaded.inputs), list(loaded.notes)
+        return Samples(rows_first(named_tensors(value), program, config.batch_axis))
+    return load_samples(value, program, Reading.of(config))
 
 
 def facts_of(source: Parent, program: Program, joined: Program) -> ParentFacts:

@@ -66,6 +66,8 @@ class TaskFigures:
     task: str
     samples: int
     held_back: int
+    skipped: int = 0
+    """Broken files and rows of samples that were left out."""
     agreement: float | None = None
     feature_r2: float | None = None
     stages: Mapping[str, float] = field(default_factory=dict)

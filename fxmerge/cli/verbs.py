@@ -175,6 +175,7 @@ def _eval(
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where ONNX Runtime runs.")] = "cpu",
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N samples of a task.")] = None,
     metric: Annotated[list[str] | None, typer.Option(metavar="[TASK=]KIND", help="As in `merge`.")] = None,
+    strict_data: Annotated[bool, typer.Option("--strict-data", help="As in `merge`.")] = False,
     allow_pickle: PICKLE = False,
     verbose: VERBOSE = False,
     quiet: QUIET = False,
@@ -192,6 +193,7 @@ def _eval(
     found = evaluate.evaluate(
         model, parse_data(data), parents=parent or (), device=device, limit=limit, allow_pickle=allow_pickle,
         metric=MergeConfig.of(metric=parse_by_task("metric", metric or (), "KIND")).metric, stages=bars(quiet),
+        strict_data=strict_data,
     )  # fmt: skip
     note(found["notes"], quiet)
     if as_json:

@@ -22,8 +22,8 @@ from fxmerge.output.metadata import read_metadata, task_of
 from fxmerge.output.readings import as_sign, holds_numbers, metric_of, reading
 from fxmerge.output.runtime import OnnxModel
 from fxmerge.output.scores import Score, real_places
+from fxmerge.samples.load import Reading, load_samples
 from fxmerge.samples.load import Samples as Loaded
-from fxmerge.samples.load import load_samples
 from fxmerge.stages import Stages
 
 CHUNK = 256
@@ -39,6 +39,7 @@ def evaluate(
     parents: Sequence[str | Path | Program] = (),
     device: str = "cpu",
     limit: int | None = None,
+    strict_data: bool = False,
     allow_pickle: bool = False,
     metric: Mapping[str, str] | None = None,
     stages: Stages | None = None,
@@ -71,7 +72,7 @@ def evaluate(
             continue
         with stages(f"eval {task}") as tell:
             parent = teachers.get(task)
-            samples = _read(path, parent, merged.shell(task), limit)
+            samples = _read(path, parent, merged.shell(task), Reading(limit, strict=strict_data))
             notes += samples.notes
             truth = _truth(merged, task, parent, samples, metric)
             compared: dict[str, Score] = {}
@@ -82,7 +83,15 @@ def evaluate(
                     _compare(compared, parent, part, ours, theirs, metric)
                 truth.add(part, ours, theirs, first)
                 tell(first + _rows(part), samples.rows, "")
-            rows.append({"task": task, "samples": samples.rows, **_agreement(compared), **truth.figures()})
+            rows.append(
+                {
+                    "task": task,
+                    "samples": samples.rows,
+                    **_skipped(samples),
+                    **_agreement(compared),
+                    **truth.figures(),
+                }
+            )
             notes += [note for score in compared.values() for note in score.notes(task)]
     return {"model": str(model), "device": device, "tasks": rows, "notes": list(dict.fromkeys(notes))}
 
@@ -191,6 +200,11 @@ def _compare(
         found[port.name].add(ours[port.name], theirs[port.name], real)
 
 
+def _skipped(samples: Loaded) -> dict[str, int]:
+    """How many broken parts of the samples were left out, where some were."""
+    return {"skipped": samples.skipped} if samples.skipped else {}
+
+
 def _agreement(compared: Mapping[str, Score]) -> dict[str, Any]:
     """The agreement of a task, None where no output holds class scores, and the figures of every output."""
     if not compared:
@@ -273,10 +287,10 @@ class _Truth:
         return found
 
 
-def _read(path: str, parent: Program | None, shell: Program, limit: int | None) -> Loaded:
+def _read(path: str, parent: Program | None, shell: Program, how: Reading) -> Loaded:
     """Samples as the parent takes them; an older ONNX file knows its inputs, but no tokenizer."""
     try:
-        return load_samples(path, parent or shell, limit=limit)
+        return load_samples(path, parent or shell, how)
     except DataError as error:
         if parent is None and "tokenizer" in error.what:
             raise DataError(

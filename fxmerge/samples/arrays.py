@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +18,8 @@ from torch import Tensor
 
 from fxmerge.errors import DataError, UnsafeFileError
 from fxmerge.io.guard import reading
-from fxmerge.messages import printable
+from fxmerge.messages import printable, reason
+from fxmerge.samples.reading import Broken
 
 Array = np.ndarray[Any, np.dtype[Any]] | Tensor
 
@@ -45,10 +48,11 @@ class Header:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_arrays(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
+def read_arrays(path: Path, broken: Broken | None = None) -> tuple[dict[str, Array], tuple[str, ...]]:
     """The arrays of a file by name (a .npy file's one array has the name ""), and a note if there are more rows.
 
-    Raises `DataError` if the file is damaged or declares more than it holds, `UnsafeFileError` if it needs pickle.
+    A damaged array of a .npz file is left out. Raises `DataError` if the file is damaged or declares more than it
+    holds, `UnsafeFileError` if it needs pickle.
     """
     with reading(path, DataError, AGAIN):
         if path.suffix == ".safetensors":
@@ -58,7 +62,7 @@ def read_arrays(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
                 header = _header(stream, path.stat().st_size, str(path))
                 cut = _cut({"": header.shape}, {"": header.dtype.itemsize}, path)
                 return {"": _read(stream, header, cut)}, _notes(cut, path)
-        return _read_zip(path)
+        return _read_zip(path, broken or Broken(strict=True))
 
 
 def as_tensor(array: Array, where: str) -> Tensor:
@@ -80,7 +84,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
         return arrays, _notes(cut, path)
 
 
-def _read_zip(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
+def _read_zip(path: Path, broken: Broken) -> tuple[dict[str, Array], tuple[str, ...]]:
     with zipfile.ZipFile(path) as archive:
         entries = [e for e in archive.infolist() if e.filename.endswith(".npy")]
         if not 0 < len(entries) <= MOST_ARRAYS:
@@ -93,7 +97,7 @@ def _read_zip(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
             )
         headers = {}
         for entry in entries:
-            with archive.open(entry) as stream:
+            with _parts(path, entry.filename, broken), archive.open(entry) as stream:
                 where = f"{path}: {printable(entry.filename)}"
                 headers[entry.filename] = _header(stream, entry.file_size, where)
         cut = _cut(
@@ -102,11 +106,21 @@ def _read_zip(path: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
             path,
         )
         arrays: dict[str, Array] = {}
-        for entry in entries:
-            with archive.open(entry) as stream:
+        for entry in (entry for entry in entries if entry.filename in headers):
+            with _parts(path, entry.filename, broken), archive.open(entry) as stream:
                 _header(stream, entry.file_size, str(path))
                 arrays[entry.filename.removesuffix(".npy")] = _read(stream, headers[entry.filename], cut)
+        broken.check(len(arrays))
         return arrays, _notes(cut, path)
+
+
+@contextmanager
+def _parts(path: Path, name: str, broken: Broken) -> Iterator[None]:
+    """Leave out one array of a file if it is damaged."""
+    try:
+        yield
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        broken.add(DataError(f"{path} cannot be read: {printable(name)}: {reason(error)}", AGAIN))
 
 
 def _cut(shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int], path: Path) -> tuple[int, int] | None:

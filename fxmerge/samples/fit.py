@@ -16,6 +16,7 @@ from fxmerge.ir.program import Port, Program
 from fxmerge.ir.row_blocks import is_batch
 from fxmerge.messages import listed, nearest, printable, reason
 from fxmerge.samples.arrays import Array, as_tensor
+from fxmerge.samples.reading import USUAL, Broken, Reading
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Samples:
     labels: Tensor | None = None
     notes: tuple[str, ...] = ()
     """What reading had to decide and the user should know."""
+    skipped: int = 0
+    """Broken files and rows that were left out."""
 
     @property
     def rows(self) -> int:
@@ -43,12 +46,13 @@ class Raw:
     """Whether the arrays lie as the model itself takes them, also where it has the batch on another axis."""
 
 
-def fit(raw: Raw, program: Program, where: str, limit: int | None = None, batch_axis: int | None = None) -> Samples:
-    """The first `limit` rows of `raw` as `program` takes them, with notes on what was converted or left out.
+def fit(raw: Raw, program: Program, where: str, reading: Reading = USUAL, broken: Broken | None = None) -> Samples:
+    """The rows of `raw` that `reading` asks for, as `program` takes them, with notes on what was converted or left out.
 
-    A single array fits a single input whatever its name. `batch_axis` says where arrays for inputs that the model takes
-    with the batch on another axis have it; without it, they lie as the model takes them. Raises `DataError`.
+    A single array fits a single input whatever its name. Arrays for inputs that the model takes with the batch on
+    another axis lie as the model takes them, unless `reading` says otherwise. Raises `DataError`.
     """
+    broken, batch_axis, limit = broken or Broken(reading.strict), reading.batch_axis, reading.limit
     ports = {port.name: port for port in program.inputs}
     arrays, notes = raw.arrays, list(raw.notes)
     if len(arrays) == len(ports) == 1:
@@ -63,13 +67,32 @@ def fit(raw: Raw, program: Program, where: str, limit: int | None = None, batch_
     if raw.as_model and program.turned:
         inputs = rows_first(inputs, program, batch_axis)
         notes.append(f"{where}: {turned_note(program, batch_axis)}")
+    rows, whole = next((len(inputs[n]) for n in by_row if inputs[n].ndim), 0), _whole(inputs, by_row, where, broken)
+    chosen = slice(limit) if whole is None else whole.nonzero()[:limit, 0]
+    if whole is not None:
+        inputs = {name: t[whole] if name in by_row else t for name, t in inputs.items()}
     check_samples(inputs, program, where)
     labels = None
-    if raw.labels is not None:
-        labels, note = fit_labels(raw.labels, next((inputs[n].shape[0] for n in by_row), 0), program, where)
-        labels, notes = labels[:limit], notes + ([note] if note else [])
+    if raw.labels is not None and reading.labels:
+        labels, note = fit_labels(raw.labels, rows, program, where)
+        labels, notes = labels[chosen], notes + ([note] if note else [])
     inputs = {name: t[:limit] if name in by_row else t for name, t in inputs.items()}
-    return Samples(inputs, labels, tuple(notes))
+    return Samples(inputs, labels, (*notes, *broken.notes(where)), broken.count)
+
+
+def _whole(inputs: Mapping[str, Tensor], by_row: frozenset[str], where: str, broken: Broken) -> Tensor | None:
+    """Which rows hold finite numbers alone; None where all do, or none, and where arrays have other numbers of rows."""
+    floats = {n: inputs[n] for n in by_row if inputs[n].is_floating_point() and inputs[n].ndim}
+    if broken.strict or len({len(inputs[n]) for n in by_row if inputs[n].ndim}) != 1 or not floats:
+        return None
+    finite = {n: torch.isfinite(t).reshape(len(t), -1).all(1) for n, t in floats.items()}
+    whole = torch.stack(list(finite.values())).all(0)
+    if bool(whole.all()) or not bool(whole.any()):
+        return None
+    name, first = next((n, int((~rows).nonzero()[0])) for n, rows in finite.items() if not bool(rows.all()))
+    what = f"{where}: {name} holds NaN or infinite values in row {first}"
+    broken.add(DataError(what, "remove that row, or repair it"), int((~whole).sum()))
+    return whole
 
 
 def rows_first(inputs: Mapping[str, Tensor], program: Program, batch_axis: int | None = None) -> dict[str, Tensor]:

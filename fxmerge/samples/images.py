@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,58 +18,68 @@ from fxmerge.io.files import parse_json
 from fxmerge.ir.program import Port, Program
 from fxmerge.messages import listed, printable
 from fxmerge.samples.fit import Raw
+from fxmerge.samples.reading import Broken
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 27
 """Of pixels. As numbers they take four times that."""
 
 IMAGES = "fxmerge.samples.workers:images"
 
 
-def read_images(folder: Path, program: Program, limit: int | None) -> Raw:
+def read_images(folder: Path, program: Program, limit: int | None, broken: Broken) -> Raw:
     """Images in the shape of the model's one input, class names if they lie in sub-folders, and notes.
 
     Classes take turns, so that the first rows hold some of each. With a preprocessor_config.json of the model they
     are scaled as it says, else they stay bytes (which `fit` reads as 0..1). Raises `DataError`.
     """
     port, (channels, height, width), last = _layout(program, folder)
-    found, classes = _files(folder, limit)
     most = MOST_BYTES // (channels * height * width)
     if not most:
         raise DataError(f"{folder}: one picture of {height} x {width} takes too much memory", "give arrays (.npz)")
-    files, config = found[:most], preprocessing(program.assets, program.task)
-    values, resized = _decode(files, (channels, height, width), config)
+    found, config = in_turns(folder, SUFFIXES, "images", limit, most), preprocessing(program.assets, program.task)
+    values, read, resized = _decode(found.paths, (channels, height, width), config, broken)
     if not last:
         values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
     if config and port.dtype.is_floating_point:
         values = scaled(values, config, program.task, axis=3 if last else 1)
-    values = values.reshape(len(files), *(s for s in port.shape[1:] if isinstance(s, int)))
-    notes: tuple[str, ...] = ()
+    values = values.reshape(len(read), *(s for s in port.shape[1:] if isinstance(s, int)))
+    notes = found.notes
     if resized:
-        notes += (f"{folder}: {resized} of {len(files)} images were resized to {width} x {height}",)
-    if len(files) < len(found):
-        notes += (f"{folder} is large: the first {len(files)} of {len(found)} images are used",)
-    return Raw({port.name: values}, classes[: len(files)] if classes else None, notes)
+        notes += (f"{folder}: {resized} of {len(read)} images were resized to {width} x {height}",)
+    classes = [found.classes[place] for place in read] if found.classes else None
+    return Raw({port.name: values}, classes, notes)
 
 
 def _decode(
-    files: Sequence[Path], shape: tuple[int, int, int], config: dict[str, Any]
-) -> tuple[np.ndarray[Any, Any], int]:
-    """Pixels of all files, channels last, and how many were resized. A child process decodes them."""
+    files: Sequence[Path], shape: tuple[int, int, int], config: dict[str, Any], broken: Broken
+) -> tuple[np.ndarray[Any, Any], list[int], int]:
+    """Pixels of the files, channels last; which files were read, and how many resized. A child process decodes them."""
     channels, height, width = shape
     values = np.empty((len(files), height, width, channels), dtype=np.uint8)
-    request = {"files": [os.path.abspath(f) for f in files], "mode": MODES[channels], "config": config}
-    done, resized = 0, 0
-    try:
-        for answer, pixels in ask(IMAGES, {**request, "width": width, "height": height}):
-            if "bad" in answer:
-                raise ChildError(answer["bad"])
-            values[done] = np.frombuffer(pixels, dtype=np.uint8).reshape(values.shape[1:])
-            done, resized = done + 1, resized + answer["resized"]
-    except ChildError as error:
-        raise DataError(f"{files[done]} cannot be read: {error}", "remove or repair that image") from error
-    return values, resized
+    names = [os.path.abspath(f) for f in files]
+    request = {"mode": MODES[channels], "config": config, "width": width, "height": height}
+    done, read, resized = 0, list[int](), 0
+    while done < len(files):  # again after a file that ended the child
+        try:
+            for answer, pixels in ask(IMAGES, {**request, "files": names[done:]}):
+                if "bad" in answer:
+                    _leave_out(files[done], answer["bad"], broken)
+                else:
+                    values[len(read)] = np.frombuffer(pixels, dtype=np.uint8).reshape(values.shape[1:])
+                    read.append(done)
+                    resized += answer["resized"]
+                done += 1
+        except ChildError as error:
+            _leave_out(files[done], str(error), broken)
+            done += 1
+    broken.check(len(read))
+    return values[: len(read)], read, resized
+
+
+def _leave_out(file: Path, why: str, broken: Broken) -> None:
+    broken.add(DataError(f"{file} cannot be read: {why}", "remove or repair that image"))
 
 
 def _layout(program: Program, folder: Path) -> tuple[Port, tuple[int, int, int], bool]:
@@ -94,23 +106,44 @@ def picture_port(ports: Sequence[Port]) -> tuple[Port, tuple[int, int, int], boo
     return None
 
 
-def _files(folder: Path, limit: int | None) -> tuple[list[Path], list[str] | None]:
-    """Image files in a stable order, and the class name of each if they lie in sub-folders."""
-    flat = _images(folder)
-    if flat:
-        return flat[:limit], None
-    groups = {sub.name: _images(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
-    turns = [f for turn in zip_longest(*groups.values()) for f in turn if f is not None]
-    if not turns:
+def in_turns(folder: Path, suffixes: Sequence[str], what: str, limit: int | None, most: int) -> Files:
+    """The files of a folder, or of its sub-folders, which are classes and take turns; of too many, some at random.
+
+    What is chosen at random is the same every time. Raises `DataError` if there are none.
+    """
+    flat = _inside(folder, suffixes)
+    groups = {"": flat} if flat else {sub.name: _inside(sub, suffixes) for sub in _folders(folder)}
+    total = sum(map(len, groups.values()))
+    if not total:
         inside = printable(listed(sorted(p.name for p in folder.iterdir()), 4))
-        raise DataError(f"{folder} holds no images (it has {inside})", f"put images there: {listed(SUFFIXES, 20)}")
-    return turns[:limit], [file.parent.name for file in turns[:limit]]
+        raise DataError(f"{folder} holds no {what} (it has {inside})", f"put {what} there: {listed(suffixes, 20)}")
+    if limit is None and total > most:
+        draw = random.Random(0)
+        groups = {name: draw.sample(files, min(len(files), most)) for name, files in groups.items()}
+        note: tuple[str, ...] = (f"{folder} is large: {most} of its {total} {what}, drawn at random, are used",)
+    else:
+        note, most = (), min(most, limit or most)
+    turns = [file for turn in zip_longest(*groups.values()) for file in turn if file is not None][:most]
+    return Files(turns, None if flat else [file.parent.name for file in turns], note)
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(
-        f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()
-    )
+@dataclass(frozen=True)
+class Files:
+    """Files of samples, the class of each where they lie in sub-folders, and what to say of them."""
+
+    paths: list[Path]
+    classes: list[str] | None
+    notes: tuple[str, ...]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
+
+
+def _inside(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if not e.name.startswith(".") and e.is_file()]
+    return sorted(folder / name for name in names if os.path.splitext(name)[1].lower() in suffixes)
 
 
 def scaled(values: np.ndarray[Any, Any], config: Mapping[str, Any], task: str, *, axis: int) -> np.ndarray[Any, Any]:

@@ -1,143 +1,177 @@
-"""Text and labels from tables (.csv, .tsv, .jsonl, .parquet) and .txt files: their first rows, within bounds."""
+"""Tables of text (.csv, .tsv, .jsonl) and .txt files, row by row, within bounds; what nobody asks for is not kept."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from fxmerge.errors import DataError
-from fxmerge.io.child import ask
 from fxmerge.io.guard import reading
-from fxmerge.messages import listed, printable
+from fxmerge.messages import reason
+from fxmerge.samples.reading import Broken
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
-TEXTS = ("text", "sentence", "content", "document", "review", "question", "title")
-LABELS = ("label", "labels", "y", "class", "target")
-MOST_ROWS, MOST_TEXT = 200_000, 1 << 26
-"""What is read of a file: the first rows, up to these, the latter in characters."""
-
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 MOST_COLUMNS, MOST_FIELD = 10_000, 1 << 24
-PARQUET = "fxmerge.samples.workers:parquet"
+AGAIN = "repair the file, or write it again"
+LINE = "text"
+"""What the one column of a .txt file is called."""
+
+Row = Mapping[str, Any]
+
+
+class Rows(Protocol):
+    """A table, read when it is asked for."""
+
+    @property
+    def where(self) -> str:
+        """What it is called in messages."""
+
+    @property
+    def named(self) -> bool:
+        """Whether its columns have names."""
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """What every column holds (text, number, list, file, other), where that is known without reading."""
+
+    def read(self, broken: Broken, columns: Sequence[str] | None = None, most: int = 0) -> Iterator[tuple[int, Row]]:
+        """Numbered rows of these columns; more than `most` are wanted by nobody. Broken ones are left out."""
+
+    def total(self) -> int | None:
+        """How many rows there are, where that is known without reading them."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of text, with their labels where a column holds some."""
+class Lines:
+    """A file of rows one after another: its first rows are what is read of a large one."""
 
-    texts: list[str]
-    labels: list[Any] | None
-    notes: tuple[str, ...]
+    path: Path
+    named: bool
+    parse: Callable[[Path, Broken], Iterator[tuple[int, Row]]]
 
+    @property
+    def where(self) -> str:
+        return str(self.path)
 
-def read_text(path: Path, limit: int | None) -> Table:
-    """The text and label columns of a file: by name, or, without a header, the longest text and the whole numbers.
-
-    Raises `DataError` if the file cannot be read or has no text.
-    """
-    with reading(path, DataError, "repair the file, or write it again"):
+    @classmethod
+    def of(cls, path: Path) -> Lines:
+        """The table in a file. Raises `DataError` if its beginning cannot be read."""
+        if path.suffix == ".jsonl":
+            return cls(path, True, _objects)
         if path.suffix == ".txt":
-            return _checked(_lines(path, limit), path)
-        rows, named, notes = _rows(path, limit)
-        if not rows:
-            raise DataError(f"{path} has no rows", "write the samples again")
-        columns = list(rows[0])
-        text = next((c for c in columns if named and c.lower() in TEXTS), None) or _longest(rows, path)
-        label = next((c for c in columns if named and c.lower() in LABELS and c != text), None)
-        if not named:
-            label = next((c for c in columns if c != text and all(str(row[c]).isdigit() for row in rows)), None)
-        if not named or text.lower() not in TEXTS:
-            notes += (f"{path}: text taken from column {printable(text)}, labels from {printable(label or 'none')}",)
-        labels = None if label is None else [row.get(label) for row in rows]
-        if labels and any(value in (None, "") for value in labels):
-            labels, notes = None, (*notes, f"{path}: some rows have no label, so none are used")
-        return _checked(Table([row.get(text) for row in rows], labels, notes), path)  # type: ignore[misc]
+            return cls(path, True, _lines)
+        with reading(path, DataError, AGAIN):
+            tabs = path.suffix == ".tsv"  # without quoting, so that a text may hold quotation marks
+            dialect: dict[str, Any] = {"delimiter": "\t" if tabs else ",", "strict": True}
+            dialect["quoting"] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+            names, named = _header(path, dialect)
+        return cls(path, named, lambda path, broken: _cells(path, broken, dialect, names, named))
+
+    def read(self, broken: Broken, columns: Sequence[str] | None = None, most: int = 0) -> Iterator[tuple[int, Row]]:
+        with reading(self.path, DataError, AGAIN):
+            for number, row in self.parse(self.path, broken):
+                yield number, row if columns is None else {name: row[name] for name in columns if name in row}
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        return {}
+
+    def total(self) -> int | None:
+        return None
 
 
-def _lines(path: Path, limit: int | None) -> Table:
-    lines: list[str] = []
-    size = 0
-    with reading(path, DataError), open(path, encoding="utf-8", errors="replace") as stream:
-        for line in _bounded(stream):
-            if len(lines) == limit:
-                break
-            size += len(line)
-            if size > MOST_TEXT or len(lines) == MOST_ROWS:
-                return Table(lines, None, (f"{path} is large: its first {len(lines)} lines are used",))
-            if line.strip():
-                lines.append(line)
-    return Table(lines, None, ())
+def names_of_text() -> tuple[str, ...]:
+    """Column names that say a first line of cells is a header."""
+    from fxmerge.samples.columns import LABELS, PAIRS, TEXTS
+
+    return (*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair))
 
 
-def _rows(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], bool, tuple[str, ...]]:
-    """The first rows of a table, whether its columns have names, and a note if there are more rows than are read."""
-    kinds = {".csv": _delimited, ".tsv": _delimited, ".jsonl": _json_lines, ".parquet": _parquet}
-    with reading(path, DataError, "repair the file, or write it again"):
-        found, named = kinds[path.suffix](path)
-        rows: list[dict[str, Any]] = []
-        size = 0
-        for row in found:
-            if limit is not None and len(rows) == limit:
-                break
-            size += sum(len(value) for value in row.values() if isinstance(value, str))
-            if len(rows) == MOST_ROWS or size > MOST_TEXT:
-                return rows, named, (f"{path} is large: its first {len(rows)} rows are used",)
-            rows.append(row)
-        return rows, named, ()
+def _header(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Column names of a .csv or .tsv file, and whether its first line gives them."""
+    with _opened(path) as stream:
+        first = next(csv.reader(_bounded(stream), **dialect), [])
+    if len(first) > MOST_COLUMNS:
+        raise ValueError(f"it has {len(first)} columns")
+    known = names_of_text()
+    named = any(cell.strip().lower() in known for cell in first)
+    return ([cell.strip() for cell in first] if named else [str(i) for i in range(len(first))]), named
 
 
-def _delimited(path: Path) -> tuple[Iterator[dict[str, Any]], bool]:
-    """Rows of a .csv or .tsv file; the latter has no quoting, so that a text may hold quotation marks."""
-    tabs = path.suffix == ".tsv"
-    dialect: dict[str, Any] = {"delimiter": "\t" if tabs else ",", "strict": True}
-    dialect["quoting"] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    columns, named = _columns(path, dialect)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        csv.field_size_limit(MOST_FIELD)
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            for number, cells in enumerate(csv.reader(_bounded(stream), **dialect), 1):
-                if (named and number == 1) or not cells:
-                    continue
-                if len(cells) > len(columns):
-                    raise ValueError(f"row {number} has {len(cells)} columns, the first one {len(columns)}")
-                yield dict(zip_longest(columns, cells, fillvalue=""))
-
-    return rows(), named
+def _cells(
+    path: Path, broken: Broken, dialect: Mapping[str, Any], names: Sequence[str], named: bool
+) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(MOST_FIELD)
+    with _opened(path) as stream:
+        rows = csv.reader(_bounded(stream), **dialect)
+        for number, cells in _numbered(rows, path, "row", broken):
+            if (named and number == 1) or not cells:
+                continue
+            if len(cells) > len(names):
+                _leave_out(path, f"row {number} has {len(cells)} columns, the first one {len(names)}", broken)
+            elif _readable(cells, path, f"row {number}", broken):
+                yield number, dict(zip_longest(names, cells, fillvalue=""))
 
 
-def _json_lines(path: Path) -> tuple[Iterator[dict[str, Any]], bool]:
-    def rows() -> Iterator[dict[str, Any]]:
-        with open(path, encoding="utf-8-sig") as stream:
-            for number, line in enumerate(_bounded(stream), 1):
-                if not line.strip():
-                    continue
+def _numbered(rows: Iterator[list[str]], path: Path, what: str, broken: Broken) -> Iterator[tuple[int, list[str]]]:
+    """Rows with their numbers from one, without those that cannot be parsed."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            _leave_out(path, f"{what} {number}: {reason(error)}", broken)
+            continue
+        yield number, cells
+
+
+def _objects(path: Path, broken: Broken) -> Iterator[tuple[int, Row]]:
+    with _opened(path) as stream:
+        for number, line in enumerate(_bounded(stream), 1):
+            if not line.strip() or not _readable([line], path, f"line {number}", broken):
+                continue
+            try:
                 row = json.loads(line)
                 if not isinstance(row, dict) or len(row) > MOST_COLUMNS:
-                    raise ValueError(f"line {number} is no object with at most {MOST_COLUMNS} fields")
-                yield row
+                    raise ValueError(f"no object with at most {MOST_COLUMNS} fields")
+            except (ValueError, RecursionError) as error:
+                _leave_out(path, f"line {number}: {reason(error)}", broken)
+                continue
+            yield number, row
 
-    return rows(), True
+
+def _lines(path: Path, broken: Broken) -> Iterator[tuple[int, Row]]:
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        for number, line in enumerate(_bounded(stream), 1):
+            if line.strip():
+                yield number, {LINE: line}
 
 
-def _parquet(path: Path) -> tuple[Iterator[dict[str, Any]], bool]:
-    if find_spec("pyarrow") is None:
-        raise DataError("reading .parquet needs the pyarrow library", 'install it: pip install "fxmerge[text]"')
+def _opened(path: Path) -> TextIO:
+    """The file as text in which bytes that are none are marked, so that they cost their own row and no more."""
+    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
-    def rows() -> Iterator[dict[str, Any]]:
-        columns: list[str] = []
-        for answer, payload in ask(PARQUET, {"file": os.path.abspath(path), "most_columns": MOST_COLUMNS}):
-            columns = answer.get("columns", columns)
-            for row in json.loads(payload) if payload else ():
-                yield dict(zip(columns, row, strict=True))
 
-    return rows(), True
+def _readable(texts: Iterable[str], path: Path, what: str, broken: Broken) -> bool:
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        _leave_out(path, f"{what} is no text in UTF-8", broken)
+        return False
+    return True
+
+
+def _leave_out(path: Path, why: str, broken: Broken) -> None:
+    broken.add(DataError(f"{path} cannot be read: {why}", AGAIN))
 
 
 def _bounded(stream: TextIO) -> Iterator[str]:
@@ -146,31 +180,3 @@ def _bounded(stream: TextIO) -> Iterator[str]:
         if len(line) == MOST_FIELD:
             raise ValueError(f"it has a line of more than {MOST_FIELD >> 20} million characters")
         yield line
-
-
-def _columns(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """Column names of a .csv or .tsv file, and whether its first line gives them."""
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-        first = next(csv.reader(_bounded(stream), **dialect), [])
-    if len(first) > MOST_COLUMNS:
-        raise ValueError(f"it has {len(first)} columns")
-    named = any(cell.strip().lower() in (*TEXTS, *LABELS) for cell in first)
-    return ([cell.strip() for cell in first] if named else [str(i) for i in range(len(first))]), named
-
-
-def _longest(rows: Sequence[dict[str, Any]], path: Path) -> str:
-    """The column with most text."""
-    lengths = {c: sum(len(row[c]) for row in rows if isinstance(row.get(c), str)) for c in rows[0]}
-    best = max(lengths, key=lambda c: lengths[c])
-    if lengths[best] == 0:
-        raise DataError(f"{path} has no column of text (it has {printable(listed(rows[0]))})", f"name one {TEXTS[0]!r}")
-    return best
-
-
-def _checked(table: Table, path: Path) -> Table:
-    bad = next((i for i, text in enumerate(table.texts) if not isinstance(text, str)), None)
-    if bad is not None:
-        raise DataError(f"{path}: row {bad + 1} has no text", "remove that row")
-    if not table.texts:
-        raise DataError(f"{path} has no text", "write the samples again")
-    return table

@@ -15,8 +15,8 @@ from fxmerge.io.child import ChildError, ask
 from fxmerge.ir.program import Port, Program
 from fxmerge.messages import listed
 from fxmerge.samples.arrays import Array
+from fxmerge.samples.columns import Table
 from fxmerge.samples.fit import Raw
-from fxmerge.samples.tables import Table
 
 PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 LONGEST = 512
@@ -78,7 +78,7 @@ def _encode(table: Table, program: Program, longest: int | None, where: str) -> 
     request = {"tokenizer": len(data), "longest": longest, "pads": PADS}
     encoded = Encoded([], [], 0)
     try:
-        texts = [text.encode("utf-8", "replace").decode() for text in table.texts]  # JSON may hold half characters
+        texts = [_whole(text) for text in table.texts]
         for answer, payload in ask(TOKENS, request, data + json.dumps(texts).encode()):
             if "pad" in answer:
                 encoded = Encoded([], [], answer["pad"])
@@ -91,6 +91,13 @@ def _encode(table: Table, program: Program, longest: int | None, where: str) -> 
             f"the tokenizer of {program.task} cannot be read: {error}", "capture it again with its tokenizer.json"
         ) from error
     return encoded
+
+
+def _whole(text: str | tuple[str, str]) -> str | list[str]:
+    """A text or a pair of texts without half characters, which JSON may hold."""
+    if isinstance(text, tuple):
+        return [part.encode("utf-8", "replace").decode() for part in text]
+    return text.encode("utf-8", "replace").decode()
 
 
 def padded(rows: list[list[int]], length: int, fill: int) -> np.ndarray[Any, Any]:

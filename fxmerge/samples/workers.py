@@ -23,10 +23,7 @@ PIECE = 1 << 16
 def images(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
     """Pixels of the picture files, one by one, and whether each was resized."""
     for file in request["files"]:
-        answer = _picture(file, request)
-        yield answer
-        if "bad" in answer[0]:
-            return
+        yield _picture(file, request)
 
 
 def pictures(request: dict[str, Any], data: bytes) -> Generator[tuple[Any, bytes], tuple[Any, bytes], None]:
@@ -78,27 +75,6 @@ def _resize(image: Any, width: int, height: int, config: dict[str, Any]) -> Any:
     return image if image.size == (width, height) else image.resize((width, height), method)
 
 
-def parquet(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
-    """Rows of a parquet file in pieces of `{"columns": [names], "rows": [[values]]}`, after `{"total": rows}`.
-
-    Values that are no text, number or truth value are given as text.
-    """
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(request["file"], memory_map=True) as table:
-        names = table.schema_arrow.names
-        if len(set(names)) != len(names) or len(names) > request["most_columns"]:
-            raise ValueError(f"it has {len(names)} columns, {len(set(names))} of different names")
-        yield {"total": table.metadata.num_rows, "columns": names}, b""
-        for batch in table.iter_batches(batch_size=256, use_threads=False):
-            columns = [[_plain(v) for v in column.to_pylist()] for column in batch.columns]
-            yield {}, json.dumps([list(row) for row in zip(*columns, strict=True)]).encode()
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)[:1000]
-
-
 def tokens(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
     """Token ids and type ids of texts, in pieces of `[[ids], [types]]`; first how the tokenizer pads."""
     cut = request["tokenizer"]
@@ -138,11 +114,13 @@ def _encoded(encoded: list[Any]) -> bytes:
     return json.dumps([[e.ids for e in encoded], [e.type_ids for e in encoded]]).encode()
 
 
-def _pieces(texts: list[str]) -> Iterator[list[str]]:
+def _pieces(texts: list[Any]) -> Iterator[list[Any]]:
+    """Texts, or pairs of texts as tuples, some at a time."""
     piece, size = [], 0
     for text in texts:
-        piece.append(text)
-        size += len(text)
+        pair = isinstance(text, list)
+        piece.append(tuple(text) if pair else text)
+        size += sum(map(len, text)) if pair else len(text)
         if size > PIECE:
             yield piece
             piece, size = [], 0

@@ -25,8 +25,9 @@ from fxmerge.io.huggingface import _config
 from fxmerge.io.sources import load
 from fxmerge.io.state_dict import read_weights
 from fxmerge.output.metadata import read_metadata
-from fxmerge.samples import tables
 from fxmerge.samples.arrays import read_arrays
+from fxmerge.samples.columns import read_text
+from fxmerge.samples.tables import Lines
 from fxmerge.training.resume import keep, recall
 from tests.io import hostile
 from tests.io.hostile_models import BERT
@@ -156,8 +157,8 @@ def said(read: Callable[[], Any]) -> bool:
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "a.pt": load, "a.pt2": load, "new.pt": read_weights, "old.pt": read_weights, "w.safetensors": read_weights,
-    "x.npz": read_arrays, "x.npy": read_arrays, "t.csv": lambda p: tables.read_text(p, None),
-    "t.jsonl": lambda p: tables.read_text(p, None), "m.yaml": MergeConfig.load,
+    "x.npz": read_arrays, "x.npy": read_arrays, "t.csv": lambda p: read_text(Lines.of(p)),
+    "t.jsonl": lambda p: read_text(Lines.of(p)), "m.yaml": MergeConfig.load,
     "run.pt": lambda p: recall(p, {"steps": 3}, OWN),
 }  # fmt: skip
 

@@ -97,7 +97,7 @@ def test_no_axis_at_all() -> None:
 def test_samples_of_a_time_first_model_are_read_as_it_takes_them(tmp_path: Path) -> None:
     import numpy as np
 
-    from fxmerge.samples.load import load_samples
+    from fxmerge.samples.load import Reading, load_samples
 
     program = capture(TimeFirst(last=True), (torch.randn(7, 4, WIDTH),))
     x = np.random.default_rng(0).normal(size=(7, 20, WIDTH)).astype("float32")
@@ -106,7 +106,7 @@ def test_samples_of_a_time_first_model_are_read_as_it_takes_them(tmp_path: Path)
     read = load_samples(tmp_path / "x.npy", program)
     assert read.inputs["x"].shape == (20, 7, WIDTH)
     assert "the batch is read off x on axis 1" in read.notes[-1]
-    first = load_samples(tmp_path / "first.npy", program, batch_axis=0)
+    first = load_samples(tmp_path / "first.npy", program, Reading(batch_axis=0))
     assert torch.equal(first.inputs["x"], read.inputs["x"])
 
 

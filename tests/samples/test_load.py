@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from fxmerge.errors import DataError, UnsafeFileError
 from fxmerge.ir.program import Program
 from fxmerge.samples import arrays
-from fxmerge.samples.load import check_samples, load_samples
+from fxmerge.samples.load import Reading, check_samples, load_samples
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -49,9 +49,9 @@ def test_a_single_array_fits_a_single_input(vit: Program, images: np.ndarray[Any
     assert samples.labels.tolist() == [0, 1, 2, 3, 4, 0]
     assert (samples.rows, samples.notes) == (6, ())
     np.save(tmp_path / "a.npy", images)
-    assert np.array_equal(load_samples(tmp_path / "a.npy", vit, limit=2).inputs["x"].numpy(), images[:2])
+    assert np.array_equal(load_samples(tmp_path / "a.npy", vit, Reading(2)).inputs["x"].numpy(), images[:2])
     save_file({"x": images, "labels": np.arange(6), "mean": images[:1]}, tmp_path / "a.safetensors")
-    samples = load_samples(tmp_path / "a.safetensors", vit, limit=4)
+    samples = load_samples(tmp_path / "a.safetensors", vit, Reading(4))
     assert (samples.rows, samples.notes) == (4, (f"{tmp_path / 'a.safetensors'}: not used: mean",))
     assert samples.labels is not None
     assert samples.labels.tolist() == [0, 1, 2, 3]
@@ -141,7 +141,7 @@ def test_arrays_that_do_not_fit(case: str, vit: Program, tmp_path: Path) -> None
     arrays, message = MISFITS[case]
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=message) as caught:
-        load_samples(tmp_path / "a.npz", vit)
+        load_samples(tmp_path / "a.npz", vit, Reading(strict=True))
     assert str(tmp_path / "a.npz") in caught.value.what
     assert "\n" not in caught.value.what + caught.value.todo
 
@@ -272,7 +272,7 @@ def test_sub_folders_are_classes_that_take_turns(vit: Program, tmp_path: Path) -
     for name, count in (("two", 3), ("zero", 1)):
         for i in range(count):
             paint(tmp_path / name / f"{i}.png", 100)
-    samples = load_samples(tmp_path, vit, limit=3)
+    samples = load_samples(tmp_path, vit, Reading(3))
     assert samples.labels is not None
     assert samples.labels.tolist() == [2, 0, 2]
 
@@ -305,10 +305,10 @@ def test_images_that_do_not_fit(vit: Program, gpt: Program, tmp_path: Path) -> N
         load_samples(tmp_path, gpt)
     Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(tmp_path / "b.png")
     with pytest.raises(DataError, match=r"b\.png cannot be read: more than 8 bits per colour"):
-        load_samples(tmp_path, vit)
+        load_samples(tmp_path, vit, Reading(strict=True))
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     with pytest.raises(DataError, match=r"b\.png cannot be read: .*\nremove or repair that image"):
-        load_samples(tmp_path, vit)
+        load_samples(tmp_path, vit, Reading(strict=True))
 
 
 def test_an_image_bomb_is_refused(vit: Program, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fxmerge.io.bundle import load_bundle, save, save_bundle
 from fxmerge.io.sources import load
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
-from fxmerge.samples.load import load_samples
+from fxmerge.samples.load import Reading, load_samples
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("pyarrow")
@@ -79,7 +79,7 @@ def test_tables_of_every_format(suffix: str, reviews: Program, tmp_path: Path) -
     assert samples.inputs["attention_mask"].sum(1).tolist() == [3, 6, 1]
     assert samples.labels is not None
     assert samples.labels.tolist() == [1, 0, 1]
-    assert load_samples(tmp_path / f"a::b*{suffix}", reviews, limit=2).rows == 2
+    assert load_samples(tmp_path / f"a::b*{suffix}", reviews, Reading(2)).rows == 2
 
 
 def test_a_table_without_header(reviews: Program, tmp_path: Path) -> None:
@@ -90,6 +90,25 @@ def test_a_table_without_header(reviews: Program, tmp_path: Path) -> None:
     assert samples.labels is not None
     assert samples.labels.tolist() == [1, 0]
     assert samples.notes == (f"{path}: text taken from column 2, labels from 1",)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_pairs_of_columns_are_one_row(suffix: str, reviews: Program, tmp_path: Path) -> None:
+    made = tokenizer()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A", pair="$A [PAD]:1 $B:1", special_tokens=[("[PAD]", 0)]
+    )
+    rows = [("good film", "a", "bad film"), ("bad", "b", "the film")]
+    named = [dict(zip(("Hypothesis", "label", "premise"), row, strict=True)) for row in rows]
+    lines = ["Hypothesis,label,premise", *map(",".join, rows)] if suffix == ".csv" else map(json.dumps, named)
+    path = tmp_path / f"a{suffix}"
+    path.write_text("\n".join(lines))
+    samples = load_samples(path, reviews.evolve(assets={"tokenizer.json": made.to_str().encode()}))
+    assert samples.inputs["input_ids"].tolist() == [ids("bad film [PAD] good film"), ids("the film [PAD] bad [PAD]")]
+    assert samples.inputs["attention_mask"].sum(1).tolist() == [5, 4]
+    assert f"{path}: pairs of text taken from columns premise and Hypothesis, labels from label" in samples.notes
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [0, 1]
 
 
 def test_labels_by_name_and_missing_ones(reviews: Program, tmp_path: Path) -> None:
@@ -163,11 +182,11 @@ BAD: dict[str, tuple[str, str]] = {
     "ragged.csv": ("text,label\ngood,1\nbad,0,1,2,3\n", r"ragged\.csv cannot be read: .*\nrepair the file"),
     "header.csv": ("text,label\n", r"header\.csv has no rows"),
     "numbers.jsonl": ('{"a": 1, "b": 2}\n', r"numbers\.jsonl has no column of text \(it has a, b\)\nname one 'text'"),
-    "mixed.jsonl": ('{"a": 1}\n{"b": "good"}\n', r"mixed\.jsonl has no column of text"),
+    "mixed.jsonl": ('{"a": 1}\n{"b": "good"}\n', r"mixed\.jsonl: row 1 has no text\nremove that row"),
     "half.jsonl": ('{"text": "good"}\n{"text": nu', r"half\.jsonl cannot be read"),
     "null.jsonl": ('{"text": "good"}\n{"text": null}\n', r"null\.jsonl: row 2 has no text\nremove that row"),
     "noise.parquet": ("noise", r"noise\.parquet cannot be read"),
-    "blank.txt": (" \n\n", r"blank\.txt has no text"),
+    "blank.txt": (" \n\n", r"blank\.txt has no rows"),
 }
 
 
@@ -176,7 +195,7 @@ def test_tables_that_cannot_be_read(name: str, reviews: Program, tmp_path: Path)
     content, message = BAD[name]
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message) as caught:
-        load_samples(tmp_path / name, reviews)
+        load_samples(tmp_path / name, reviews, Reading(strict=True))
     assert "\n" not in caught.value.what + caught.value.todo
 
 
