@@ -50,6 +50,7 @@ class Map(nn.Module):
             )
         self.dense, self.diagonals = nn.ParameterList(), nn.ParameterList()
         self.lefts, self.rights = nn.ParameterList(), nn.ParameterList()
+        self.joined: list[tuple[frozenset[int], Map]] = []
         self.average()
 
     def support(self, k: int) -> tuple[Tensor, Tensor]:
@@ -103,6 +104,7 @@ class Map(nn.Module):
     def average(self, weights: Sequence[float] | None = None) -> None:
         """Hold the (rectangular) weighted average as a constant diagonal: λ_k I to merge, I where nothing is summed."""
         self.form = 0
+        self._part()
         for k, (merged, own) in enumerate(self._first):
             device = self.support(k)[0].device
             self._stand(k, merged.to(device), own.to(device))
@@ -118,6 +120,7 @@ class Map(nn.Module):
         and both receive gradients after one step. Coordinates that no parent has start small and random.
         """
         self.form = form
+        self._part()
         if form == "full":
             matrices = self._filled(matrices, generator)
         self.dense, self.diagonals = nn.ParameterList(), nn.ParameterList()
@@ -167,8 +170,46 @@ class Map(nn.Module):
             bare[self.support(k)[0]] = False
         return bare
 
+    def join(self, parents: Sequence[int], share: float) -> None:
+        """Hold what these parents have still, and put one trained matrix behind it for all of them: what is merged
+        already moves as one (M_k = A · M_k, U_k = U_k · A). It starts as I, of a merge map as `share` · I."""
+        size = torch.arange(self.size, device=self.support(0)[0].device)
+        behind = Map(self.kind, self.size, (self.size,), ((size, size),), torch.zeros((), dtype=self.dtype))
+        eye = torch.eye(self.size, dtype=torch.float64)
+        behind.start([share * eye if self.kind == "merge" and not self.alone else eye], self.form)
+        for parts in (self.dense, self.diagonals, self.lefts, self.rights):
+            for k in parents:
+                if k < len(parts):
+                    parts[k].requires_grad_(False)
+        for _, before in self.joined:
+            before.requires_grad_(False)
+        self.joined.append((frozenset(parents), behind))
+        self.add_module(f"joined{len(self.joined) - 1}", behind)
+
+    def _part(self) -> None:
+        for number in range(len(self.joined)):
+            delattr(self, f"joined{number}")
+        self.joined = []
+
+    @torch.no_grad()
+    def put(self, k: int, matrix: Tensor) -> None:
+        """Let parent k alone have this matrix, of which a diagonal form keeps the entries on its support."""
+        if isinstance(self.form, str):
+            self.dense[k].copy_(matrix)
+            return
+        merged, own = self.support(k)
+        rows, columns = (merged, own) if self.kind != "unmerge" else (own, merged)
+        self.diagonals[k].copy_(matrix[rows, columns])
+
     def matrix(self, k: int) -> Tensor:
         """The matrix of parent k, dense."""
+        matrix = self._own_matrix(k)
+        for parents, behind in self.joined:
+            if k in parents:
+                matrix = matrix @ behind.matrix(0) if self.kind == "unmerge" else behind.matrix(0) @ matrix
+        return matrix
+
+    def _own_matrix(self, k: int) -> Tensor:
         if isinstance(self.form, str):
             dense: Tensor = self.dense[k]
             return dense
@@ -183,6 +224,19 @@ class Map(nn.Module):
 
         Computed in the wider of both dtypes: maps held in float32 fold in float64 where the weights are float64.
         """
+        behind = [each for parents, each in self.joined if k in parents]
+        if not behind:
+            return self._apply_own(tensor, k, axis, transposed)
+        if (self.kind == "unmerge") != transposed:
+            for each in reversed(behind):
+                tensor = each.apply_along(tensor, 0, axis, transposed=transposed)
+            return self._apply_own(tensor, k, axis, transposed)
+        tensor = self._apply_own(tensor, k, axis, transposed)
+        for each in behind:
+            tensor = each.apply_along(tensor, 0, axis, transposed=transposed)
+        return tensor
+
+    def _apply_own(self, tensor: Tensor, k: int, axis: int, transposed: bool) -> Tensor:
         held = self.dense if isinstance(self.form, str) else self.diagonals
         tensor = tensor.to(torch.promote_types(tensor.dtype, held[k].dtype))
         if isinstance(self.form, str):

@@ -46,4 +46,5 @@ class GradientWatch:
 
 def _parts(block: Map, k: int) -> list[nn.Parameter]:
     lists = (block.dense, block.diagonals, block.lefts, block.rights)
-    return [parts[k] for parts in lists if k < len(parts)]
+    behind = [p for parents, each in block.joined if k in parents for p in each.parameters()]
+    return [*(parts[k] for parts in lists if k < len(parts)), *behind]

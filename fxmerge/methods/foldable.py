@@ -14,6 +14,7 @@ from fxmerge.methods.about import About
 from fxmerge.methods.base import Init, Job, Outcome, Trained
 from fxmerge.methods.inits import FromAverage
 from fxmerge.methods.polish import polished
+from fxmerge.methods.sequential import one_after_the_other
 from fxmerge.methods.student import student_of, train, trainable, unreached
 from fxmerge.methods.trial import begin
 
@@ -40,12 +41,17 @@ class Foldable(Trained):
     """Dense M and U."""
     polish: int | None = None
     """Steps of training of all weights after the fold."""
+    sequential: bool = False
+    """Merge two parents, then what they became with the next: the loss is over the tasks so far."""
 
     def __post_init__(self) -> None:
         if self.full and self.rank is not None:
             raise OptionError("--rank and --full exclude each other", "keep one of them")
 
     def __call__(self, job: Job) -> Outcome:
+        if self.sequential and len(job.supernet.parents) > 2:
+            outcome = one_after_the_other(job, self.form(job.supernet))
+            return polished(job, outcome, job.supernet, self.name, self.polish) if self.polish else outcome
         begun = begin(job, self.start)
         watch = GradientWatch(begun.supernet.maps())
         student, log = train(begun.program, begun.supernet, begun.job)
