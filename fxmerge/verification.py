@@ -200,8 +200,8 @@ def require_template(folded: Program, supernet: SuperNet, left: int) -> None:
     """Raise `VerificationError` unless the folded trunk has exactly the template's parameters.
 
     Those of a head or a stem stand once per task; a tied one that is written and read stands twice; one that is used
-    part by part (a projection of queries beside that of keys and values) stands as its parts; `left` maps fold
-    into no weight (they stand before an output) and are matrices of their own.
+    part by part (a projection of queries beside that of keys and values) stands as its parts, without what no call
+    reads; `left` maps fold into no weight (they stand before an output) and are matrices of their own.
     """
     template = supernet.parents[supernet.template]
     wide = any(block.size != block.sizes[supernet.template] for _, block in supernet.maps())
@@ -213,6 +213,7 @@ def require_template(folded: Program, supernet: SuperNet, left: int) -> None:
         wanted = template.tensors[name]
         parts = [t for n, t in folded.tensors.items() if name in (n, _stem(n), n.removeprefix(f"{template.task}."))]
         whole = found.shape == wanted.shape or sum(part.numel() for part in parts) == wanted.numel()
+        whole |= name in supernet.partly and all(a <= b for a, b in zip(found.shape, wanted.shape, strict=False))
         if found.ndim != wanted.ndim or not (wide or whole):
             raise VerificationError(
                 f"{name} is {list(template.tensors[name].shape)} in {template.task} and {list(found.shape)} folded",

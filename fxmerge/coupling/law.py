@@ -12,7 +12,7 @@ signs (over GF(2)), and the largest group that a single axis tolerates. Nothing 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from fractions import Fraction
@@ -145,6 +145,21 @@ def linear_in(expr: Expr) -> frozenset[str]:
             once = [n for n in names(expr) if sum(n in names(p) for p in parts) == 1]
             return frozenset(once) & frozenset().union(*(linear_in(p) for p in parts))
     return frozenset()
+
+
+def linear_together(expr: Expr, operands: Collection[str]) -> bool:
+    """Whether the formula is linear (affine) in these operands at once: in each, and no term multiplies two of them."""
+    return linear_in(expr).issuperset(operands) and not _multiplied(expr, frozenset(operands))
+
+
+def _multiplied(expr: Expr, operands: frozenset[str]) -> bool:
+    match expr:
+        case Sum(parts):
+            return any(_multiplied(part, operands) for part in parts)
+        case Product(parts):
+            holding = [part for part in parts if names(part) & operands]
+            return len(holding) > 1 or any(_multiplied(part, operands) for part in holding)
+    return False
 
 
 def added_in(expr: Expr) -> frozenset[str]:

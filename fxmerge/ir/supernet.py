@@ -126,6 +126,8 @@ class SuperNet:
     """By name of a tensor of the template: what each parent calls its own."""
     lookups: frozenset[str] = frozenset()
     """Operators in it that pick rows of a tensor by whole numbers."""
+    partly: frozenset[str] = frozenset()
+    """The template's tensors of which some calls read a part alone: only what is read is merged."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Sums of products of two tensors, written with letters, are `linear` and `matmul`."""
+"""Sums of products, written with letters: of many tensors two by two, of two `linear` and `matmul`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from torch import fx
 
@@ -66,6 +67,42 @@ def _spelt_out(terms: list[str], out: str, ranks: list[int]) -> tuple[list[str],
     return spelt, out.replace("...", letters)
 
 
+@rewrite(op("aten.einsum.default", var("equation"), var("tensors")))
+def einsum_in_pairs(match: Match) -> fx.Node | Refusal:
+    """einsum("bd,dk,kh->bh", x, A, B)  -->  einsum("bk,kh->bh", einsum("bd,dk->bk", x, A), B)
+
+    It starts with data, and goes on with what makes the smallest product: parameters meet data one by one.
+    """
+    left, arrow, out = match["equation"].replace(" ", "").partition("->")
+    terms, tensors = left.split(","), list(match["tensors"])
+    if len(terms) < 3 or not arrow:
+        return Refusal(f"{match['equation']} has no three tensors and an explicit result", match.root)
+    if "..." in left:
+        terms, out = _spelt_out(terms, out, [len(shape(tensor)) for tensor in tensors])
+    if any(len(set(term)) < len(term) for term in terms):
+        return Refusal(f"{match['equation']} takes a diagonal", match.root)
+    sizes: dict[str, int] = {}
+    for term, tensor in zip(terms, tensors, strict=True):
+        sizes.update({c: max(size, sizes.get(c, 1)) for c, size in zip(term, shape(tensor), strict=True)})
+    todo = sorted(zip(terms, tensors, strict=True), key=lambda each: is_tensor_of_program(each[1], match))
+    product: fx.Node
+    term, product = todo.pop(0)
+    while todo:
+        rest = [term for term, _ in todo]
+        products = [_product(term, other, out, rest[:i] + rest[i + 1 :]) for i, other in enumerate(rest)]
+        least = min(range(len(todo)), key=lambda i: prod(sizes[c] for c in products[i]))
+        other, tensor = todo.pop(least)
+        product = match.call("aten.einsum.default", f"{term},{other}->{products[least]}", [product, tensor])
+        term = products[least]
+    return product
+
+
+def _product(left: str, right: str, out: str, rest: list[str]) -> str:
+    """The letters of a product of two terms that are still needed; in the order of the result for the last one."""
+    both = left + "".join(c for c in right if c not in left)
+    return "".join(c for c in both if c in out or any(c in term for term in rest)) if rest else out
+
+
 def _order(source: str, target: str) -> list[int]:
     return [source.index(c) for c in target]
 
@@ -95,4 +132,4 @@ def einsum_as_product(match: Match) -> fx.Node | Refusal:
     return match.call("aten.permute.default", product, order)
 
 
-EINSUM = (einsum_as_product,)
+EINSUM = (einsum_in_pairs, einsum_as_product)

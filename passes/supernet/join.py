@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from torch import fx
@@ -118,7 +118,16 @@ def _finish(
         _mapless(state),
         names=state.maps.names(),
         lookups=frozenset(picking),
+        partly=frozenset(_partly(state)),
     )
+
+
+def _partly(state: State) -> Iterator[str]:
+    """The tensors that maps meet behind the moves that pick a part of them."""
+    for site in state.sites.sites.values():
+        for operand in site.operands if site.kind != "direct" else ():
+            if not operand.whole(axis for axis, use in enumerate(operand.uses) if use is not None):
+                yield operand.root
 
 
 def _mapless(state: State) -> dict[str, str]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, fx
 
 from fxmerge.coupling import Call, RuleSet, Signature, has_tensor, labels_of, signature
-from fxmerge.coupling.law import RESULT
+from fxmerge.coupling.law import RESULT, linear_together, parse
 from fxmerge.ir.program import Program, target_name
 from fxmerge.ir.space import AxisExpr, Spaces, leaves
 from passes.operators import Operators
 from passes.spaces.find import SpacesOf
 from passes.spaces.fixed_tables import tables
+from passes.supernet.trace_positions import trace
 
 Role = Literal["write", "read"]
 Value = Literal["size", "constant", "parameter", "data"]
@@ -132,8 +133,40 @@ class _Finder:
         written, read = self._touched(sites.values(), spaces)
         outputs = {leaf.space for n in self.program.result for axis in spaces.axes[n] for leaf in leaves(axis)}
         mergeable = frozenset(written - (outputs - read))
-        tail = self._tail(sites, mergeable, spaces)
-        return Sites(self.values, sites, mergeable, tail, spaces, self.program, self.operators)
+        found = Sites(
+            self.values, sites, mergeable, self._tail(sites, mergeable, spaces), spaces, self.program, self.operators
+        )
+        return self._with_sums(found)
+
+    def _with_sums(self, found: Sites) -> Sites:
+        """What becomes of calls whose parameters write no axis (a vector that data are multiplied by, and summed).
+
+        Where nothing merged follows, they are heads; elsewhere no merge map could stand behind them, so their
+        parameters enter as they are.
+        """
+        sites, tail = dict(found.sites), set(found.tail)
+        for node in reversed(self.program.graph.nodes):
+            site = sites.get(node)
+            if site is None or site.kind != "linear" or node in tail or _writes(site):
+                continue
+            if (behind := self._head(node, found)) is not None:
+                tail |= behind
+            else:
+                plain = tuple(replace(operand, uses=(None,) * len(operand.uses)) for operand in site.operands)
+                sites[node] = replace(site, operands=plain, kind="direct")
+        return replace(found, sites=sites, tail=frozenset(tail))
+
+    def _head(self, node: fx.Node, found: Sites) -> set[fx.Node] | None:
+        """A call and all that follows it; None if any of it lies in a merged space."""
+        behind, todo = {node}, [node]
+        while todo:
+            last = todo.pop()
+            if found.merged_axes(last):
+                return None
+            new = [user for user in last.users if user.op != "output" and user not in behind]
+            behind.update(new)
+            todo += new
+        return {each for each in behind if self.values[each] == "data"}
 
     # -- what each value depends on ------------------------------------------------------------------
 
@@ -190,7 +223,8 @@ class _Finder:
         assert len(given) == len(arguments), f"{node}: {sign}"
         terms = [sign.operands[i] or () for i in given]
         roles = {n: self._roles(sign, node, terms, i, arguments) for i, n in enumerate(arguments) if n in own}
-        linear = all(given[i] in sign.linear for i, n in enumerate(arguments) if n in own)
+        called = [sign.names[given[i]] for i, n in enumerate(arguments) if n in own]
+        linear = bool(sign.law) and linear_together(parse(sign.law), called)
         # a contraction, or rows of a table: homogeneous in its parameters, which "linear" alone (a fill, say) is not
         pure = any(u.role == "read" for found in roles.values() for u in (found or {}).values())
         pure = pure or self.operators.looks_up(node)
@@ -218,8 +252,8 @@ class _Finder:
     ) -> dict[int, AxisUse] | None:
         """What each axis of operand `i` writes or reads.
 
-        None if a product axis makes that unclear, or if data and result share a movable axis with the operand: it then
-        acts on each position of that axis by itself, as a scale does.
+        None if a product axis makes that unclear, if two data are summed along with it at once, or if data and result
+        share a movable axis with the operand: it then acts on each position of that axis by itself, as a scale does.
         """
         data = [(n, terms[k]) for k, n in enumerate(arguments) if self.values[n] != "parameter"]
         result = sign.results[0]
@@ -233,6 +267,8 @@ class _Finder:
                     roles[axis] = AxisUse("write", node, result.index(label))
                 elif self._movable(arguments[i], axis):
                     return None
+            elif len(shared) > 1:
+                return None
             elif shared:
                 roles[axis] = AxisUse("read", *shared[0])
             elif set(labels_of(label)) & {part for _, term in data for other in term for part in labels_of(other)}:
@@ -248,7 +284,7 @@ class _Finder:
         while root.op != "get_attr":
             chain.append(root)
             root = next(n for n in root.all_input_nodes if self.values[n] == "parameter")
-        places, covers = _trace(self.program, root, chain[::-1], self.operators)
+        places, covers = trace(self.program, root, chain[::-1], self.operators)
         uses = []
         for place in places:
             found = {axes.get(j) for j in place}
@@ -318,78 +354,15 @@ def _picked(node: fx.Node) -> dict[int, AxisUse] | None:
     return {i: AxisUse("write", node, i if i < axis else i + more) for i in range(rank) if i != axis}
 
 
+def _writes(site: Site) -> bool:
+    return any(use is not None and use.role == "write" for operand in site.operands for use in operand.uses)
+
+
 def operands(node: fx.Node) -> list[fx.Node]:
     """The tensor operands of a call in the order of its arguments, repeats included."""
     found: list[fx.Node] = []
     fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) if has_tensor(n) else None)
     return found
-
-
-def _trace(
-    program: Program, root: fx.Node, chain: list[fx.Node], operators: Operators
-) -> tuple[list[tuple[int, ...]], tuple[Tensor | None, ...]]:
-    """Where each axis of `root` went behind `chain`: the axes it became, and which of its positions arrived."""
-    rank = root.meta["val"].ndim
-    places: list[tuple[int, ...]] = [(a,) for a in range(rank)]
-    covers: list[Tensor | None] = [None] * rank
-    turned = _turned(rank, chain, operators)
-    if turned is not None:
-        return turned, tuple(covers)
-    for axis in range(rank):
-        shape = [1] * rank
-        size = shape[axis] = root.meta["val"].shape[axis]
-        if size == 1:  # broadcast by the chain: it meets every position and carries none of its own
-            places[axis] = ()
-            continue
-        positions = torch.arange(size, dtype=torch.float64).reshape(shape).expand(root.meta["val"].shape)
-        value = _run(program, root, positions, chain, operators)
-        varies = tuple(j for j in range(value.ndim) if value.shape[j] > 1 and bool((value.diff(dim=j) != 0).any()))
-        places[axis] = varies
-        if len(varies) == 1:
-            line = value.movedim(varies[0], 0).reshape(value.shape[varies[0]], -1)[:, 0].long()
-            if line.numel() != size or not bool((line == torch.arange(size)).all()):
-                covers[axis] = line
-        elif varies:
-            reached = torch.tensor(sorted({int(v) for v in value.reshape(-1).tolist()}))
-            covers[axis] = None if reached.numel() == size else reached
-    return places, tuple(covers)
-
-
-def _turned(rank: int, chain: list[fx.Node], operators: Operators) -> list[tuple[int, ...]] | None:
-    """Where each axis went behind calls that only turn axes (so sizes 1 are told apart too)."""
-    order = list(range(rank))
-    for node in chain:
-        moved = operators.moved(node)
-        if moved is None or moved.turned is None:
-            return None
-        order = [order[axis] for axis in moved.turned]
-    return [(order.index(axis),) for axis in range(rank)]
-
-
-def _run(program: Program, root: fx.Node, positions: Tensor, chain: list[fx.Node], operators: Operators) -> Tensor:
-    """The value at the end of `chain` when the root tensor holds `positions`."""
-    known: dict[fx.Node, Any] = {root: positions}
-
-    def value(node: fx.Node) -> Any:
-        if node not in known:
-            fake = node.meta.get("val")
-            if fake is None or not has_tensor(node):
-                return fake
-            if node.op == "get_attr":
-                known[node] = program.tensors[str(node.target)]
-            elif node.op == "placeholder":
-                known[node] = torch.zeros(fake.shape, dtype=fake.dtype)
-            else:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        return known[node]
-
-    for node in chain:
-        moved = operators.moved(node)
-        if moved is not None and moved.still:  # a cast to the parameter's own type, say: positions keep theirs
-            known[node] = value(moved.source)
-    result: Tensor = value(chain[-1])
-    return result
 
 
 def _joined(found: set[AxisUse | None]) -> AxisUse | None:

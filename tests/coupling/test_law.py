@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from fxmerge.coupling.law import RESULT, Cap, Equations, equations, linear_in, parse
+from fxmerge.coupling.law import RESULT, Cap, Equations, equations, linear_in, linear_together, parse
 
 NONE: frozenset[str] = frozenset()
 
@@ -98,6 +98,19 @@ def test_operands_the_law_does_not_mention_are_rigid() -> None:
 )
 def test_where_a_law_is_linear(law: str, expected: set[str]) -> None:
     assert linear_in(parse(law)) == expected
+
+
+@pytest.mark.parametrize(
+    ("law", "operands", "together"),
+    [
+        ("input * weight + bias", {"weight", "bias"}, True),
+        ("a * b * c", {"b"}, True),
+        ("a * b * c", {"b", "c"}, False),
+        ("rigid(query) * value", {"query"}, False),
+    ],
+)
+def test_where_a_law_is_linear_in_several_operands_at_once(law: str, operands: set[str], together: bool) -> None:
+    assert linear_together(parse(law), operands) is together
 
 
 def test_a_law_is_a_formula_and_nothing_else() -> None:

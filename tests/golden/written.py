@@ -105,6 +105,7 @@ CASES: dict[str, Case] = {
     "linear-on-rows": Case(lambda m, x: F.linear(x.reshape(-1, 6), m.w, m.b).reshape(-1, 5, 6)),
     "one-product": Case(lambda m, x, y: torch.bmm(x, y), matrices),
     "product-and-sum": Case(lambda m, x, y: torch.baddbmm(m.end, x, y, beta=2.0, alpha=0.5), matrices),
+    "einsum-in-pairs": Case(lambda m, x, y: torch.einsum("bij,kj,bj->bik", x, m.w, y[..., 0]), matrices),
     "einsum-as-product": Case(lambda m, x, y: torch.einsum("bij,bjk->bik", x, y), matrices),
     "square-as-power": Case(lambda m, x: x * x),
     "power-as-root": Case(lambda m, x: (x.abs() + 1).pow(0.5)),
