@@ -17,7 +17,7 @@ from fxmerge.config import MergeConfig
 from fxmerge.errors import FxmergeError, LineUpError, VerificationError
 from fxmerge.figures import Samples
 from fxmerge.given_samples import all_samples
-from fxmerge.inspection import check, examine, inspect
+from fxmerge.inspection import check, examine, inspect, opaque_notes
 from fxmerge.ir.difference import Difference
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
@@ -126,8 +126,6 @@ class _Merge:
             if any(unsized(node) for program in given for node in program.result):
                 raise unsized_in(given)
             check_metrics(self.config.metric, given)
-            if self.config.gate:
-                gates.check_names(given)
             loaded = all_samples(given, data, self.config, self.method, self.known.methods)
             samples, self.skipped, self.notes = loaded.inputs, loaded.skipped, self.notes + loaded.notes
         with self.stages("analyse"):
@@ -137,7 +135,7 @@ class _Merge:
             self.near = nearness(supernet, self.base() if self.base else None)
             self.notes += notes_of(self.near, self.method)
             if self.config.gate:
-                gates.check_shared(supernet, self._fold, self.known.rules)
+                gates.require_shared(supernet, self._fold, self.known.rules)
         if self.config.dry_run:
             return self._planned(supernet, parents)
         held, kept = figures.split(samples)
@@ -161,7 +159,8 @@ class _Merge:
                 folded, gate, added = gates.trained(folded, supernet, self.known.rules, held, kept)
                 checks = checks.with_output(gate.output, added)
                 self.notes += gates.notes_of(gate)
-        folded = self._with_assets(folded, given[supernet.template])
+        folded, notes = figures.with_assets(folded, given[supernet.template])
+        self.notes += notes
         facts = replace(self._result(parents, supernet, outcome), tasks=tasks, checks=checks, gate=gate)
         merged = self._merged(folded, supernet, facts, probes[0])
         if self.config.out:
@@ -176,12 +175,10 @@ class _Merge:
     def _planned(self, supernet: SuperNet, parents: list[Parent]) -> Merged:
         """What the merge will be, its weights aside: sizes, what is trained, and outputs."""
         outcome = self._plan(self._job(supernet, None, None))
-        trained = outcome.program.only([f"{p.task}.{port.name}" for p in supernet.parents for port in p.outputs])
-        folded, facts = self._fold(trained, supernet), self._result(parents, supernet, outcome)
+        folded, gate = self._fold(outcome.program.only(supernet.output_names), supernet), None
         if self.config.gate:
             folded, gate = gates.untrained(folded, supernet, self.known.rules)
-            facts = replace(facts, gate=gate)
-        return self._merged(folded, supernet, facts)
+        return self._merged(folded, supernet, replace(self._result(parents, supernet, outcome), gate=gate))
 
     def _plan(self, job: Job) -> Outcome:
         """What the method makes before any training."""
@@ -357,14 +354,6 @@ class _Merge:
         self.notes += fell([task.stages for task in found], self.config.post)
         return tuple(found)
 
-    def _with_assets(self, program: Program, template: Program) -> Program:
-        """The folded program with the template's files; a config.json only if the weights still fit it."""
-        assets = dict(template.assets)
-        if "config.json" in assets and (misfit := figures.misfit(program, template)):
-            del assets["config.json"]
-            self.notes.append(f"the config.json of {template.task} is left out: the merged model differs in {misfit}")
-        return program.evolve(assets=assets)
-
     def _result(self, sources: list[Parent], supernet: SuperNet, outcome: Outcome) -> Result:
         """What is known of the merge before it is checked: all of a dry run."""
         spaces = knowledge().spaces(supernet.parents[supernet.template], self.known.rules)
@@ -401,13 +390,10 @@ class _Merge:
                 shared_until=self.config.share_until,
                 apart=tuple(part.name for part in supernet.parts if part.apart),
             ),
-            notes=tuple(dict.fromkeys([*self.notes, *program.notes, *self._opaque(supernet)])),
+            notes=tuple(
+                dict.fromkeys([*self.notes, *program.notes, *opaque_notes(supernet.parents, self.known.rules)])
+            ),
         )
         labels = {parent.task: parent.labels for parent in supernet.parents}
         named = replace(program, task="+".join(supernet.tasks))
         return Merged(named, facts, supernet.tasks, labels, tuple(self.given), samples or {})
-
-    def _opaque(self, supernet: SuperNet) -> list[str]:
-        """A note for every call that holds axes of parameters still."""
-        found = [knowledge().spaces(parent, self.known.rules) for parent in supernet.parents]
-        return [opaque.note for spaces in found for opaque in spaces.opaque]

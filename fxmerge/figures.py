@@ -185,6 +185,15 @@ def device_of(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
+def with_assets(merged: Program, template: Program) -> tuple[Program, list[str]]:
+    """The merged model with the template's files, a config.json only if the weights still fit it, and what to say."""
+    assets, notes = dict(template.assets), []
+    if "config.json" in assets and (found := misfit(merged, template)):
+        del assets["config.json"]
+        notes.append(f"the config.json of {template.task} is left out: the merged model differs in {found}")
+    return merged.evolve(assets=assets), notes
+
+
 def misfit(merged: Program, template: Program) -> str | None:
     """The first parameter of `template` that `merged` lacks, or has in another shape; None if it has them all.
 

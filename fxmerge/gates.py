@@ -55,8 +55,8 @@ def check_names(programs: Sequence[Program]) -> None:
             )
 
 
-def check_shared(supernet: SuperNet, fold: Callable[[Program, SuperNet], Program], rules: RuleSet) -> None:
-    """Raise `OptionError` where a gate has nothing to read, or tasks have inputs of their own, which say the task."""
+def require_shared(supernet: SuperNet, fold: Callable[[Program, SuperNet], Program], rules: RuleSet) -> None:
+    """Raise `OptionError` where a gate has nothing to read, or nothing to tell: inputs that say the task."""
     if not supernet.together:
         own = " and ".join(
             f"{t} ({listed(names, 3)})" for t, names in zip(supernet.tasks, supernet.inputs, strict=True)

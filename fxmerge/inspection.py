@@ -74,3 +74,9 @@ def _loaded(source: Source, extensions: Sequence[str], options: Mapping[str, Any
 
 def _rules(extensions: Sequence[str]) -> RuleSet:
     return known(extensions).rules
+
+
+def opaque_notes(programs: Sequence[Program], rules: RuleSet) -> list[str]:
+    """A note for every call that holds axes of parameters still."""
+    found = [knowledge().spaces(program, rules) for program in programs]
+    return [opaque.note for spaces in found for opaque in spaces.opaque]

@@ -11,6 +11,7 @@ from torch import Tensor
 from fxmerge.config import MergeConfig
 from fxmerge.errors import CaptureError, DataError, OptionError
 from fxmerge.figures import digest
+from fxmerge.gates import check_names
 from fxmerge.io import sources
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
@@ -154,6 +155,8 @@ def _check(programs: Sequence[Program], config: MergeConfig) -> None:
         raise OptionError(
             f"{one} takes {few} rows at a time and {other} {many}", "capture both with samples of as many rows"
         )
+    if config.gate:
+        check_names(programs)
     for program in programs:
         for name in sorted(program.parameters):
             if not bool(program.tensors[name].isfinite().all()):

@@ -6,17 +6,24 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fxmerge
 from fxmerge.cli.verbs import main
-from fxmerge.errors import DataError, OptionError
+from fxmerge.errors import DataError, OptionError, SourceError
 from fxmerge.io.bundle import save_bundle
 from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
+from fxmerge.output.evaluate import evaluate
 from fxmerge.output.runtime import OnnxModel
+from fxmerge.output.split import split
+from fxmerge.serving.engine import Engine
+from fxmerge.serving.protocol import InferRequest
 
 Parents = Callable[[str, int], list[Program]]
 
@@ -55,36 +62,90 @@ def test_the_gate_names_the_task(family: str, count: int, parents: Parents) -> N
         assert (found.argmax(1) == k).float().mean() > 0.7
 
 
-def test_the_command_writes_the_gate(parents: Parents, tmp_path: Path) -> None:
-    programs, out, result = parents("bert", 2), tmp_path / "merged.onnx", tmp_path / "result.json"
+@pytest.fixture(scope="module")
+def written(parents: Parents, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with merged.onnx and result.json, as the command writes them, and data of a and b."""
+    folder = tmp_path_factory.mktemp("gate")
+    programs = parents("bert", 2)
     for program in programs:
         given = told_apart(programs, 80)[program.task]
-        save_bundle(program.evolve(samples=given), tmp_path / f"{program.task}.pt")
-    sources = [str(tmp_path / f"{program.task}.pt") for program in programs]
-    options = ["--method", "average", "--out", str(out), "--result", str(result), "-q"]
-    assert main(["merge", *sources, "--gate", *options]) == 0
-    said = json.loads(result.read_text())
+        save_bundle(program.evolve(samples=given), folder / f"{program.task}.pt")
+        fresh = {name: value.numpy() for name, value in told_apart(programs, 100)[program.task].items()}
+        labels = program.run(told_apart(programs, 100)[program.task])["logits"].argmax(1).numpy()
+        np.savez(folder / f"{program.task}.npz", **fresh, labels=labels)
+    sources = [str(folder / f"{program.task}.pt") for program in programs]
+    files = ["--out", str(folder / "merged.onnx"), "--result", str(folder / "result.json")]
+    report = ["--report", str(folder / "report.html")]
+    assert main(["merge", *sources, "--gate", "--method", "average", *files, *report, "-q"]) == 0
+    return folder
+
+
+def test_the_command_writes_the_gate(written: Path) -> None:
+    said = json.loads((written / "result.json").read_text())
     assert said["merged"]["outputs"] == ["a.logits", "b.logits", "task"]
     assert said["gate"]["tasks"] == ["a", "b"] and said["gate"]["accuracy"] > 0.8
     assert said["checks"]["outputs"]["task"]["onnx"] < 1e-5
-    model = OnnxModel(out)
+    assert "task says which task a row belongs to, right for" in (written / "report.html").read_text()
+    model = OnnxModel(written / "merged.onnx")
     assert json.loads(model.metadata["fxmerge.gate"])["tasks"] == ["a", "b"]
-    fresh = told_apart(programs, 60)["b"]
+    fresh = {name: torch.from_numpy(value) for name, value in np.load(written / "b.npz").items() if name != "labels"}
     for rows in (1, 2, 7):
         assert model.run({name: value[:rows] for name, value in fresh.items()})["task"].shape == (rows, 2)
     assert (model.run(fresh)["task"].argmax(1) == 1).float().mean() > 0.7
 
 
-def test_padding_does_not_move_the_gate(parents: Parents) -> None:
-    programs = parents("bert", 2)
-    merged = fxmerge.merge(programs, data=told_apart(programs), method="average", gate=True)
-    rows = torch.randint(0, 30, (4, 6))
-    short = merged(input_ids=rows, attention_mask=torch.ones_like(rows))["task"]
-    more = torch.randint(0, 50, (4, 5))
-    padded = merged(
-        input_ids=torch.cat([rows, more], 1),
-        attention_mask=torch.cat([torch.ones_like(rows), torch.zeros_like(more)], 1),
-    )["task"]
+def test_eval_says_how_often_the_gate_is_right(written: Path) -> None:
+    found = evaluate(written / "merged.onnx", {task: str(written / f"{task}.npz") for task in "ab"})
+    model = OnnxModel(written / "merged.onnx")
+    for k, row in enumerate(found["tasks"]):
+        given = {name: torch.from_numpy(value) for name, value in np.load(written / f"{row['task']}.npz").items()}
+        values = model.run(given)
+        named = values["task"].argmax(1) == k
+        right = values[f"{row['task']}.logits"].argmax(1) == given["labels"]
+        assert row["gate_accuracy"] == pytest.approx(named.double().mean().item())
+        assert row["routed_accuracy"] == pytest.approx((named & right).double().mean().item())
+
+
+def test_one_task_alone_has_no_gate(written: Path) -> None:
+    split(written / "merged.onnx", "a", written / "a.onnx", overwrite=True)
+    model = OnnxModel(written / "a.onnx")
+    assert [port.name for port in model.outputs] == ["a.logits"] and "fxmerge.gate" not in model.metadata
+
+
+def test_a_server_answers_with_the_gate_alone(written: Path) -> None:
+    engine = Engine(written / "merged.onnx")
+    assert engine.gate == "task" and engine.notes == [] and engine.batched
+    rows = {name: value[:3] for name, value in np.load(written / "a.npz").items() if name != "labels"}
+    alone = engine.run([engine.accept(InferRequest(rows, ("task",)))])[0]
+    whole = engine.run([engine.accept(InferRequest(rows, ()))])[0]
+    assert alone.keys() == {"task"} and whole.keys() == {"a.logits", "b.logits", "task"}
+    np.testing.assert_allclose(alone["task"], whole["task"], rtol=1e-5)
+
+
+def test_metadata_that_names_no_output_is_refused(written: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(written / "merged.onnx"))
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, found | {"fxmerge.gate": json.dumps({"output": "other", "tasks": ["a", "b"]})})
+    onnx.save(model, str(tmp_path / "strange.onnx"))
+    with pytest.raises(SourceError, match=r"fxmerge\.gate is not what fxmerge writes"):
+        Engine(tmp_path / "strange.onnx")
+
+
+def test_a_folder_holds_the_weights_of_the_gate_and_says_so(tmp_path: Path) -> None:
+    merged = fxmerge.merge(pair(), method="average", gate=True, out=str(tmp_path / "merged"))
+    assert "weights are the tensors `task.weight` and `task.bias`" in (tmp_path / "merged/README.md").read_text()
+    found: dict[str, Tensor] = {}
+    for file in (tmp_path / "merged").glob("*.safetensors"):
+        found |= load_file(file)
+    assert torch.equal(found["task.bias"], merged.state_dict()["task.bias"])
+
+
+def test_padding_does_not_move_the_gate(written: Path) -> None:
+    model = OnnxModel(written / "merged.onnx")
+    rows, more = torch.randint(0, 30, (4, 6)), torch.randint(0, 50, (4, 5))
+    short = model.run({"input_ids": rows, "attention_mask": torch.ones_like(rows)})["task"]
+    mask = torch.cat([torch.ones_like(rows), torch.zeros_like(more)], 1)
+    padded = model.run({"input_ids": torch.cat([rows, more], 1), "attention_mask": mask})["task"]
     torch.testing.assert_close(short, padded)
 
 

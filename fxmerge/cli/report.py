@@ -116,7 +116,15 @@ def _sizes(result: Mapping[str, Any]) -> Text:
         apart = ", ".join(merged["apart"]) or "no block"
         lines.append(f"\nshared until {merged['shared_until']}, once for every task: {apart}")
         lines.append(f" · {merged['size']:.2f} times the size of one parent")
+    if result.get("gate"):
+        lines.append(f"\n{gate_line(result['gate'])}")
     return lines.append(f"\noutputs: {', '.join(merged['outputs'])}") if "outputs" in merged else lines
+
+
+def gate_line(gate: Mapping[str, Any]) -> str:
+    """What a gate is, and how often it is right."""
+    right = "" if gate["accuracy"] is None else f", right for {percent(gate['accuracy'])} of held-back samples"
+    return f"{gate['output']} says which task a row belongs to{right}; it is read behind {gate['after']}"
 
 
 def _points(result: Mapping[str, Any]) -> list[RenderableType]:
@@ -155,7 +163,8 @@ def evaluation(found: Mapping[str, Any]) -> RenderableType:
     columns = {
         "agreement": ("agreement with parent", percent), "parent_accuracy": ("parent's accuracy", percent),
         "merged_accuracy": ("merged accuracy", percent), "parent_perplexity": ("parent's perplexity", number),
-        "merged_perplexity": ("merged perplexity", number),
+        "merged_perplexity": ("merged perplexity", number), "gate_accuracy": ("gate's accuracy", percent),
+        "routed_accuracy": ("accuracy where the gate chooses", percent),
     }  # fmt: skip
     used = [key for key in columns if any(key in row for row in found["tasks"])]
     errors = any(row.get("outputs") for row in found["tasks"])
@@ -279,6 +288,7 @@ def html(result: Mapping[str, Any], config: MergeConfig) -> str:
     checks = [(what, result["checks"].get(key)) for key, what in CHECKS] if result["checks"] else []
     figures = {task["task"]: task for task in result["tasks"]}
     return templates().get_template("report.html.j2").render(
+        gate=gate_line(result["gate"]) if result.get("gate") else "",
         result=result, checks=checks, options=options, figures=figures, curve=_curve(losses), losses=losses,
         points=result.get("curve", ()), sizes=_places(result.get("curve", ())),
         total=sum(parent["parameters"] for parent in result["parents"]),

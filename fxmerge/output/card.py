@@ -39,6 +39,7 @@ def model_card(facts: Mapping[str, Any], classes: Mapping[str, str]) -> str:
         "Largest differences, as a share of an output's spread: folded from trained"
         f" {_small(checks.get('fold_max_abs'))}, parents rewritten {_small(checks.get('rewrite_max_abs'))}.",
         "",
+        *(_gate(facts["gate"]) if facts.get("gate") else ()),
         *(_use(*next(iter(classes.items()))) if classes else ()),
         "`fxmerge.json` holds all figures.",
         "",
@@ -56,6 +57,15 @@ def _use(task: str, name: str) -> list[str]:
         f"from transformers import {name}",
         f'model = {name}.from_pretrained("merged/{task}")',
         "```",
+        "",
+    ]
+
+
+def _gate(gate: Mapping[str, Any]) -> list[str]:
+    return [
+        f"A linear map of the mean of what `{gate['after']}` gives, then softmax, is the probability of each task, in"
+        f" the order {', '.join(gate['tasks'])} (right for {_share(gate['accuracy'])} of held-back samples). No class"
+        f" of transformers has it: its weights are the tensors `{gate['output']}.weight` and `{gate['output']}.bias`.",
         "",
     ]
 

@@ -49,7 +49,9 @@ def evaluate(
     `data`: a path of samples by task; the key "" serves every task. With labels there is an accuracy, of the output
     that holds class scores; with the task's parent there are figures of every output, and an agreement, the share of
     samples in which both choose the same class, where an output holds class scores (`metric` says so where nothing
-    else does). A decoder, whose output at a token depends on no later one, has a perplexity in place of an accuracy.
+    else does). With a gate there is a `gate_accuracy`, the share of samples whose task it names, and, with labels, a
+    `routed_accuracy`, in which a sample that it takes for another task's counts as wrong. A decoder, whose output at a
+    token depends on no later one, has a perplexity in place of an accuracy.
     """
     metric = metric or {}
     stages = stages or Stages()
@@ -77,11 +79,11 @@ def evaluate(
             truth = _truth(merged, task, parent, samples, metric)
             compared: dict[str, Score] = {}
             for first, part in _chunks(samples.inputs, merged.rows_at_once(task)):
-                ours = merged.run(task, part)
+                ours, named = merged.answer(task, part)
                 theirs = None if parent is None else _run(parent, part)
                 if parent is not None and theirs is not None:
                     _compare(compared, parent, part, ours, theirs, metric)
-                truth.add(part, ours, theirs, first)
+                truth.add(part, ours, theirs, first, named)
                 tell(first + _rows(part), samples.rows, "")
             rows.append(
                 {
@@ -103,6 +105,7 @@ class _Model:
         self.onnx = OnnxModel(path, device=device, strange=True)
         said = read_metadata(self.onnx.metadata, self.onnx.outputs, path)
         self.tasks, self.labels, self.hashes, self.turned = said.tasks, said.labels, said.parents, said.turned
+        self.gate = said.gate
         self.assets = unpack(self.onnx.metadata, path)
 
     def inputs(self, task: str) -> list[Port]:
@@ -132,7 +135,14 @@ class _Model:
         return tuple(Port(port.name.removeprefix(f"{task}."), port.shape, port.dtype) for port in own)
 
     def run(self, task: str, samples: Samples) -> dict[str, Tensor]:
-        """The outputs of a task, by the parent's own names; inputs that only other tasks read are filled with ones."""
+        """The outputs of a task, by the parent's own names."""
+        return self.answer(task, samples)[0]
+
+    def answer(self, task: str, samples: Samples) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The outputs of a task by the parent's own names, and per row whether the gate names it (None without one).
+
+        Inputs that only other tasks read are filled with ones.
+        """
         samples = self._renamed(task, samples)
         sizes: dict[str, int] = {}
         for port in self.inputs(task):
@@ -143,7 +153,8 @@ class _Model:
             shape = [sizes.get(s, 1) if isinstance(s, str) else s for s in port.shape]
             fed[port.name] = torch.ones(shape, dtype=port.dtype) if own is None else own
         found = self.onnx.run(fed)
-        return {port.name: found[f"{task}.{port.name}"] for port in self.outputs(task)}
+        named = found[self.gate].argmax(-1) == self.tasks.index(task) if self.gate else None
+        return {port.name: found[f"{task}.{port.name}"] for port in self.outputs(task)}, named
 
     def _renamed(self, task: str, samples: Samples) -> Samples:
         """Samples by the merged model's names: a parent may call its inputs otherwise, in the same order."""
@@ -240,13 +251,25 @@ class _Truth:
     labeled: int = 0
     right: int = 0
     parent_right: int | None = None
+    rows: int = 0
+    named: int = 0
+    """Rows whose task the gate names."""
+    routed: int = 0
+    """Labeled rows that are right, and whose task the gate names: a caller who does not know it gets these right."""
     tokens: int = 0
     loss: float = 0.0
     parent_loss: float | None = None
 
     def add(
-        self, samples: Samples, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor] | None, first: int
+        self,
+        samples: Samples,
+        ours: Mapping[str, Tensor],
+        theirs: Mapping[str, Tensor] | None,
+        first: int,
+        named: Tensor | None = None,
     ) -> None:
+        if named is not None:
+            self.rows, self.named = self.rows + len(named), self.named + int(named.sum())
         if self.port is None:
             return
         mine = ours[self.port.name]
@@ -259,20 +282,23 @@ class _Truth:
         elif self.labels is not None:
             labels = self.labels[first : first + len(mine)]
             self.labeled += len(labels)
-            self.right += self._right(mine, labels)
+            right = self._right(mine, labels)
+            self.right += int(right.sum())
+            if named is not None:
+                self.routed += int((right & named).sum())
             if other is not None:
-                self.parent_right = (self.parent_right or 0) + self._right(other, labels)
+                self.parent_right = (self.parent_right or 0) + int(self._right(other, labels).sum())
 
     @staticmethod
-    def _right(value: Tensor, labels: Tensor) -> int:
+    def _right(value: Tensor, labels: Tensor) -> Tensor:
         if value.ndim == 1 or value.shape[-1] == 1:
-            return int((as_sign(value).choice(value).reshape(-1) == (labels == 1)).sum())
+            return as_sign(value).choice(value).reshape(-1) == (labels == 1)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < value.shape[-1]:
             raise DataError(
                 f"labels from {int(labels.min())} to {int(labels.max())} for {value.shape[-1]} classes",
                 "give class indices from 0, or the names in the order of the bundle's labels",
             )
-        return int((value.argmax(-1) == labels).sum())
+        return value.argmax(-1) == labels
 
     def figures(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -280,6 +306,10 @@ class _Truth:
             if self.parent_right is not None:
                 found["parent_accuracy"] = self.parent_right / self.labeled
             found["merged_accuracy"] = self.right / self.labeled
+            if self.rows:
+                found["routed_accuracy"] = self.routed / self.labeled
+        if self.rows:
+            found["gate_accuracy"] = self.named / self.rows
         if self.tokens:
             if self.parent_loss is not None:
                 found["parent_perplexity"] = math.exp(self.parent_loss / self.tokens)

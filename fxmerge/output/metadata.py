@@ -28,6 +28,8 @@ class Metadata:
     parents: Mapping[str, str]
     turned: Mapping[str, Mapping[str, int]]
     """By task, the inputs that its parent takes with the batch on another axis than the first, and that axis."""
+    gate: str | None = None
+    """The output that gives the probability of each task, in their order."""
 
 
 def task_of(name: str, tasks: Iterable[str]) -> str | None:
@@ -60,7 +62,11 @@ def read_metadata(values: Mapping[str, str], outputs: Sequence[Port], path: str 
     turned = _json(values, "fxmerge.turned", path) or {}
     if not isinstance(turned, dict) or not all(isinstance(v, dict) and _axes(v) for v in turned.values()):
         raise _wrong("fxmerge.turned", path)
-    return Metadata(tuple(tasks), {task: tuple(v) if v else None for task, v in labels.items()}, parents, turned)
+    gate = _json(values, GATE, path)
+    if gate is not None and not (isinstance(gate, dict) and gate.get("output") in names and gate.get("tasks") == tasks):
+        raise _wrong(GATE, path)
+    named = {task: tuple(v) if v else None for task, v in labels.items()}
+    return Metadata(tuple(tasks), named, parents, turned, gate["output"] if gate else None)
 
 
 def _json(values: Mapping[str, str], key: str, path: str | Path) -> Any:

@@ -16,7 +16,7 @@ from fxmerge.ir.difference import Difference, differences, largest, require
 from fxmerge.ir.program import Port
 from fxmerge.messages import listed, nearest
 from fxmerge.output.assets import pack, unpack
-from fxmerge.output.metadata import BY_TASK, TASKS, read_metadata, task_of
+from fxmerge.output.metadata import BY_TASK, GATE, TASKS, read_metadata, task_of
 from fxmerge.output.onnx import LARGE
 from fxmerge.output.parts import only
 from fxmerge.output.runtime import OnnxModel, RuntimeFailure
@@ -58,7 +58,7 @@ def _part(path: Path, outputs: Sequence[str], metadata: Mapping[str, str]) -> An
 def _metadata(values: Mapping[str, str], task: str, path: str | Path) -> dict[str, str]:
     """What the whole says of itself, of this task alone."""
     assets = {name: files for name, files in unpack(values, path).items() if name == task}
-    kept = {name: value for name, value in values.items() if not name.startswith("fxmerge.assets")}
+    kept = {name: value for name, value in values.items() if not name.startswith("fxmerge.assets") and name != GATE}
     for name in BY_TASK:
         if name in kept:
             kept[name] = json.dumps({k: v for k, v in json.loads(kept[name]).items() if k == task})

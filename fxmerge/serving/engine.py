@@ -65,6 +65,7 @@ class Engine:
         self.properties = whole.metadata
         self.metadata = read_metadata(whole.metadata, whole.outputs, path)
         self.task_of = {name: task_of(name, self.metadata.tasks) or "" for name in self.outputs}
+        self.gate = self.metadata.gate
         self.tasks = {t: [n for n, of in self.task_of.items() if of == t] for t in self.metadata.tasks}
         self.providers: list[str] = whole.session.get_providers()
         beside = weights_beside(path)
@@ -202,7 +203,8 @@ class Engine:
         if len(self.tasks) < 2:
             return
         try:
-            trunk, heads = cut(path, self.tasks)
+            alone = [name for name, task in self.task_of.items() if not task]  # a gate's
+            trunk, heads = cut(path, {**self.tasks, "": alone} if alone else self.tasks)
             self._heads = {task: self._open(part, device) for task, part in heads.items()}
             if trunk is not None:
                 self._trunk = self._open(trunk, device)

@@ -102,8 +102,11 @@ class Raw:
 
     def _named(self) -> dict[str, _Named]:
         named: dict[str, _Named] = {}
-        for task, outputs in self.engine.tasks.items():
-            labels = self.engine.metadata.labels.get(task) or ()
+        tasks, known, gate = dict(self.engine.tasks), dict(self.engine.metadata.labels), self.engine.gate
+        if gate:
+            tasks[gate], known[gate] = [gate], tuple(tasks)
+        for task, outputs in tasks.items():
+            labels = known.get(task) or ()
             fits = [n for n in outputs if labels and self.engine.outputs[n].shape[1:] == (len(labels),)]
             for source in fits:
                 base = task if len(fits) == 1 else source
@@ -163,6 +166,7 @@ class Raw:
         tasks = set(self.engine.tasks)
         if request.inputs and all(name in self.inputs for name in request.inputs):
             tasks = {task for name in request.inputs for task in self.inputs[name][1]}
+        tasks |= {""}  # what belongs to no task, a gate
         for name in request.outputs:
             if self._task(name) not in tasks:
                 raise RequestError(

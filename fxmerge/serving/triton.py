@@ -115,6 +115,7 @@ class _Writer:
     def _named(self, name: str, folder: Path) -> dict[str, Any]:
         """The file of the class names of an output, which Triton's classification extension reads."""
         labels, shape = self.labels.get(self.engine.task_of[name]), self.engine.outputs[name].shape
+        labels = self.engine.metadata.tasks if name == self.engine.gate else labels
         if not labels or len(shape) != 2 or shape[1] != len(labels):
             return {}
         file = f"labels_{list(self.engine.outputs).index(name)}.txt"
