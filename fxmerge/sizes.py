@@ -1,7 +1,7 @@
 """Sizes between one model and all parents side by side: where the trunk ends, chosen by size or by what is kept.
 
     --max-size 1.3    of the places whose model fits, the one at which the closed form keeps the outputs best
-    --keep 0.99       from the smallest model on, the first at which every task keeps so much
+    --keep 0.99       from the smallest model on, the first at which every task keeps so much; at last, all apart
     --curve           size against what is kept, at a handful of places
 
 What stays apart is always the end of the graph: a block kept apart in the middle would need its map into the shared
@@ -104,11 +104,13 @@ class _Search:
         return low
 
     def keeping(self, wanted: float) -> str:
-        """The place with the smallest model of which every task keeps so much; else the best there is, and a note."""
+        """The place with the smallest model of which every task keeps so much: at worst the one that shares nothing."""
         if self.config.dry_run:
             return self.places[-1]
         best: Point | None = None
         for name in reversed(handful(self.places[1:])):
+            if self.size(name) >= self.size(NOTHING):
+                continue
             point = self.point(name)
             if point.kept is None:
                 raise OptionError("--keep: there are no samples to measure with", "give --data TASK=PATH")
@@ -116,12 +118,16 @@ class _Search:
                 return name
             if best is None or best.kept is None or point.kept > best.kept:
                 best = point
-        assert best is not None and best.kept is not None
-        self.notes.append(
-            f"--keep {wanted:g} is not reached: {best.kept:.4f} at {best.size:.2f} is the most; parents that share"
-            f" nothing (--share-until {NOTHING}) keep all"
+        said = (
+            "there is no smaller one" if best is None else f"{best.kept:.4f} at {best.size:.2f} is the most otherwise"
         )
-        return best.shared_until
+        less = "" if best is None else f"; --share-until {best.shared_until} gives that one"
+        self.notes.append(
+            f"--keep {wanted:g}: only parents that share nothing keep so much: the model holds them side by side"
+            f" ({said}{less})"
+        )
+        self.point(NOTHING)
+        return NOTHING
 
     # -- measuring -----------------------------------------------------------------------------------
 

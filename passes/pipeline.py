@@ -26,7 +26,7 @@ from passes.spelling.normalize import normalize
 from passes.supernet.fold_merge import fold_merge
 from passes.supernet.hoist import hoist
 from passes.supernet.insert_merge import insert_merge
-from passes.supernet.stand_in import stand_in
+from passes.supernet.stand_in import can_teach, stand_in
 
 
 def pipeline(plan: Plan = Plan()) -> Pipeline:  # noqa: B008 (a value)
@@ -90,8 +90,15 @@ class LineUp(Together):
             return line_up_deep(parents, self.template, known, run)
         except LineUpError as error:
             if not self.teachers:
-                raise _no_teachers(error) from error
+                raise self._advised(error, parents) from error
         return self._with_stand_ins(parents, known, run)
+
+    def _advised(self, error: LineUpError, parents: Sequence[Program]) -> LineUpError:
+        """With the methods named that would let parents teach, where these could."""
+        if not all(can_teach(parents[self.template], parent) for parent in parents):
+            return error
+        other = "or take --method auto or --method distill: there, a parent that does not line up teaches only"
+        return LineUpError(error.what, f"{error.todo}; {other}")
 
     def _with_stand_ins(self, parents: Sequence[Program], known: Known, run: Run) -> list[Program]:
         """Those in line that can be, and a stand-in for each of the others."""
@@ -108,13 +115,6 @@ class LineUp(Together):
         template = found[self.template]
         found |= {k: stand_in(template, parents[k], known.rules, said) for k, said in why.items()}
         return [found[k] for k in range(len(parents))]
-
-
-def _no_teachers(error: LineUpError) -> LineUpError:
-    return LineUpError(
-        error.what,
-        f"{error.todo}; or take --method auto or --method distill: there, a parent that does not line up teaches only",
-    )
 
 
 @dataclass(frozen=True)

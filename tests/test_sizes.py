@@ -72,8 +72,19 @@ def test_the_smallest_model_that_keeps_enough(programs: list[Program]) -> None:
     assert kept["merged"]["shared_until"] == first["shared_until"]
     if wanted < 1:
         more = fxmerge.merge(programs, method="condense", keep=(1 + wanted) / 2).result
-        assert any("is not reached" in note for note in more["notes"])
-        assert more["merged"]["shared_until"] == first["shared_until"]
+        assert any("only parents that share nothing keep so much" in note for note in more["notes"])
+        assert more["merged"]["shared_until"] == "input" and {task["agreement"] for task in more["tasks"]} == {1.0}
+
+
+def test_what_no_shared_model_keeps_is_kept_apart() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 6)
+    pair = [capture(Deep(seed), (x,), task=task) for seed, task in ((1, "a"), (2, "b"))]
+    found = fxmerge.merge(pair, method="average", keep=1.0).result
+    assert found["merged"]["shared_until"] == "input" and found["merged"]["size"] == 2.0
+    assert min(task["agreement"] for task in found["tasks"]) == 1.0
+    assert any("gives that one" in note for note in found["notes"])
+    assert all(point["size"] <= 2.0 for point in found["curve"])
 
 
 def test_a_dry_run_says_the_sizes(programs: list[Program]) -> None:

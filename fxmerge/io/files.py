@@ -72,11 +72,11 @@ def check_output(path: str | Path, *, overwrite: bool = True) -> None:
             f"the output folder {folder} is not writable", "choose another folder or change its permissions"
         )
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already", "add --overwrite to replace it, or choose another --out")
+        raise OutputError(f"{path} exists already", "add --overwrite to replace it, or choose another name")
     if path.suffix == ".onnx" and weights_beside(path).exists() and not overwrite:
         raise OutputError(
             f"{weights_beside(path)} exists already: a large model's weights go there",
-            "add --overwrite to replace it, or choose another --out",
+            "add --overwrite to replace it, or choose another name",
         )
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
         raise OutputError(

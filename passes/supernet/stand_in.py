@@ -99,6 +99,15 @@ def _inputs(template: Program, other: Program) -> list[int]:
     return order
 
 
+def can_teach(template: Program, other: Program) -> bool:
+    """Whether the template can be given what the other model takes, so that the other can teach it."""
+    try:
+        _inputs(template, other)
+    except LineUpError:
+        return False
+    return True
+
+
 def _same_kind(a: Port, b: Port) -> bool:
     """Whether the template can be given what the other model takes."""
     sizes = zip(a.shape, b.shape, strict=False)

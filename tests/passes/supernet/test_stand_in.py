@@ -152,6 +152,19 @@ def test_the_command_line_merges_what_does_not_line_up(
     assert not Path("m.onnx").exists()
 
 
+def test_who_could_not_teach_is_not_advised_to() -> None:
+    torch.manual_seed(0)
+    a = fxmerge.capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (torch.randn(4, 6),), task="a")
+    others = {
+        "fits": fxmerge.capture(nn.Sequential(nn.Linear(6, 8), nn.Softmax(-1)), (torch.randn(4, 6),), task="fits"),
+        "not": fxmerge.capture(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Softmax(1)), (torch.randn(4, 2, 9),), task="not"),
+    }
+    for name, other in others.items():
+        with pytest.raises(LineUpError, match="do not line up") as found:
+            fxmerge.merge([a, other], method="average")
+        assert ("--method distill" in found.value.todo) is (name == "fits")
+
+
 def test_a_teacher_between_two_that_line_up_leaves_these_merged() -> None:
     a, b = captured(Trunk("map"), MAPS, "a"), captured(Trunk("map", seed=1), MAPS, "c")
     merged = fxmerge.merge(
