@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,7 +82,7 @@ class Columnar:
     def total(self) -> int:
         return sum(group.rows for group in self._described[1])
 
-    def read(self, broken: Broken, columns: Sequence[str] | None = None, most: int = 0) -> Iterator[tuple[int, Row]]:
+    def read(self, broken: Broken, columns: Sequence[str] | None = None, most: int = 0) -> Generator[tuple[int, Row]]:
         kinds, groups, unread = self._described
         broken.join(unread)
         names = list(kinds) if columns is None else list(columns)
@@ -92,7 +92,7 @@ class Columnar:
 
     def _group(
         self, talk: Talk, group: Group, count: int, names: list[str], broken: Broken
-    ) -> Iterator[tuple[int, Row]]:
+    ) -> Generator[tuple[int, Row]]:
         question: dict[str, Any] = {"file": os.path.abspath(group.file), "group": group.number, "rows": count}
         question["columns"], number = names, group.first
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -41,7 +42,8 @@ def read_text(rows: Rows, limit: int | None = None, broken: Broken | None = None
     """
     broken = broken or Broken(strict=True)
     looked = [name for name, kind in rows.kinds.items() if kind != "file"] or None
-    first = [row for _, row in islice(rows.read(Broken(broken.strict), looked, PEEK), PEEK)]
+    with closing(rows.read(Broken(broken.strict), looked, PEEK)) as begun:
+        first = [row for _, row in islice(begun, PEEK)]
     if not first:
         for _ in rows.read(broken):
             pass
@@ -52,19 +54,20 @@ def read_text(rows: Rows, limit: int | None = None, broken: Broken | None = None
     most = 0 if limit else min(MOST_ROWS, max(1, MOST_TEXT // max(1, _size(first, texts))))
     found: list[tuple[str, ...]] = []
     given, size, more, total = [], 0, False, rows.total()
-    for number, row in rows.read(broken, [*texts, *([label] if label else [])], most):
-        if len(found) == limit:
-            break
-        values = tuple(value for text in texts if isinstance(value := row.get(text), str))
-        if len(values) < len(texts):
-            broken.add(DataError(f"{rows.where}: row {number} has no text", "remove that row"))
-            continue
-        size += sum(map(len, values))
-        if len(found) == MOST_ROWS or size > MOST_TEXT:
-            more = True
-            break
-        found.append(values)
-        given.append(row.get(label) if label else None)
+    with closing(rows.read(broken, [*texts, *([label] if label else [])], most)) as every:
+        for number, row in every:
+            if len(found) == limit:
+                break
+            values = tuple(value for text in texts if isinstance(value := row.get(text), str))
+            if len(values) < len(texts):
+                broken.add(DataError(f"{rows.where}: row {number} has no text", "remove that row"))
+                continue
+            size += sum(map(len, values))
+            if len(found) == MOST_ROWS or size > MOST_TEXT:
+                more = True
+                break
+            found.append(values)
+            given.append(row.get(label) if label else None)
     broken.check(len(found))
     if limit is None and (more or (total is not None and len(found) + broken.count < total)):
         notes += (large(rows, len(found)),)

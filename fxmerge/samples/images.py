@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -13,19 +15,20 @@ from typing import Any
 import numpy as np
 
 from fxmerge.errors import DataError
-from fxmerge.io.child import ChildError, ask
+from fxmerge.io.child import ChildError, Talk, ask
 from fxmerge.io.files import parse_json
 from fxmerge.ir.program import Port, Program
 from fxmerge.messages import listed, printable
 from fxmerge.samples.fit import Raw
-from fxmerge.samples.reading import Broken
+from fxmerge.samples.reading import Broken, Reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MOST_BYTES = 1 << 27
 """Of pixels. As numbers they take four times that."""
 
-IMAGES = "fxmerge.samples.workers:images"
+MOST_PIXELS = 1 << 26
+IMAGES, PICTURES = "fxmerge.samples.workers:images", "fxmerge.samples.workers:pictures"
 
 
 def read_images(folder: Path, program: Program, limit: int | None, broken: Broken) -> Raw:
@@ -40,16 +43,51 @@ def read_images(folder: Path, program: Program, limit: int | None, broken: Broke
         raise DataError(f"{folder}: one picture of {height} x {width} takes too much memory", "give arrays (.npz)")
     found, config = in_turns(folder, SUFFIXES, "images", limit, most), preprocessing(program.assets, program.task)
     values, read, resized = _decode(found.paths, (channels, height, width), config, broken)
-    if not last:
-        values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-    if config and port.dtype.is_floating_point:
-        values = scaled(values, config, program.task, axis=3 if last else 1)
-    values = values.reshape(len(read), *(s for s in port.shape[1:] if isinstance(s, int)))
+    values = _as_input(values, port, config, program.task, last)
     notes = found.notes
     if resized:
         notes += (f"{folder}: {resized} of {len(read)} images were resized to {width} x {height}",)
     classes = [found.classes[place] for place in read] if found.classes else None
     return Raw({port.name: values}, classes, notes)
+
+
+def read_rows(
+    found: Iterator[tuple[str, bytes, Any]], program: Program, where: str, reading: Reading, broken: Broken
+) -> Raw:
+    """The same of encoded pictures with their names and labels, as a table holds them."""
+    port, (channels, height, width), last = _layout(program, Path(where))
+    most, config = MOST_BYTES // (channels * height * width), preprocessing(program.assets, program.task)
+    request = {"mode": MODES[channels], "config": config, "width": width, "height": height, "most": MOST_PIXELS}
+    pictures, labels, resized = list[Any](), list[Any](), 0
+    with closing(Talk(PICTURES, request, size=1 << 28)) as talk:
+        for name, data, label in found:
+            if len(pictures) == (reading.limit or most):
+                break
+            try:
+                said, pixels = talk.ask({}, data)
+            except ChildError as error:
+                said, pixels = {"bad": str(error)}, b""
+            if "bad" in said:
+                _leave_out(name, said["bad"], broken)
+                continue
+            pictures.append(np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, channels))
+            labels.append(label)
+            resized += said["resized"]
+    broken.check(len(pictures))
+    if not pictures:
+        raise DataError(f"{where} has no rows", "write the samples again")
+    values = _as_input(np.stack(pictures), port, config, program.task, last)
+    notes = (f"{where}: {resized} of {len(pictures)} images were resized to {width} x {height}",) if resized else ()
+    return Raw({port.name: values}, labels if all(label is not None for label in labels) else None, notes)
+
+
+def _as_input(values: np.ndarray[Any, Any], port: Port, config: Mapping[str, Any], task: str, last: bool) -> Any:
+    """Pixels, channels last, in the layout and scale of the model's input."""
+    if not last:
+        values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    if config and port.dtype.is_floating_point:
+        values = scaled(values, config, task, axis=3 if last else 1)
+    return values.reshape(len(values), *(s for s in port.shape[1:] if isinstance(s, int)))
 
 
 def _decode(
@@ -78,8 +116,13 @@ def _decode(
     return values[: len(read)], read, resized
 
 
-def _leave_out(file: Path, why: str, broken: Broken) -> None:
+def _leave_out(file: Path | str, why: str, broken: Broken) -> None:
     broken.add(DataError(f"{file} cannot be read: {why}", "remove or repair that image"))
+
+
+def most_of(shape: tuple[int, int, int]) -> int:
+    """How many pictures of this shape are read at most."""
+    return max(1, MOST_BYTES // math.prod(shape))
 
 
 def _layout(program: Program, folder: Path) -> tuple[Port, tuple[int, int, int], bool]:

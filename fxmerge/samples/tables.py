@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -39,7 +39,7 @@ class Rows(Protocol):
     def kinds(self) -> Mapping[str, str]:
         """What every column holds (text, number, list, file, other), where that is known without reading."""
 
-    def read(self, broken: Broken, columns: Sequence[str] | None = None, most: int = 0) -> Iterator[tuple[int, Row]]:
+    def read(self, broken: Broken, columns: Sequence[str] | None = None, most: int = 0) -> Generator[tuple[int, Row]]:
         """Numbered rows of these columns; more than `most` are wanted by nobody. Broken ones are left out."""
 
     def total(self) -> int | None:
@@ -72,7 +72,7 @@ class Lines:
             names, named = _header(path, dialect)
         return cls(path, named, lambda path, broken: _cells(path, broken, dialect, names, named))
 
-    def read(self, broken: Broken, columns: Sequence[str] | None = None, most: int = 0) -> Iterator[tuple[int, Row]]:
+    def read(self, broken: Broken, columns: Sequence[str] | None = None, most: int = 0) -> Generator[tuple[int, Row]]:
         with reading(self.path, DataError, AGAIN):
             for number, row in self.parse(self.path, broken):
                 yield number, row if columns is None else {name: row[name] for name in columns if name in row}
