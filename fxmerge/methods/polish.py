@@ -93,7 +93,7 @@ def polish(job: Job, starts: Sequence[Start], steps: int, budget: float | None =
         if budget is not None:
             search.steps = steps = search.affordable(budget)
         best = search.best()
-        job = with_best_augmentation(job, lambda kind: search.error(best, 1, kind))
+        job = with_best_augmentation(job, lambda kind: search.varied(best, kind))
     supernet, program = best.start.supernet, best.start.program
     before = frozen(program)
     job = replace(job, settings=best.settings(job.settings, steps))
@@ -129,7 +129,7 @@ class _Search:
         self.job, self.starts, self.steps, self.stack = job, starts, steps, stack
         self.errors: dict[tuple[int, str, float, int, str], float] = {}
         """By start, optimizer, rate, steps and augmentation: no trial runs twice."""
-        self.labelled: dict[str, Labels] = {}
+        self.labelled: dict[tuple[str, float], Labels] = {}
         stack.callback(self.labelled.clear)
         self.pace: float | None = None
         """Seconds of a step."""
@@ -260,10 +260,20 @@ class _Search:
             best.setdefault(id(each.start), each)
         return list(best.values())
 
-    def error(self, one: Try, rung: int, kind: str = "") -> float:
+    def varied(self, one: Try, kind: str) -> float:
+        """On held-back inputs, after a trial on inputs varied in this way, each seen as often as in the run itself.
+
+        Seen once or twice, inputs as they are teach best; the run shows them a hundred times.
+        """
+        steps = self._steps(1)
+        return self._measured(one, steps, kind, steps / self.steps)
+
+    def _steps(self, rung: int) -> int:
+        return min(self.steps, max(FEWEST, self.steps // SHARES[rung]))
+
+    def error(self, one: Try, rung: int) -> float:
         """On held-back inputs after a trial; infinite where training diverged."""
-        kind = kind or self._likeliest
-        steps = min(self.steps, max(FEWEST, self.steps // SHARES[rung]))
+        kind, steps = self._likeliest, self._steps(rung)
         number = next(i for i, start in enumerate(self.starts) if start is one.start)
         key = (number, one.optimizer, one.rate, steps, kind)
         if key not in self.errors:
@@ -271,13 +281,14 @@ class _Search:
             self.errors[key] = self._measured(one, steps, kind)
         return self.errors[key]
 
-    def _measured(self, one: Try, steps: int, kind: str) -> float:
+    def _measured(self, one: Try, steps: int, kind: str, share: float = 1.0) -> float:
+        """After so many steps on a pool of a share of the samples."""
         settings = one.settings(self.job.settings, steps)
         student = student_of(one.start.program, one.start.supernet, self.job)
         parts = groups(student, one.start.supernet)
         before = [(p, p.detach().clone()) for group in parts for p in group.parameters]
         try:
-            log = fit_labelled(student.module, parts, self._labels(student, one, kind), settings)
+            log = fit_labelled(student.module, parts, self._labels(student, one, kind, share), settings)
             self.pace = log.seconds / log.steps
             held = self._labels(student, one, "held " + kind)
             scores = score_labelled(student.module, held, settings)
@@ -290,22 +301,22 @@ class _Search:
         error = 1 - sum(w * s for w, s in zip(held.weights, scores, strict=True)) / sum(held.weights)
         return error if math.isfinite(error) else math.inf
 
-    def _labels(self, student: Program, one: Try, kind: str) -> Labels:
+    def _labels(self, student: Program, one: Try, kind: str, share: float = 1.0) -> Labels:
         """A pool with what the parents say of it, once for all trials."""
-        if kind not in self.labelled:
-            pool = self._pool(kind)
+        if (kind, share) not in self.labelled:
+            pool = self._pool(kind, share)
             job = replace(self.job, pool=pool)
             targets = targets_of(student, one.start.supernet, job)
             settings = replace(job.settings, memory=job.settings.memory // POOLS)
-            self.labelled[kind] = self.stack.enter_context(labels_of(pool, targets, settings))
-        return self.labelled[kind]
+            self.labelled[kind, share] = self.stack.enter_context(labels_of(pool, targets, settings))
+        return self.labelled[kind, share]
 
-    def _pool(self, kind: str) -> Pool:
+    def _pool(self, kind: str, share: float) -> Pool:
         pools, held = self.job.pools, kind.startswith("held ")
         if pools is None or not pools.triable:
             assert self.job.pool is not None
             return self.job.pool
-        return pools.held() if held else pools.trial(kind, 1.0)
+        return pools.held() if held else pools.trial(kind, share)
 
     def _told(self) -> str:
         last = {(i, o, r): e for (i, o, r, _, _), e in self.errors.items()}

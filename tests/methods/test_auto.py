@@ -11,6 +11,7 @@ from torch import nn
 import fxmerge
 from benchmarks.models import GPT
 from fxmerge.errors import OptionError
+from fxmerge.samples.pool import Pools
 from tests.methods.test_condense import parent
 
 SHORT: dict[str, Any] = {"steps": 24, "batch_size": 8, "pool": 64, "augment": "none"}
@@ -142,3 +143,18 @@ def test_a_map_of_answers_is_compared_place_by_place() -> None:
     results = [fxmerge.merge(programs, data=x, **how, loss=loss).result for loss in ("auto", "features")]
     first = [r["training"]["loss_first"] for r in results]
     assert first[0] != pytest.approx(first[1], rel=1e-3), "another thing is compared"
+
+
+def test_kinds_of_augmentation_are_tried_on_inputs_seen_as_often_as_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs as they are teach best when they are seen once: the run would show them again and again."""
+    seen: list[tuple[str, float]] = []
+    trial = Pools.trial
+    monkeypatch.setattr(
+        Pools, "trial", lambda self, kind, share: seen.append((kind, share)) or trial(self, kind, share)
+    )
+    programs, data = two()
+    how = {"steps": 80, "batch_size": 8, "pool": 64, "init": "first", "optimizer": "adamw"}
+    tried = fxmerge.merge(programs, data=data, **how).result["training"]["augmentation"]["tried"]
+    assert len(tried) > 1
+    assert {kind for kind, share in seen if share == 20 / 80} == set(tried)
+    assert {share for _, share in seen} == {20 / 80, 1.0}, "rates are tried on all samples"
