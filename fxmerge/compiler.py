@@ -33,6 +33,7 @@ from fxmerge.methods.post import fell, post, told
 from fxmerge.methods.trunks import Weights, trunk_of
 from fxmerge.metrics_log import metrics_log
 from fxmerge.output.formats import ONNX, format_of
+from fxmerge.output.insight import Insight
 from fxmerge.output.merged import Merged
 from fxmerge.output.readings import check_metrics
 from fxmerge.parents import Parent, facts_of, load_base, load_parents, teacher_notes, unsized_in
@@ -163,6 +164,8 @@ class _Merge:
         self.notes += notes
         facts = replace(self._result(parents, supernet, outcome), tasks=tasks, checks=checks, gate=gate)
         merged = self._merged(folded, supernet, facts, probes[0])
+        if self.config.report:
+            merged.insight = Insight.of(supernet, outcome.mixed, held or samples)
         if self.config.out:
             with self.stages("export"):
                 config, out = self.config, self.config.out
@@ -189,11 +192,6 @@ class _Merge:
             return self._outcome(job)
         self.notes.append(f"how much {self.method.name} trains is not known before it runs")
         return Outcome(job.supernet.start([1.0] * len(job.supernet.parents)).program, self.trained.init)
-
-    @property
-    def watched(self) -> bool:
-        """Whether somebody looks at the training, and not only at what it leaves."""
-        return self.stages.watched or self.config.report is not None
 
     # -- the SuperNet and the job ----------------------------------------------------------------------
 
@@ -241,6 +239,7 @@ class _Merge:
         self, supernet: SuperNet, samples: list[Samples] | None, tell: Any, held: list[Samples] | None = None
     ) -> Job:
         config, trained = self.config, self.trained
+        watched = self.stages.watched or config.report is not None
 
         def fold_trunk(program: Program) -> Program:
             return knowledge().fold_trunk(self.plan).run("fold", program, self.known, self.verifier.record)
@@ -256,7 +255,7 @@ class _Merge:
         return Job(
             supernet=supernet,
             pool=None if pools is None else pools.pool(pools.kinds[0]),
-            held=Pools(supernet, held, Recipe("none", batch=batch)).pool("none") if held and self.watched else None,
+            held=Pools(supernet, held, Recipe("none", batch=batch)).pool("none") if held and watched else None,
             pools=pools,
             settings=Settings(
                 steps=trained.steps,

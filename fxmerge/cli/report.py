@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fxmerge.cli.bars import duration
-from fxmerge.config import MergeConfig
 from fxmerge.inspection import Examined
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import Use
@@ -281,20 +279,6 @@ def program_summary(program: Program, path: str) -> RenderableType:
     return Group(table, *notes, Text(about, style="bold"))
 
 
-def html(result: Mapping[str, Any], config: MergeConfig) -> str:
-    """The figures of a merge as one page that needs nothing else."""
-    losses = result["training"].get("losses") or ()
-    options = {name.replace("_", "-"): value for name, value in config.model_dump(exclude_defaults=True).items()}
-    checks = [(what, result["checks"].get(key)) for key, what in CHECKS] if result["checks"] else []
-    figures = {task["task"]: task for task in result["tasks"]}
-    return templates().get_template("report.html.j2").render(
-        gate=gate_line(result["gate"]) if result.get("gate") else "",
-        result=result, checks=checks, options=options, figures=figures, curve=_curve(losses), losses=losses,
-        points=result.get("curve", ()), sizes=_places(result.get("curve", ())),
-        total=sum(parent["parameters"] for parent in result["parents"]),
-    )  # fmt: skip
-
-
 def templates() -> jinja2.Environment:
     """The templates that come with the package; everything put into a page is escaped."""
     made = jinja2.Environment(
@@ -303,27 +287,6 @@ def templates() -> jinja2.Environment:
     )  # fmt: skip
     made.filters |= {"percent": percent, "number": number, "duration": duration}
     return made
-
-
-def _curve(losses: Sequence[float], width: int = 640, height: int = 160) -> str:
-    """Points of an SVG polyline: the loss on a logarithmic axis over the steps."""
-    points = [(i, math.log(loss)) for i, loss in enumerate(losses) if loss > 0 and math.isfinite(loss)]
-    if len(points) < 2:
-        return ""
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    right, span = max(points[-1][0], 1), (high - low) or 1.0
-    return " ".join(f"{width * x / right:.1f},{height * (high - y) / span:.1f}" for x, y in points)
-
-
-def _places(points: Sequence[Mapping[str, Any]], width: int = 640, height: int = 160) -> list[tuple[float, float]]:
-    """Where the points of size against what is kept stand in a picture: smallest size left, most kept on top."""
-    known = [(point["size"], point["kept"]) for point in points if point["kept"] is not None]
-    if len(known) < 2:
-        return []
-    left, right = min(x for x, _ in known), max(x for x, _ in known)
-    low = min(y for _, y in known)
-    across, up = (right - left) or 1.0, (1 - low) or 1.0
-    return [(width * (x - left) / across, height * (1 - y) / up) for x, y in known]
 
 
 def percent(value: float | None) -> str:

@@ -104,7 +104,7 @@ def merge(
     if save_config:
         config.save(save_config)
     from fxmerge import compiler, inspection
-    from fxmerge.cli import report
+    from fxmerge.cli import report, report_page
 
     with state_folder(config, lambda told: note([told], quiet)) as config:
         merged = compiler.merge(config.parents, config=config, stages=bars(quiet))
@@ -112,7 +112,7 @@ def merge(
     if config.result:
         write_text(config.result, json.dumps(merged.result, indent=1), overwrite=config.overwrite)
     if config.report:
-        write_text(config.report, report.html(merged.result, config), overwrite=config.overwrite)
+        write_text(config.report, report_page.html(merged.result, config, merged), overwrite=config.overwrite)
     if verbose:
         note(inspection.refusals(merged.parents, extensions=config.extension), quiet)
         note([f"{stage} took {duration(seconds)}" for stage, seconds in merged.result["seconds"].items()], quiet)
@@ -146,7 +146,7 @@ def compare(
     config.check_compared()
     from fxmerge import comparison
     from fxmerge.cli import comparison_table as table
-    from fxmerge.cli.report import html
+    from fxmerge.cli.report_page import html
 
     tell = stderr(quiet)
     found = comparison.compare(
@@ -159,7 +159,7 @@ def compare(
     if config.result:
         write_text(config.result, json.dumps(found.as_dict(), indent=1), overwrite=config.overwrite)
     if config.report and found.best is not None:
-        write_text(config.report, html(found.best.result, config), overwrite=config.overwrite)
+        write_text(config.report, html(found.best.result, config, found.best, found.rows), overwrite=config.overwrite)
     if as_json:
         print(json.dumps(found.as_dict(), indent=1))
     elif not quiet:

@@ -14,7 +14,7 @@ from fxmerge.methods.base import Job, Outcome, Trained
 from fxmerge.methods.groups import groups_of
 from fxmerge.methods.inits import FromAverage, find_init, folded, starts_of
 from fxmerge.methods.one_base_starts import best_of_one_base, best_untrained
-from fxmerge.methods.polish import Start, frozen, polish
+from fxmerge.methods.polish import Start, polish
 from fxmerge.methods.student import student_of, trainable
 from fxmerge.methods.wanted import Loss
 from fxmerge.training.optimizers import Choice
@@ -89,7 +89,7 @@ class Auto(Trained):
             job.progress(number, len(named), f"start {name}")
             try:
                 supernet, program = folded(job, find_init(name))
-                start = Start(name, supernet, frozen(program), groups_of(supernet))
+                start = Start.of(job, name, supernet, program)
             except Exception as error:
                 if len(named) == 1 or isinstance(error, FxmergeError):
                     raise

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.mixing import Mixed
 from fxmerge.methods.one_base import Nearness
 from fxmerge.methods.wanted import Loss
 from fxmerge.training.fit import Log, Pool, Progress, Settings
@@ -148,6 +149,8 @@ class Outcome:
     """How the inputs were varied that it was trained on."""
     stages: tuple[Stage, ...] = ()
     """Where there was more than one: every stage, the last one too."""
+    mixed: tuple[Mixed, ...] = ()
+    """How the maps that the result came from mix the parents, where the SuperNet may hold others by now."""
     solved: frozenset[str] = frozenset()
     """The SuperNet's own tensors that are no plain average, though nothing is trained."""
     chosen: Mapping[str, Any] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job, Outcome, Stage
 from fxmerge.methods.groups import groups_of
+from fxmerge.methods.mixing import Mixed, mixing
 from fxmerge.methods.student import groups, student_of, targets_of, train, trainable, unreached
 from fxmerge.methods.trial import FEWEST, with_best_augmentation
 from fxmerge.training.fit import Settings, fit_labelled, labels_of, score_labelled
@@ -61,11 +62,13 @@ class Start:
     program: Program
     groups: Mapping[str, str] = field(default_factory=dict)
     """What its maps do to every space."""
+    mixed: tuple[Mixed, ...] = ()
 
     @classmethod
-    def of(cls, job: Job, name: str, supernet: SuperNet) -> Start:
+    def of(cls, job: Job, name: str, supernet: SuperNet, program: Program | None = None) -> Start:
         """Its maps are its own: all programs of a SuperNet share theirs, and the next start sets them anew."""
-        return cls(name, supernet, frozen(job.fold_trunk(supernet.program)), groups_of(supernet))
+        folded = job.fold_trunk(supernet.program) if program is None else program
+        return cls(name, supernet, frozen(folded), groups_of(supernet), mixing(supernet))
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def polish(job: Job, starts: Sequence[Start], steps: int, budget: float | None =
         unreached=unreached(student, log, job),
         stages=(Stage(best.start.name, before), Stage("polish", program)),
         groups=best.start.groups,
+        mixed=best.start.mixed,
         chosen={"start": best.start.name, "optimizer": best.optimizer, "lr": best.rate, "tried": search.said()},
     )
 

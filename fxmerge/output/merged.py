@@ -15,6 +15,7 @@ from fxmerge.io.files import weights_beside
 from fxmerge.ir.difference import Difference, largest
 from fxmerge.ir.program import Program, by_name
 from fxmerge.output.formats import ONNX, Content, Format, format_of, save_model
+from fxmerge.output.insight import Insight
 from fxmerge.output.metadata import GATE, task_of
 from fxmerge.result import Result
 
@@ -37,6 +38,8 @@ class Merged:
     """The programs that were merged, as they were given."""
     samples: Mapping[str, Tensor] = field(default_factory=dict)
     """A few inputs, to compare with what is written."""
+    insight: Insight | None = None
+    """What a report looks at; kept for one with `report` alone."""
 
     @property
     def result(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fxmerge.cli import report
+from fxmerge.cli import report, report_page
 from fxmerge.config import MergeConfig
 
 RESULT: dict[str, Any] = {
@@ -73,7 +73,7 @@ def test_evaluation_table_has_the_columns_there_are() -> None:
 
 
 def test_html_report() -> None:
-    text = report.html(RESULT, MergeConfig.of(seed=3, parents=["a.pt", "b.pt"]))
+    text = report_page.html(RESULT, MergeConfig.of(seed=3, parents=["a.pt", "b.pt"]))
     assert "<b>[red]x" not in text
     assert "&lt;b&gt;[red]x" in text
     for part in (
@@ -91,7 +91,7 @@ def test_html_report() -> None:
 
 
 def test_html_report_of_a_dry_run() -> None:
-    text = report.html({**RESULT, "tasks": [], "checks": {}, "training": {}}, MergeConfig())
+    text = report_page.html({**RESULT, "tasks": [], "checks": {}, "training": {}}, MergeConfig())
     assert "nothing was trained" in text
     assert "<polyline" not in text
 
