@@ -370,6 +370,7 @@ class _Merge:
             init=outcome.init,
             seed=self.config.seed,
             out=self.config.out,
+            options=self.config.asked([parent.source for parent in parents]),
             parents=parents,
             merged=MergedFacts(0, *counts, groups=groups),
             training=Training.of(outcome.log, outcome.augmentation, outcome.chosen) if outcome.log else None,

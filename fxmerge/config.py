@@ -249,6 +249,12 @@ class MergeConfig(BaseModel):
         names = [n for n, field in MergeConfig.model_fields.items() if _extra(field)["of_method"]]
         return {name: getattr(self, name) for name in names if self.given(name)}
 
+    def asked(self, sources: Iterable[str | None] = ()) -> dict[str, Any]:
+        """What differs from the defaults, as a file for `load` says it; the parents by `sources` where all have one."""
+        found = self.model_dump(mode="json", exclude_defaults=True, exclude={"resume", "log"})
+        named = list(sources)
+        return {"parents": named, **found} if named and None not in named else found
+
     def save(self, path: str | Path) -> None:
         """Write the config as YAML that `load` reads back."""
         write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

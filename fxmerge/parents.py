@@ -13,6 +13,7 @@ from fxmerge.errors import CaptureError, DataError, OptionError
 from fxmerge.figures import digest
 from fxmerge.gates import check_names
 from fxmerge.io import sources
+from fxmerge.io.licenses import license_of
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.messages import nearest
@@ -65,7 +66,7 @@ def facts_of(source: Parent, program: Program, joined: Program) -> ParentFacts:
     where = None if isinstance(source, Program) else str(source)
     only = joined.teacher is not None and joined.teacher.only
     role: Literal["merged", "teacher"] = "teacher" if only else "merged"
-    return ParentFacts(program.task, where, digest(source, program), program.count(), role)
+    return ParentFacts(program.task, where, digest(source, program), program.count(), license_of(where), role)
 
 
 def teacher_notes(lined: Sequence[Program], template: int) -> list[str]:

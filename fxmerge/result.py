@@ -18,6 +18,8 @@ class ParentFacts:
     source: str | None
     sha256: str
     parameters: int
+    license: str | None = None
+    """What its folder says, in its card or config."""
     role: Literal["merged", "teacher"] = "merged"
     """Whether its weights are in the merged model, or the template's weights only learnt its outputs."""
 
@@ -201,6 +203,8 @@ class Result:
     """None without --gate."""
     curve: tuple[Point, ...] = ()
     """From the smallest model to the largest; of a dry run the sizes alone."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for, as in a file for `--config`; the rest was left at its default."""
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: int = 0
@@ -222,6 +226,7 @@ class Result:
             "post": [dict(did) for did in self.post],
             "gate": asdict(self.gate) if self.gate else {},
             "curve": [asdict(point) for point in self.curve],
+            "options": dict(self.options),
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
             "peak_rss_mib": self.peak_rss_mib,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxmerge
-from fxmerge.cli import report
+from fxmerge.cli import report_page
 from fxmerge.config import MergeConfig
 from fxmerge.errors import OptionError
 from fxmerge.ir.capture import capture
@@ -101,7 +101,7 @@ def test_one_place_is_said_once(programs: list[Program], other: dict[str, Any]) 
 
 def test_the_report_draws_the_curve(programs: list[Program]) -> None:
     merged = fxmerge.merge(programs, method="average", curve=True)
-    page = report.html(merged.result, MergeConfig())
+    page = report_page.html(merged.result, MergeConfig())
     assert page.count("<circle") == len(merged.result["curve"]) and "least kept of a task" in page
 
 

@@ -1,8 +1,9 @@
-"""Progress bars: for work that takes longer than two seconds, on a terminal, with rate and time left."""
+"""Progress of work that takes longer than two seconds, with rate and time left: bars on a terminal, else lines."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,10 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from fxmerge.stages import Stages, Tell, silent
+from fxmerge.stages import Stages, Tell
 
 PATIENCE = 2.0
-"""Seconds before a bar appears."""
+"""Seconds before a bar appears, or a line says that a stage is done."""
+LINE_EVERY = 10.0
+"""Seconds before the first line that says how far a stage is; the next ones take half as long as all before."""
 
 
 class Bars(Stages):
@@ -29,7 +32,9 @@ class Bars(Stages):
     @contextmanager
     def show(self, name: str) -> Iterator[Tell]:
         if not self.console.is_terminal:
-            yield silent
+            lines = _Lines(self.console, f"{self.name} {name}".strip(), self.patience)
+            yield lines.tell
+            lines.done()
             return
         bars = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeElapsedColumn(),
@@ -49,6 +54,39 @@ class Bars(Stages):
             late.cancel()
             late.join()  # it may be starting the display just now
             bars.stop()
+
+
+class _Lines:
+    """Lines for a log: how far after a while and then ever more seldom, and how long the stage took in the end."""
+
+    def __init__(self, console: Console, name: str, patience: float) -> None:
+        self.console, self.name, self.patience = console, name, patience
+        self.begun = self.since = time.perf_counter()
+        self.next = LINE_EVERY if patience else 0.0
+        self.said = ("", 0, 0)
+        """The last message without its figures, of how many, and how many were done when it began."""
+
+    def tell(self, done: int, total: int, message: str = "", **values: float) -> None:
+        now = time.perf_counter()
+        if (message.partition(",")[0], total) != self.said[:2] or done < self.said[2]:
+            self.said, self.since = (message.partition(",")[0], total, done), now
+        if now - self.begun < self.next:
+            return
+        self.next = (now - self.begun) * 1.5 + (LINE_EVERY if self.patience else 0.0)
+        parts = [f"{done}/{total}"]
+        if done > self.said[2] and now > self.since:
+            rate = (done - self.said[2]) / (now - self.since)
+            parts += [f"{rate:.3g}/s", f"{duration((total - done) / rate)} left"]
+        self._print(" · ".join([*parts, message]))
+
+    def done(self) -> None:
+        """The line at the end of a stage; none for one that was quick."""
+        seconds = time.perf_counter() - self.begun
+        if seconds >= self.patience:
+            self._print(f"done in {duration(seconds)}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(Text(f"{self.name}: {text}"), soft_wrap=True, highlight=False)
 
 
 def bars(quiet: bool, name: str = "") -> Bars:

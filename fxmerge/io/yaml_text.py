@@ -17,7 +17,13 @@ def read_yaml(path: Path, kind: type[FxmergeError], todo: str) -> Any:
     """The value of a YAML file. Raises `kind` if it is none, too large, too deep, or refers to itself."""
     if path.is_file() and path.stat().st_size == 0:
         return None
-    data = read_bytes(path, kind, most=MOST_BYTES)
+    return parse_yaml(read_bytes(path, kind, most=MOST_BYTES), path, kind, todo)
+
+
+def parse_yaml(data: bytes, path: Path, kind: type[FxmergeError], todo: str) -> Any:
+    """`read_yaml` of the text itself, which comes from `path`."""
+    if len(data) > MOST_BYTES:
+        raise kind(f"{path} holds {len(data) >> 10} KiB of YAML", f"the limit is {MOST_BYTES >> 10} KiB")
     with reading(path, kind, todo, how="is no valid YAML"):
         text = data.decode("utf-8")
         depth = 0

@@ -24,7 +24,7 @@ from fxmerge.output.assets import pack
 from fxmerge.output.card import model_card
 from fxmerge.output.onnx import export_onnx, retrace
 from fxmerge.output.runtime import OnnxModel, Runnable, compare_runs
-from fxmerge.output.task_folders import HEADS, WEIGHTS, write_task_folder, write_weights
+from fxmerge.output.task_folders import EXACT, HEADS, WEIGHTS, write_task_folder, write_weights
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,14 @@ def _write_folder(content: Content, path: Path, opset: int | None) -> None:
     for task, files in content.assets.items() if config is not None else ():
         try:
             if "config.json" in files:
-                classes[task] = write_task_folder(content.program, path, task, files, content.samples)
+                classes[task], gap = write_task_folder(content.program, path, task, files, content.samples)
+                if gap > EXACT:
+                    content.notes.append(f"folder {task}: {classes[task]} rounds otherwise, by {gap:.1e} of the spread")
         except FxmergeError as error:
             content.notes.append(f"no folder {task}: {error.what}; {error.todo}")
+    inputs = [port.name for port in content.program.inputs]
     (path / "fxmerge.json").write_text(json.dumps(content.described, indent=2), encoding="utf-8")
-    (path / "README.md").write_text(model_card(content.described, classes), encoding="utf-8")
+    (path / "README.md").write_text(model_card(content.described, classes, inputs), encoding="utf-8")
 
 
 def _read_folder(path: Path, program: Program) -> Runnable:

@@ -33,8 +33,8 @@ from fxmerge.output.runtime import compare_runs
 CONFIG, WEIGHTS, HEADS = "config.json", "model.safetensors", "heads.safetensors"
 SHARED, OWN = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
-TOLERANCE = 1e-4
-"""Share of an output's spread that the class may differ by: its kernels are not the traced ones."""
+EXACT, TOLERANCE = 1e-5, 1e-4
+"""Shares of an output's spread: up to the first a class computes the same, up to the second it rounds otherwise."""
 Files = Mapping[str, bytes]
 
 
@@ -51,8 +51,12 @@ def write_weights(program: Program, path: Path, config: bytes | None, metadata: 
         write_tensors(others, path / HEADS, {"format": "pt"})
 
 
-def write_task_folder(program: Program, path: Path, task: str, files: Files, samples: Mapping[str, Tensor]) -> str:
-    """Write the folder of a task, beside weights that are written already; the name of the class that loads it.
+def write_task_folder(
+    program: Program, path: Path, task: str, files: Files, samples: Mapping[str, Tensor]
+) -> tuple[str, float]:
+    """Write the folder of a task, beside weights that are written already.
+
+    Returns the name of the class that loads it, and its difference from the merged model by an output's spread.
 
     Raises `FxmergeError`, and leaves no folder, if the parent's class cannot hold what the merged model computes.
     """
@@ -138,14 +142,14 @@ class _Loaded:
         return {f"{self.task}.{name}": value for name, value in flatten(self.model(**given))}
 
 
-def _check(program: Program, folder: Path, task: str, samples: Mapping[str, Tensor]) -> str:
+def _check(program: Program, folder: Path, task: str, samples: Mapping[str, Tensor]) -> tuple[str, float]:
     mine = _alone(program, task)
     model, _ = huggingface.build(folder / CONFIG, huggingface.read_folder(folder))
     given = {port.name: samples[port.name] for port in mine.inputs if port.name in samples}
     found = compare_runs(_Loaded(model, task, [port.name for port in mine.inputs]), mine, given)
     if not largest(found) <= TOLERANCE:
         raise VerificationError(f"its class computes something else, by {largest(found):.2g} of the spread", "use ONNX")
-    return type(model).__name__
+    return type(model).__name__, largest(found)
 
 
 def _class_names(config: bytes, tensors: int) -> frozenset[str]:

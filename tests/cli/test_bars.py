@@ -1,8 +1,9 @@
-"""Progress shows on a terminal after a while, with rate and time left, and nowhere else."""
+"""Progress shows after a while, with rate and time left: as a bar on a terminal, as lines elsewhere."""
 
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
@@ -51,11 +52,27 @@ def test_short_work_shows_nothing() -> None:
     assert text.getvalue().strip() == ""
 
 
-@pytest.mark.parametrize("quiet", [True, False])
-def test_quiet_without_a_terminal(quiet: bool) -> None:
+def test_lines_without_a_terminal() -> None:
+    console, text = _console(terminal=False)
+    with Bars(console, patience=0.0)("train") as tell:
+        tell(0, 200, "try average with muon, about 9 s in all")
+        tell(1, 200, "try condense with muon, about 9 s in all")
+        for done in range(1, 201):
+            tell(done, 200, f"train, loss {1 / done:.3f}")
+    first, *lines, last = text.getvalue().splitlines()
+    assert first == "train: 0/200 · try average with muon, about 9 s in all"
+    shown = re.compile(r"train: (\d+)/200 · [\d.e+]+/s · [\w. ]+ left · train, loss [\d.]+")
+    steps = [int(found[1]) for line in lines if (found := shown.fullmatch(line))]
+    assert steps == sorted(steps)
+    assert len(lines) < 40, "ever more seldom"
+    assert re.fullmatch(r"train: done in [\w.e-]+ s", last)
+
+
+@pytest.mark.parametrize(("quiet", "patience"), [(True, 0.0), (False, 60.0)])
+def test_nothing_without_a_terminal_when_quiet_or_quick(quiet: bool, patience: float) -> None:
     console, text = _console(terminal=False)
     console.quiet = quiet
-    bars = Bars(console, patience=0.0)
+    bars = Bars(console, patience=patience)
     with bars("train") as tell:
         tell(1, 2, "")
     assert text.getvalue() == ""

@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import fxmerge
+from fxmerge.config import MergeConfig
+from fxmerge.io.licenses import license_of
+from fxmerge.ir.difference import difference
+from fxmerge.output.card import model_card
+from fxmerge.output.runtime import run_onnx
 
 transformers = pytest.importorskip("transformers")
 
@@ -63,18 +69,24 @@ def test_every_task_loads_into_its_parents_class(build: Any, tmp_path: Path) -> 
         inputs, paths = tokens(), bundles(models, tmp_path)
     merged = fxmerge.merge(paths, method="average", out=out)
     assert not [note for note in merged.result["notes"] if note.startswith("no folder")], merged.result["notes"]
+    merged.export_onnx(tmp_path / "merged.onnx")
+    exact = run_onnx(tmp_path / "merged.onnx", inputs)
     for task, model in zip(("first", "second"), models, strict=True):
         loaded, found = type(model).from_pretrained(out / task, output_loading_info=True)
         assert not any(found.values()), found
         given = loaded.eval()(**inputs).logits
-        torch.testing.assert_close(given, merged(**inputs)[task], rtol=1e-4, atol=1e-5)
+        assert difference(merged(**inputs)[task], given).relative < 1e-5
+        assert difference(exact[f"{task}.logits"], given).relative < 1e-5
         assert loaded.config.id2label == model.config.id2label
     shards = [out / task / "model-00001-of-00002.safetensors" for task in ("first", "second")]
     assert all(shard.samefile(out / "model.safetensors") for shard in shards)
     names = set(load_file(out / "model.safetensors"))
     assert names <= {f"{n}" for n in models[0].state_dict()}, "no buffer that the class makes itself"
     card = (out / "README.md").read_text()
-    assert f"{type(models[0]).__name__}.from_pretrained" in card and card.startswith("---\nlibrary_name: transformers")
+    assert f'{type(models[0]).__name__}.from_pretrained("merged/first")' in card
+    assert f"outputs = model({', '.join(f'{name}={name}' for name in inputs)})" in card
+    made = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+    assert MergeConfig.of(**made) == MergeConfig.of(parents=[str(p) for p in paths], method="average", out=str(out))
 
 
 def test_a_task_whose_class_cannot_hold_it_has_no_folder_and_that_is_said(tmp_path: Path) -> None:
@@ -115,3 +127,43 @@ def test_a_config_that_no_longer_fits_is_left_out_and_said(tmp_path: Path) -> No
     merged = fxmerge.merge(paths, method="average", out=out, width_scale=1.5)
     assert [note for note in merged.result["notes"] if "config.json of first is left out" in note]
     assert not (out / "config.json").exists() and (out / "model.safetensors").is_file()
+
+
+def test_a_card_carries_the_license_that_all_parents_name() -> None:
+    def card(*licenses: str | None) -> tuple[dict[str, Any], str]:
+        names = [{"task": task, "source": f"hub/{task}", "parameters": 9, "license": each}
+                 for task, each in zip("ab", licenses, strict=True)]  # fmt: skip
+        text = model_card({"parents": names}, {})
+        _, block, rest = text.split("---\n", 2)
+        return yaml.safe_load(block), rest
+
+    block, text = card("mit", "mit")
+    assert block == {
+        "library_name": "transformers", "license": "mit", "tags": ["merge", "fxmerge"], "base_model": ["a", "b"],
+    }  # fmt: skip
+    assert "All parents name `mit`." in text
+    block, text = card("mit", None)
+    assert "license" not in block
+    assert "The parents' licenses differ: a `mit`, b none." in text
+    assert "name no license" in card(None, None)[1]
+
+
+@pytest.mark.parametrize(
+    ("card", "config", "found"),
+    [
+        ("---\nlicense: apache-2.0\ntags: [a]\n---\n# Model\n", "{}", "apache-2.0"),
+        ("# no front matter\nlicense: mit\n", '{"license": "mit"}', "mit"),
+        ("---\nlicense: &a mit\nother: *a\n---\n", "{}", None),
+        ("---\nlicense: mit\n", "{}", None),
+        ("---\nlicense: [mit]\n---\n", "[]", None),
+        (None, None, None),
+    ],
+)
+def test_a_license_is_read_as_it_stands_in_a_folder(
+    card: str | None, config: str | None, found: str | None, tmp_path: Path
+) -> None:
+    for name, text in (("README.md", card), ("config.json", config)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    assert license_of(tmp_path) == found
+    assert license_of(tmp_path / "README.md") is None
