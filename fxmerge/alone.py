@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fxmerge.config import check_suffix
 from fxmerge.io.files import check_output, sha256
 from fxmerge.io.sources import load
 from fxmerge.ir.difference import floor, largest, require
 from fxmerge.ir.program import Program
-from fxmerge.output.formats import Content, save_model
+from fxmerge.output.format import Content
+from fxmerge.output.formats import save_model
 from fxmerge.output.runtime import compare_runs
 from fxmerge.pipeline.installed import knowledge, known
 from fxmerge.pipeline.knowledge import Plan
+from fxmerge.suffixes import check_suffix
 from fxmerge.version import __version__
 
 

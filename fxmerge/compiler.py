@@ -396,4 +396,4 @@ class _Merge:
         )
         labels = {parent.task: parent.labels for parent in supernet.parents}
         named = replace(program, task="+".join(supernet.tasks))
-        return Merged(named, facts, supernet.tasks, labels, tuple(self.given), samples or {})
+        return Merged(named, facts, supernet.tasks, labels, tuple(self.given), samples or {}, self.known.formats)

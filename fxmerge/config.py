@@ -14,15 +14,13 @@ from fxmerge.errors import OptionError
 from fxmerge.io.files import check_output, try_writing, write_text
 from fxmerge.io.yaml_text import read_yaml
 from fxmerge.messages import nearest, printable
+from fxmerge.suffixes import check_suffix
 
 BY_TASK = ("arch", "data", "key", "metric")
 """Options that may be given once per task, as `--data TASK=PATH`."""
 
 LISTED = ("post",)
 """Options that take several names at once, with commas between them."""
-
-SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
-"""What `--out` may end in; without a suffix it is a folder in Hugging Face layout."""
 
 
 def option(default: Any, text: str, group: str, *, metavar: str = "", of_method: bool = False, **limits: Any) -> Any:
@@ -287,7 +285,7 @@ class MergeConfig(BaseModel):
 
     def _check_files(self) -> None:
         if self.out is not None:
-            check_suffix(self.out)
+            check_suffix(self.out, self.extension)
         given = {flag: getattr(self, flag) for flag in ("out", "result", "report", "log") if getattr(self, flag)}
         seen: dict[Path, str] = {Path(parent).resolve(): "a parent" for parent in self.parents}
         for flag, path in given.items():
@@ -300,17 +298,6 @@ class MergeConfig(BaseModel):
             check_output(path, overwrite=self.overwrite or self.dry_run)
             if not self.dry_run:
                 try_writing(Path(path).parent)
-
-
-def check_suffix(out: str) -> None:
-    """Raise `OptionError` unless `out` ends in a suffix that can be written, or in none."""
-    suffix = Path(out).suffix
-    if suffix and suffix not in SUFFIXES and not Path(out).is_dir():
-        known = ", ".join(SUFFIXES)
-        raise OptionError(
-            f"--out {out}: {suffix!r} cannot be written{nearest(suffix, SUFFIXES)}",
-            f"end it in {known}, or in nothing for a folder",
-        )
 
 
 def option_group(field: FieldInfo) -> str:

@@ -42,7 +42,7 @@ def test_the_page_has_all_kinds_of_blocks() -> None:
     files = [name for _, name, _ in BLOCKS if name]
     assert files == [
         "gate.py", "gate_rules.py", "gate_rewrites.py", "gate_passes.py", "gate_methods.py", "gate_onnx.py",
-        "gate_extension.py",
+        "gate_formats.py", "gate_extension.py",
     ]  # fmt: skip
     assert {kind for kind, _, _ in BLOCKS} == {"python", "sh", "toml"}
 
@@ -59,11 +59,11 @@ for line in sys.stdin.read().splitlines():
 
 def test_its_commands_run(folder: Path) -> None:
     lines = "".join(text for kind, _, text in BLOCKS if kind == "sh")
-    assert lines.count("fxmerge ") == 3
+    assert lines.count("fxmerge ") == 4
     done = run(sys.executable, "-c", COMMANDS, cwd=folder, stdin=lines)
     assert done.returncode == 0, done.stderr
     assert re.search(r"by-size .* from gate_extension.py:extension", done.stdout)
-    assert (folder / "merged.onnx").stat().st_size > 0
+    assert all((folder / name).stat().st_size > 0 for name in ("merged.onnx", "merged.npz"))
 
 
 def test_its_entry_point_is_the_one_of_the_example() -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,37 +21,10 @@ from fxmerge.ir.difference import Difference, floor, require
 from fxmerge.ir.program import Program
 from fxmerge.output.assets import pack
 from fxmerge.output.card import model_card
+from fxmerge.output.format import Content, Format
 from fxmerge.output.onnx import export_onnx, retrace
 from fxmerge.output.runtime import OnnxModel, Runnable, compare_runs
 from fxmerge.output.task_folders import EXACT, HEADS, WEIGHTS, write_task_folder, write_weights
-
-
-@dataclass(frozen=True)
-class Content:
-    """What is written: a model, and what it says of itself."""
-
-    program: Program
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    described: Mapping[str, Any] = field(default_factory=dict)
-    """The figures that stand beside the weights in a folder."""
-    assets: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
-    """By task, the files that its parent reads text or pictures with, and its config.json."""
-    samples: Mapping[str, Tensor] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    """What is to be said of how it was written."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """One way to write a model."""
-
-    suffix: str
-    write: Callable[[Content, Path, int | None], None]
-    """Writes to a path, for an ONNX operator set."""
-    read: Callable[[Path, Program], Runnable]
-    """What runs as the file says; the program gives what the format does not hold (the graph, names of outputs)."""
-    fewest: int = 1
-    """Smallest batch that what was written takes."""
 
 
 def save_model(
@@ -82,10 +54,10 @@ def save_model(
     return found
 
 
-def format_of(out: str | Path) -> Format:
-    """The format of a path, by its suffix; a folder for a path without a known one."""
+def format_of(out: str | Path, more: Sequence[Format] = ()) -> Format:
+    """The format of a path, by its suffix: a built-in one or one of `more`; a folder for a path without a known one."""
     suffix = Path(out).suffix
-    return next((each for each in FORMATS if each.suffix == suffix), FOLDER)
+    return next((each for each in (*FORMATS, *more) if each.suffix == suffix), FOLDER)
 
 
 # -- what is written, and read -----------------------------------------------------------------------------

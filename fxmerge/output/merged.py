@@ -10,14 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from fxmerge.config import check_suffix
 from fxmerge.io.files import weights_beside
 from fxmerge.ir.difference import Difference, largest
 from fxmerge.ir.program import Program, by_name
-from fxmerge.output.formats import ONNX, Content, Format, format_of, save_model
+from fxmerge.output.format import Content, Format
+from fxmerge.output.formats import ONNX, format_of, save_model
 from fxmerge.output.insight import Insight
 from fxmerge.output.metadata import GATE, task_of
 from fxmerge.result import Result
+from fxmerge.suffixes import check_suffix
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Merged:
     """The programs that were merged, as they were given."""
     samples: Mapping[str, Tensor] = field(default_factory=dict)
     """A few inputs, to compare with what is written."""
+    formats: tuple[Format, ...] = ()
+    """What it can be written as, beside the built-in ways."""
     insight: Insight | None = None
     """What a report looks at; kept for one with `report` alone."""
 
@@ -73,7 +76,8 @@ class Merged:
 
     def save(self, path: str | Path, *, opset: int | None = None, overwrite: bool = True) -> None:
         """Write by suffix: `.onnx`, `.pt2`, `.pt` (bundle), `.safetensors`, or a folder with the weights."""
-        check_suffix(str(path))
+        if format_of(path, self.formats) not in self.formats:
+            check_suffix(str(path))
         self.write(path, opset=opset, overwrite=overwrite)
 
     def write(
@@ -90,7 +94,7 @@ class Merged:
         content = Content(self.program, self.metadata(), self.result, assets, self.samples)
         found = save_model(
             content, path, opset=opset, overwrite=overwrite, samples=self.samples or None, tolerance=tolerance,
-            chosen=chosen,
+            chosen=chosen or format_of(path, self.formats),
         )  # fmt: skip
         notes, large = content.notes, weights_beside(path)
         if (chosen or format_of(path)) is ONNX and large.is_file():

@@ -1,4 +1,4 @@
-"""What fxmerge knows, as values: rules, rewrites, passes, methods and ONNX operators, joined by `+`.
+"""What fxmerge knows, as values: rules, rewrites, passes, methods, ONNX operators and formats, joined by `+`.
 
 The built-in knowledge, an installed package's (entry point group "fxmerge.extensions") and a user's file
 (`--extension file.py:NAME`) all come through this door; nothing is registered anywhere by being imported.
@@ -22,13 +22,15 @@ from fxmerge.errors import ExtensionError, OptionError
 from fxmerge.from_onnx.call import Operator
 from fxmerge.messages import nearest
 from fxmerge.methods.base import Method
+from fxmerge.output.format import Format
 from fxmerge.pipeline.passes import Pass, check_class
 from fxmerge.rewrite import Rewrite
+from fxmerge.suffixes import SUFFIXES
 
 GROUP = "fxmerge.extensions"
 BUILTIN_OWNER = "fxmerge"
 """Owner of the built-in knowledge."""
-Kind = Literal["rule", "rewrite", "pass", "method", "ONNX operator"]
+Kind = Literal["rule", "rewrite", "pass", "method", "ONNX operator", "format"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Item:
 
 @dataclass(frozen=True, init=False)
 class Extension:
-    """Rules, rewrites, passes, methods, ONNX operators under an owner's name.
+    """Rules, rewrites, passes, methods, ONNX operators, formats under an owner's name.
 
     `a + b` has both; a clash is an `ExtensionError`.
     """
@@ -61,6 +63,7 @@ class Extension:
         passes: type[Pass] | Iterable[type[Pass]] = (),
         methods: Method | Iterable[Method] = (),
         onnx: Operator | Iterable[Operator] = (),
+        formats: Format | Iterable[Format] = (),
     ) -> None:
         """One or several of each. `name` is shown as their owner; a file or package sets it if it is empty."""
         found = [_rule_items(rule) for rule in _several(rules)]
@@ -68,6 +71,7 @@ class Extension:
         found += [_pass_items(each, name) for each in _several(passes)]
         found += [_method_items(each) for each in _several(methods)]
         found += [_operator_items(each) for each in _several(onnx)]
+        found += [_format_items(each) for each in _several(formats)]
         self._fill(name, [replace(item, owner=name) for items in found for item in items])
 
     def _fill(self, name: str, items: Sequence[Item]) -> Extension:
@@ -109,6 +113,11 @@ class Extension:
     def operators(self) -> dict[str, Operator]:
         """How ONNX operators are read, by their names."""
         return {item.name: item.value for item in self.of("ONNX operator")}
+
+    @cached_property
+    def formats(self) -> tuple[Format, ...]:
+        """Ways to write a model beside the built-in ones."""
+        return tuple(item.value for item in self.of("format"))
 
     def find(self, kind: Kind, name: str) -> Any:
         """The thing of this name. Raises `OptionError` naming the nearest one."""
@@ -183,6 +192,14 @@ def _method_items(each: Any) -> list[Item]:
 def _operator_items(each: Any) -> list[Item]:
     _require(isinstance(each, Operator), each, "ONNX operators", "made by from_onnx")
     return [Item("ONNX operator", name, each.summary, "", each) for name in each.names]
+
+
+def _format_items(each: Any) -> list[Item]:
+    _require(isinstance(each, Format), each, "formats", "made by Format")
+    suffix = each.suffix
+    plain = len(suffix) > 1 and suffix[0] == "." and not set(suffix[1:]) & set("./\\")
+    _require(plain and suffix not in SUFFIXES, suffix, "suffixes", "a dot and a word, and none of the built-in ones")
+    return [Item("format", suffix, each.summary, "", each)]
 
 
 def _require(fits: bool, value: Any, what: str, wanted: str) -> None:
