@@ -91,7 +91,7 @@ def test_a_tied_table_is_untied_and_said(parents: Parents) -> None:
 def test_auto_names_the_start_it_chose(parents: Parents) -> None:
     programs = parents("mlp", 2)
     merged = fxmerge.merge(programs, data=samples_of(programs), **(QUICK | {"init": "auto"}))
-    assert merged.result["init"] in ("first", "average")
+    assert merged.result["init"] in ("first", "parent1", "average", "permute", "condense")
     assert any(note.startswith(f"init {merged.result['init']}") for note in merged.result["notes"])
 
 

@@ -151,21 +151,27 @@ class FromAlignment:
         return self.method.start(job, form)
 
 
-TRIED: tuple[Init, ...] = (FromAverage(), FromFirst())
-"""What `auto` chooses from for maps that train."""
 ONE_BASE: tuple[Init, ...] = (
     FromAverage(),
     *(FromMethod(method) for method in (TASK_ARITHMETIC, TIES, DARE, FISHER, REGMEAN)),
 )
 """What parents of one base may start from beside."""
 INITS: tuple[Init, ...] = (
-    *TRIED,
+    FromAverage(),
+    FromFirst(),
     FromMethod(CONDENSE),
     FromMethod(PLEAS),
     *ONE_BASE[1:],
     *(FromAlignment(method) for method in (PERMUTE, ROTATE, TRANSPORT, ZIPIT, ALIGN)),
 )
 PARENT = re.compile(r"parent(\d{1,6})")
+
+
+def tried_of(net: SuperNet) -> tuple[str, ...]:
+    """The starts that `auto` chooses from for maps that train: each parent has its turn, so order says nothing."""
+    each = ["first" if k == net.template else f"parent{k}" for k in net.merged]
+    solved = net.together and len(net.merged) == len(net.parents)
+    return ("average", *each, *(("permute", "condense") if solved else ()))
 
 
 def starts_of(text: str, parents: int, template: int) -> tuple[str, ...]:

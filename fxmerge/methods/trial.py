@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Init, Job
-from fxmerge.methods.inits import TRIED, find_init
+from fxmerge.methods.inits import find_init, tried_of
 from fxmerge.methods.student import targets_of, train
 from fxmerge.training.fit import score, silent
 from fxmerge.training.pool import Pool
@@ -78,10 +79,16 @@ class _Trial:
     def best_init(self) -> str:
         """Name of the start with the smallest reconstruction error."""
         likeliest = self.job.pools.kinds[0] if self.job.pools else ""
+        names = tried_of(self.job.supernet)
         errors = {}
-        for number, init in enumerate(TRIED):
-            self.job.progress(number, len(TRIED), f"try init {init.name}")
-            errors[init.name] = self.error(init.name, likeliest)
+        for number, name in enumerate(names):
+            self.job.progress(number, len(names), f"try init {name}")
+            try:
+                errors[name] = self.error(name, likeliest)
+            except OptionError:
+                if name == names[0]:
+                    raise
+                # Maps of this form cannot hold it.
         best = min(errors, key=lambda name: errors[name])
         self.job.notes.append(f"init {best}: smallest {self.said(errors)}")
         return best
