@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from fxmerge.errors import OptionError
 from fxmerge.ir.maps import Form
@@ -15,10 +17,10 @@ from fxmerge.methods.alignment.layout import Layout
 from fxmerge.methods.alignment.learned import Elements
 from fxmerge.methods.alignment.line import Line
 from fxmerge.methods.alignment.maps import aligned
+from fxmerge.methods.alignment.norms import turning
 from fxmerge.methods.alignment.solve import Alignment
-from fxmerge.methods.alignment.told import told
+from fxmerge.methods.alignment.told import groups_by, told
 from fxmerge.methods.base import Job, Outcome, Trained
-from fxmerge.methods.groups import groups_of
 from fxmerge.methods.permute import PERMUTE
 from fxmerge.methods.rotate import ROTATE
 from fxmerge.methods.student import targets_of
@@ -28,6 +30,10 @@ from fxmerge.training.optimizers import adamw
 
 RATE = 3e-3
 STARTS = ("average", "permute", "rotate")
+SHARE = {1: 100, 2: 60}
+"""Of the steps, in percent, by the number of stages: those of the first."""
+STEADY = 0.25
+"""Scores of an order are ahead by what this share of all steps, all in one direction, would make up for."""
 FLAT = 1e-5
 """An error halfway that leaves nothing to learn."""
 
@@ -58,64 +64,75 @@ class Align(Trained):
     loss: Loss = "auto"
 
     def __call__(self, job: Job) -> Outcome:
-        found = self._learned(job)
-        net = self._aligned(job, found, "fixed")
+        init, found, trainable = self._learned(job)
+        net = self._aligned(job, found.alignment, "fixed")
         return Outcome(
             net.program,
-            init=found.init,
+            init=init,
             log=found.log,
             augmentation=job.pool.about if job.pool else {},
-            trainable=found.trainable,
+            trainable=trainable,
             solved=frozenset(net.own),
-            chosen={"start": found.init, "halfway": [round(e, 6) for e in found.errors]},
+            groups=groups_by(found.alignment, net),
+            chosen={"start": init, "halfway": [round(error, 6) for error in found.errors]},
         )
 
     def plan(self, job: Job) -> Outcome:
         """The outcome before any training."""
-        start = Alignment(Layout.of(job.supernet))
+        start = Alignment(turning(job.supernet))
         return Outcome(aligned(start, "fixed").program, self.init, trainable=_count(Elements(start)))
 
     def start(self, job: Job, form: Form) -> SuperNet:
         """The SuperNet aligned, its maps in this form."""
-        return self._aligned(job, self._learned(replace(job, state=None)), form)
+        return self._aligned(job, self._learned(replace(job, state=None))[1].alignment, form)
 
-    def _aligned(self, job: Job, found: _Found, form: Form) -> SuperNet:
-        net = aligned(found.alignment, form, job.settings.seed)
-        job.notes.extend(told(self.name, found.alignment.layout, groups_of(net)))
+    def _aligned(self, job: Job, alignment: Alignment, form: Form) -> SuperNet:
+        net = aligned(alignment, form, job.settings.seed)
+        job.notes.extend(told(self.name, alignment.layout, groups_by(alignment, net)))
         return net
 
-    def _learned(self, job: Job) -> _Found:
+    def _learned(self, job: Job) -> tuple[str, _Trained, int]:
+        """What it starts from, what training made of that, and how many numbers were trained."""
         settings = replace(job.settings, steps=self.steps, lr=self.lr or RATE, optimizer=adamw, weight_decay=0.0)
         job = replace(job, options=self, settings=settings)
-        starts = {name: begun(name, job) for name in (STARTS if self.init == "auto" else (self.init,))}
+        layout = turning(job.supernet)
+        starts = {name: begun(name, job, layout) for name in (STARTS if self.init == "auto" else (self.init,))}
         errors = {name: _Course(job, start).error() for name, start in starts.items()}
         best = min(errors, key=errors.__getitem__)
         course = _Course(job, starts[best])
-        found = course.run(best, errors[best])
-        told_errors = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
-        job.notes.append(
-            f"align: error halfway between the parents {found.errors[-1]:.3f}, before training {told_errors}"
-        )
-        return found
+        found = course.run(errors[best])
+        before = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
+        job.notes.append(f"align: error halfway between the parents {found.errors[-1]:.3f}, before training {before}")
+        if found.log and not found.errors[-1] < errors[best]:
+            job.notes.append(f"align: training found nothing better than {best}, which is kept")
+        return best, found, _count(course.elements) if found.log else 0
 
 
-def begun(name: str, job: Job) -> Alignment:
-    """The alignment that another method finds."""
+def begun(name: str, job: Job, layout: Layout) -> Alignment:
+    """The alignment that another method finds, on spaces that are known."""
     if name not in STARTS:
         raise OptionError(f"align does not start from {name}", f"give --init auto, {', '.join(STARTS)}")
-    if name == "average":
-        return Alignment(Layout.of(job.supernet))
-    return PERMUTE.alignment(job) if name == "permute" else ROTATE.alignment(job)
+    if name == "rotate":
+        return ROTATE.on_spaces(job, layout)
+    return Alignment(layout, PERMUTE.alignment(job).carriers if name == "permute" else {})
+
+
+def joined(logs: Sequence[Log]) -> Log | None:
+    """One log of several runs, one after the other."""
+    if not logs:
+        return None
+    seconds = sum(log.seconds for log in logs)
+    rate = sum(log.samples_per_second * log.seconds for log in logs) / max(seconds, 1e-9)
+    losses = tuple(loss for log in logs for loss in log.losses)
+    return replace(logs[-1], losses=losses, seconds=seconds, samples_per_second=rate, untouched=())
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Trained:
     alignment: Alignment
-    init: str
     log: Log | None
-    trainable: int
     errors: tuple[float, ...]
-    """Halfway between the parents, before training and after."""
+    """Halfway between the parents: before training, and after each of its stages."""
 
 
 class _Course:
@@ -126,25 +143,38 @@ class _Course:
         program = job.hoist(aligned(start, "fixed").program)
         ports = [each.feature.port for each in wanted(job.supernet, job.options.inner, job.options.loss)]
         self.student = program.only(ports)
-        self.elements = Elements(start)
+        self.elements = Elements(start, margin=job.settings.lr * job.settings.steps * STEADY)
         self.line = Line(self.elements, self.student, job.settings.seed)
 
-    def run(self, name: str, before: float) -> _Found:
-        job, elements = self.job, self.elements
-        assert job.pool is not None
-        parts = (Group(elements.turns, decay=False), Group(elements.orders, decay=False))
-        if before < FLAT or not _count(elements):
-            return _Found(self.start, name, None, 0, (before,))
-        targets = targets_of(self.student, job.supernet, job)
-        log = fit(
-            self.line, [p for p in parts if p.parameters], job.pool, targets, job.settings, job.progress, job.state
-        )
-        after = self.error()
+    def run(self, before: float) -> _Trained:
+        """Turns first, then orders too: a step of an order is a leap, so that is kept only where it leads down."""
+        turns, orders = self.elements.turns, self.elements.orders
+        stages = {"turns": turns, "orders": (*turns, *orders)} if turns and orders else {"all": (*turns, *orders)}
+        logs: list[Log] = []
+        errors, total = [before], self.job.settings.steps
+        for number, (stage, parameters) in enumerate(stages.items()):
+            steps = total - sum(log.steps for log in logs) if number else -(-total * SHARE[len(stages)] // 100)
+            if errors[-1] < FLAT or not parameters or steps < 1:
+                break
+            kept = [p.detach().clone() for p in parameters]
+            logs.append(self._fit(stage, parameters, steps))
+            errors.append(self.error())
+            if not errors[-1] < errors[-2]:
+                errors[-1] = errors[-2]
+                with torch.no_grad():
+                    for parameter, value in zip(parameters, kept, strict=True):
+                        parameter.copy_(value)
         with torch.no_grad():
-            alignment = elements() if after < before else self.start
-        if not after < before:
-            job.notes.append(f"align: training found nothing better than {name}, which is kept")
-        return _Found(alignment, name, log, _count(elements), (before, min(after, before)))
+            alignment = self.elements() if errors[-1] < before else self.start
+        return _Trained(alignment, joined(logs), tuple(errors))
+
+    def _fit(self, stage: str, parameters: Sequence[nn.Parameter], steps: int) -> Log:
+        job = self.job
+        assert job.pool is not None
+        state = job.state.with_name(f"{job.state.stem}-{stage}{job.state.suffix}") if job.state else None
+        targets = targets_of(self.student, job.supernet, job)
+        settings = replace(job.settings, steps=steps)
+        return fit(self.line, [Group(tuple(parameters), decay=False)], job.pool, targets, settings, job.progress, state)
 
     @torch.no_grad()
     def error(self) -> float:

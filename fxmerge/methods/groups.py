@@ -47,7 +47,9 @@ def _of_block(block: Block) -> dict[str, str]:
 
 def _unshared(matrix: Tensor) -> Tensor:
     """A merge matrix with every merged unit whole again that the parents share."""
-    return matrix / matrix.abs().amax(1, keepdim=True).clamp_min(1e-30)
+    square = matrix.shape[0] == matrix.shape[1]  # so a row of a turn is a unit vector, and no grouping looks like one
+    whole = matrix.norm(dim=1, keepdim=True) if square else matrix.abs().amax(1, keepdim=True)
+    return matrix / whole.clamp_min(1e-30)
 
 
 def groups_of_factors(to: Tensor, ours: Sequence[Leaf], theirs: Sequence[Leaf]) -> list[str]:

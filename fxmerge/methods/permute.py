@@ -17,10 +17,9 @@ from fxmerge.methods.alignment.layout import Layout, Site
 from fxmerge.methods.alignment.maps import aligned
 from fxmerge.methods.alignment.matches import Similarity
 from fxmerge.methods.alignment.solve import Alignment, Carriers, align, scores
-from fxmerge.methods.alignment.told import told
-from fxmerge.methods.alignment.weights import descend
+from fxmerge.methods.alignment.told import groups_by, told
+from fxmerge.methods.alignment.weights import SWEEPS, descend
 from fxmerge.methods.base import Job, Outcome
-from fxmerge.methods.groups import groups_of
 
 SIGNED = ("signed_permutation", "orthogonal", "invertible")
 """Groups that hold every change of signs beside every order."""
@@ -69,15 +68,24 @@ class Permute:
     """Inputs that are looked at, of all tasks together."""
 
     def __call__(self, job: Job) -> Outcome:
-        net = self.start(job, "fixed")
-        return Outcome(net.program, init=self.name, solved=frozenset(net.own))
+        alignment = self.alignment(job)
+        net = self._aligned(job, alignment, "fixed")
+        groups = groups_by(alignment, net)
+        return Outcome(net.program, init=self.name, solved=frozenset(net.own), groups=groups)
 
     def start(self, job: Job, form: Form) -> SuperNet:
         """The SuperNet aligned, its maps in this form."""
-        alignment = self.alignment(job)
+        return self._aligned(job, self.alignment(job), form)
+
+    def _aligned(self, job: Job, alignment: Alignment, form: Form) -> SuperNet:
         net = aligned(alignment, form, job.settings.seed)
-        job.notes.extend(told(self.name, alignment.layout, groups_of(net)))
+        job.notes.extend(told(self.name, alignment.layout, groups_by(alignment, net)))
         return net
+
+    @property
+    def most_sweeps(self) -> int:
+        """Of coordinate descent over all spaces."""
+        return SWEEPS
 
     def decision(self, template: int) -> Order:
         """How a space is aligned."""
@@ -85,7 +93,14 @@ class Permute:
 
     def alignment(self, job: Job) -> Alignment:
         """What every space of every parent is carried by."""
-        layout = Layout.of(job.supernet)
+        return self.on_spaces(job, self.layout(job.supernet))
+
+    def layout(self, supernet: SuperNet) -> Layout:
+        """The spaces, and what they allow."""
+        return Layout.of(supernet)
+
+    def on_spaces(self, job: Job, layout: Layout) -> Alignment:
+        """The alignment of spaces that are known."""
         alignment, order = Alignment(layout), self.decision(job.supernet.template)
         together = job.pool is not None and job.supernet.together
         if self.on == "activations" and not together:
@@ -95,7 +110,7 @@ class Permute:
             )
         if self.on == "weights" or not together:
             roots = [r for r in layout.roots if self.residual != "identity" or layout.sites[r].role != "residual"]
-            descend(alignment, roots, lambda root, evidence: align(alignment, root, evidence, order))
+            descend(alignment, roots, lambda root, evidence: align(alignment, root, evidence, order), self.most_sweeps)
             return alignment
         assert job.pool is not None
         features = Features.of(layout, job.pool, self.rows)

@@ -5,18 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxmerge.ir.maps import Form
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.alignment import matches
 from fxmerge.methods.alignment.layout import Layout, Site
-from fxmerge.methods.alignment.maps import aligned
-from fxmerge.methods.alignment.solve import Alignment, align
-from fxmerge.methods.alignment.told import told
-from fxmerge.methods.alignment.weights import descend
-from fxmerge.methods.base import Job, Outcome
-from fxmerge.methods.groups import groups_of
-from fxmerge.methods.permute import Order
+from fxmerge.methods.alignment.norms import turning
+from fxmerge.methods.permute import Order, Permute
 
 TURNED = ("orthogonal", "invertible")
 
@@ -26,49 +20,39 @@ class Turn(Order):
     """A rotation where the group holds all of them; an order, with signs where they are free, elsewhere."""
 
     def _fit(self, site: Site, owner: bool) -> matches.Fit:
-        return matches.rotation if site.group in TURNED and not owner else super()._fit(site, owner)
+        if site.group not in TURNED or owner:
+            return super()._fit(site, owner)
+        return matches.centred_rotation if site.centred else matches.rotation
 
 
 @dataclass(frozen=True)
-class Rotate:
-    """Procrustes on what may turn: queries and keys, values and outputs of every head, streams without scales.
+class Rotate(Permute):
+    """Procrustes on what may turn: queries and keys, values and outputs of every head, residual streams.
 
-    Heads are assigned by what their best rotations have in common, widths by order; a few sweeps of coordinate descent
-    on the weights. A stream whose norms scale it takes an order alone, and that is said.
+    Scales and shifts of norms are folded into what reads them first, so that a pre-norm stream takes any rotation
+    (beside the vector of ones, where its norms subtract the mean). Heads are assigned by what their best rotations have
+    in common, widths by order: by features on samples, or by a few sweeps of coordinate descent on the weights. A
+    stream whose norms cannot be folded takes an order alone, and that is said.
     """
 
     name: ClassVar[str] = "rotate"
-    summary: ClassVar[str] = "turn the parents' heads and streams onto one another by Procrustes, then average; no data"
-    needs_data: ClassVar[bool] = False
+    summary: ClassVar[str] = "turn the parents' heads and streams onto one another by Procrustes, then average"
     about: ClassVar[About] = About(
-        "generalised linear mode connectivity, NeurIPS 2025", groups=("permutation", "sign", "orthogonal")
+        "generalised linear mode connectivity, NeurIPS 2025", tuned=True, groups=("permutation", "sign", "orthogonal")
     )
 
     sweeps: int = 5
     """Of coordinate descent over all spaces."""
 
-    def __call__(self, job: Job) -> Outcome:
-        net = self.start(job, "fixed")
-        return Outcome(net.program, init=self.name, solved=frozenset(net.own))
+    def layout(self, supernet: SuperNet) -> Layout:
+        return turning(supernet)
 
-    def start(self, job: Job, form: Form) -> SuperNet:
-        """The SuperNet aligned, its maps in this form."""
-        alignment = self.alignment(job)
-        net = aligned(alignment, form, job.settings.seed)
-        job.notes.extend(told(self.name, alignment.layout, groups_of(net)))
-        return net
+    @property
+    def most_sweeps(self) -> int:
+        return self.sweeps
 
-    def alignment(self, job: Job) -> Alignment:
-        """The rotation, or order, of every space for every parent."""
-        alignment = Alignment(Layout.of(job.supernet))
-        turn = Turn(job.supernet.template)
-        descend(
-            alignment,
-            alignment.layout.roots,
-            lambda root, evidence: align(alignment, root, evidence, turn),
-            self.sweeps,
-        )
-        return alignment
+    def decision(self, template: int) -> Order:
+        return Turn(template)
 
 
 ROTATE = Rotate()

@@ -74,7 +74,7 @@ class Features:
     """
 
     layout: Layout
-    spots: list[Spot] = field(default_factory=list)
+    spots: list[Spot | Stream] = field(default_factory=list)
 
     @classmethod
     def of(cls, layout: Layout, pool: Pool, most: int) -> Features:
@@ -83,7 +83,7 @@ class Features:
         names = [port.name for port in supernet.program.inputs]
         batches = [dict(zip(names, part, strict=True)) for part in some(pool, most, supernet.program.rows)]
         rows = Rows([[batch[names[i]] for i in pool.masks] for batch in batches])
-        found = cls(layout, list(_spots(layout)))
+        found = cls(layout, [*_spots(layout), *_streams(layout)])
         parents = list(parents_of(supernet))
         kept = [list(dict.fromkeys(spot.nodes[k] for spot in found.spots)) for k in range(layout.count)]
         for number, batch in enumerate(batches):
@@ -137,6 +137,46 @@ class Spot:
                 )
 
 
+@dataclass
+class Stream:
+    """The places where the parents norm a stream that is free to turn: what they have in common there, each row at unit
+    length. Unlike units of a fixed basis, directions count as far as they vary."""
+
+    space: str
+    centred: bool
+    nodes: tuple[fx.Node, ...]
+    sizes: tuple[int, ...]
+    sums: tuple[Sums, Sums] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sums = (Sums.empty(sum(self.sizes)), Sums.empty(sum(self.sizes)))
+
+    def add(self, values: Sequence[Tensor], rows: Rows, batch: int) -> None:
+        parts = [rows.of(value, -1, batch) for value in values]
+        if len({len(part) for part in parts}) > 1:
+            return
+        parts = [part - part.mean(1, keepdim=True) if self.centred else part for part in parts]
+        side = torch.cat([part / part.norm(dim=1, keepdim=True).clamp_min(1e-30) for part in parts], 1)
+        middle = len(side) // 2
+        self.sums[0].add(side[:middle])
+        self.sums[1].add(side[middle:])
+
+    def evidence(self, half: int | None) -> Iterable[Evidence]:
+        sums = self.sums[0].plus(self.sums[1]) if half is None else self.sums[half]
+        if sums.count:
+            sizes = list(self.sizes)
+            split = [torch.split(row, sizes, 1) for row in torch.split(sums.xx / sums.count, sizes, 0)]
+            yield Evidence((self.space,), split)
+
+
+def _streams(layout: Layout) -> Iterable[Stream]:
+    seen = set()
+    for norm in layout.norms:
+        if norm.places not in seen:
+            seen.add(norm.places)
+            yield Stream(norm.space, norm.centred, norm.places, layout.sites[norm.space].sizes)
+
+
 def axis_blocks(supernet: SuperNet) -> Mapping[str, list[Block]]:
     """By name of the map: its blocks that are products of spaces which stand in all parents alike."""
     found = {}
@@ -164,6 +204,7 @@ def _spots(layout: Layout) -> Iterable[Spot]:
         for b in blocks[n]
         for f in b.factors
     }
+    turned = {norm.space for norm in layout.norms}
     seen = set()
     for name, place in layout.supernet.places.items():
         nodes = tuple(node for node in place.of if isinstance(node, fx.Node))
@@ -171,6 +212,7 @@ def _spots(layout: Layout) -> Iterable[Spot]:
             continue
         seen.add((nodes, place.axis))
         chosen = [b for b in blocks[name] if place.role == "read" or not {b.factors[-1].space} <= read]
+        chosen = [b for b in chosen if b.factors[-1].space not in turned]
         if chosen:
             yield Spot(nodes, place.axis, chosen)
 

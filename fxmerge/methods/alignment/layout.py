@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+
+from torch import Tensor, fx
 
 from fxmerge.ir.space import AxisExpr, Leaf, leaves
 from fxmerge.ir.supernet import SuperNet
@@ -25,6 +27,30 @@ class Site:
     """What all of them tolerate: one of `TOLERANCES`."""
     owner: str | None
     """The space for each of whose indices this one may be aligned anew."""
+    centred: bool = False
+    """Whether what turns it must keep the vector of ones."""
+
+
+@dataclass(frozen=True)
+class FoldedNorm:
+    """A norm whose scale and shift are read where it is read."""
+
+    space: str
+    scale: str
+    """Names of the SuperNet's own tensors, empty where it has none."""
+    shift: str
+    scales: tuple[Tensor, ...]
+    """Per parent."""
+    shifts: tuple[Tensor, ...]
+    """Per parent; none where it has no shift."""
+    reads: frozenset[str]
+    """The unmerge maps behind it."""
+    tensors: frozenset[str]
+    """The template's tensors that read it."""
+    places: tuple[fx.Node, ...]
+    """Every parent's value that is normed."""
+    centred: bool
+    """Whether its mean is taken away."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +61,10 @@ class Layout:
     sites: Mapping[str, Site]
     apart: Mapping[str, str]
     """Spaces that are left as they are because the parents' do not correspond, and why."""
+    norms: tuple[FoldedNorm, ...] = ()
+    """Those of streams that are free to turn."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """Streams that might turn but for their norms, which cannot be folded, and why."""
 
     @classmethod
     def of(cls, supernet: SuperNet) -> Layout:

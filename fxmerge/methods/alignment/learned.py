@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from fxmerge.methods.alignment import matches
 from fxmerge.methods.alignment.layout import Layout, Site
 from fxmerge.methods.alignment.solve import Alignment, Carriers, Path
+from fxmerge.methods.regress import beside_ones
 
-MARGIN = 0.1
-"""By how much a score is ahead where the order starts."""
 TURNED = ("orthogonal", "invertible")
 """Groups that hold every turn."""
 
@@ -26,11 +25,10 @@ TURNED = ("orthogonal", "invertible")
 class Order(nn.Module):
     """An order (with signs) of one parent's units in every place where a space stands: (places, d, d_k)."""
 
-    def __init__(self, start: Tensor, signed: bool) -> None:
+    def __init__(self, start: Tensor, signed: bool, margin: float) -> None:
         super().__init__()
         self.signed = signed
-        self.scores = nn.Parameter((MARGIN * start).float())
-        self.register_buffer("last", start.clone(), persistent=False)
+        self.scores = nn.Parameter((margin * start).float())
 
     def forward(self) -> Tensor:
         scores = self.scores.double()
@@ -42,16 +40,21 @@ class Order(nn.Module):
 class Turn(nn.Module):
     """A matrix with orthonormal rows or columns for every place: (places, d, d_k)."""
 
-    def __init__(self, start: Tensor) -> None:
+    def __init__(self, start: Tensor, centred: bool = False) -> None:
         super().__init__()
+        self.centred = centred
+        """Whether it keeps the vector of ones."""
         self.register_buffer("start", start.clone(), persistent=False)
         places, rows, columns = start.shape
-        size = max(rows, columns)
+        size = max(rows, columns) - centred
         self.skew = nn.Parameter(torch.zeros(places, size, size))
 
     def forward(self) -> Tensor:
         turn, start = cayley(self.skew.double()), self.start
         assert isinstance(start, Tensor)
+        if self.centred:
+            beside = beside_ones(start.shape[-1]).to(start.device)
+            turn = beside @ turn @ beside.T + 1 / start.shape[-1]
         return turn @ start if start.shape[-2] >= start.shape[-1] else start @ turn
 
 
@@ -66,12 +69,13 @@ def cayley(free: Tensor) -> Tensor:
 class Elements(nn.Module):
     """An alignment with what can be learned of it as parameters, one module for each space and parent.
 
-    Owners (heads) keep the order that they start with, and what has no free order or turn (rotary planes) stays.
+    Scores of an order are ahead of all others by `margin` where it starts. Owners (heads) keep the order that they
+    start with, and what has no free order or turn (rotary planes) stays.
     """
 
-    def __init__(self, alignment: Alignment) -> None:
+    def __init__(self, alignment: Alignment, margin: float = 1.0) -> None:
         super().__init__()
-        self.start, self.layout = alignment, alignment.layout
+        self.start, self.layout, self.margin = alignment, alignment.layout, margin
         self.spaces = [name for name, site in self.layout.sites.items() if learns(self.layout, site)]
         self.paths = {space: list(paths(self.layout, space)) for space in self.spaces}
         self.of = nn.ModuleList(nn.ModuleList(self._elements(space)) for space in self.spaces)
@@ -80,7 +84,8 @@ class Elements(nn.Module):
         site = self.layout.sites[space]
         for k in range(self.layout.count):
             start = torch.stack([self.start.of(space, path).to[k] for path in self.paths[space]])
-            yield Turn(start) if site.group in TURNED else Order(start, site.group == "signed_permutation")
+            signs = site.group == "signed_permutation"
+            yield Turn(start, site.centred) if site.group in TURNED else Order(start, signs, self.margin)
 
     @property
     def turns(self) -> tuple[nn.Parameter, ...]:

@@ -25,8 +25,8 @@ class Line(nn.Module):
             parameter.requires_grad_(False)
         supernet = elements.layout.supernet
         named = {id(p): name for name, p in self.module.named_parameters()}
-        held = [(block, [named.get(id(p)) for p in block.map.dense]) for block in carried_blocks(supernet)]
-        self.held = [(block, names) for block, names in held if any(names)]
+        held = [(n, block, [named.get(id(p)) for p in block.map.dense]) for n, block in carried_blocks(supernet)]
+        self.held = [each for each in held if any(each[2])]
         self.names = {n: name for n, name in program.attributes.items() if n in supernet.own and name in self._now()}
         self.place: Sequence[float] | None = None
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
@@ -38,8 +38,8 @@ class Line(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """By name in the module: maps and own tensors at the place."""
         place, alignment, found = self._place(), self.elements(), {}
-        for block, names in self.held:
-            for name, matrix in zip(names, matrices_of(alignment, block, place) or (), strict=False):
+        for axis, block, names in self.held:
+            for name, matrix in zip(names, matrices_of(alignment, axis, block, place) or (), strict=False):
                 if name is not None:
                     found[name] = matrix
         own = own_tensors(alignment, place)

@@ -5,8 +5,8 @@ M_k = (C_k of the space) / (how many parents' units are in it)      U_k = C_kᵀ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,10 +15,13 @@ from fxmerge.errors import OptionError
 from fxmerge.ir.maps import AxisMap, Form, Map
 from fxmerge.ir.space import AxisExpr, Leaf, leaves, pieces
 from fxmerge.ir.supernet import Own, SuperNet
+from fxmerge.methods.alignment.layout import FoldedNorm
 from fxmerge.methods.alignment.solve import Alignment, Path
 from fxmerge.methods.map_nodes import Block, blocks_of
 
 EPSILON = 1e-12
+RIDGE = 1e-12
+"""Of the least squares for shifts: a coordinate with scale zero has none."""
 
 
 @torch.no_grad()
@@ -31,8 +34,8 @@ def aligned(alignment: Alignment, form: Form, seed: int = 0, weights: Sequence[f
     weights = weights or [1.0] * alignment.layout.count
     supernet = alignment.layout.supernet.start(weights)
     generator = torch.Generator().manual_seed(seed)
-    for block in carried_blocks(supernet):
-        matrices = matrices_of(alignment, block, weights)
+    for name, block in carried_blocks(supernet):
+        matrices = matrices_of(alignment, name, block, weights)
         if matrices is not None:
             _set(block.map, matrices, form, generator)
         else:
@@ -42,21 +45,22 @@ def aligned(alignment: Alignment, form: Form, seed: int = 0, weights: Sequence[f
     return supernet.with_program(supernet.program.evolve(tensors=tensors))
 
 
-def carried_blocks(supernet: SuperNet) -> list[Block]:
-    """Every map of a SuperNet once, as a block of an axis."""
-    found: dict[int, Block] = {}
+def carried_blocks(supernet: SuperNet) -> list[tuple[str, Block]]:
+    """Every map of a SuperNet once, as a block of an axis, with the name of that axis' maps."""
+    found: dict[int, tuple[str, Block]] = {}
     for name, place in supernet.places.items():
         module = supernet.program.maps[name]
         assert isinstance(module, AxisMap)
         for block in blocks_of(module, place):
-            found.setdefault(id(block.map), block)
+            found.setdefault(id(block.map), (name, block))
     return list(found.values())
 
 
-def matrices_of(alignment: Alignment, block: Block, weights: Sequence[float]) -> list[Tensor] | None:
+def matrices_of(alignment: Alignment, name: str, block: Block, weights: Sequence[float]) -> list[Tensor] | None:
     """What a map holds of an alignment, one matrix per parent; None where its spaces are not aligned."""
     held = block.map
-    found = [_Product(alignment).of(block.factors, own, k) for k, own in enumerate(block.theirs)]
+    scales = {norm.space: norm.scales for norm in alignment.layout.norms if name in norm.reads}
+    found = [_Product(alignment, scales).of(block.factors, own, k) for k, own in enumerate(block.theirs)]
     if any(f is None or f[0].shape != (held.size, held.sizes[k]) for k, f in enumerate(found)):
         return None
     to, back = [f[0] for f in found if f], [f[1] for f in found if f]
@@ -65,8 +69,26 @@ def matrices_of(alignment: Alignment, block: Block, weights: Sequence[float]) ->
 
 def own_tensors(alignment: Alignment, weights: Sequence[float]) -> dict[str, Tensor]:
     """The parents' mean of every tensor that no map carries."""
-    supernet = alignment.layout.supernet
-    return {name: _average(alignment, name, own, weights) for name, own in supernet.own.items()}
+    layout, found = alignment.layout, {}
+    for norm in layout.norms:
+        if norm.scale:
+            found[norm.scale] = torch.ones_like(norm.scales[0])
+        if norm.shift:
+            found[norm.shift] = _shift(alignment, norm, weights)
+    return {n: _average(alignment, n, own, weights) for n, own in layout.supernet.own.items() if n not in found} | found
+
+
+def _shift(alignment: Alignment, norm: FoldedNorm, weights: Sequence[float]) -> Tensor:
+    """The b for which all diag(γ_k) C_kᵀ b are nearest to the parents' β_k."""
+    carriers, like = alignment.of(norm.space, ()), {"device": alignment.device, "dtype": torch.float64}
+    left = torch.zeros(len(carriers.to[0]), len(carriers.to[0]), **like)  # type: ignore[call-overload]
+    right = left[0]
+    for to, scale, shift, weight in zip(carriers.to, norm.scales, norm.shifts, weights, strict=True):
+        scaled = to * scale.to(to.device)
+        left, right = left + weight * scaled @ scaled.T, right + weight * scaled @ shift.to(to.device)
+    eye = torch.eye(len(left), **like)  # type: ignore[call-overload]
+    found: Tensor = torch.linalg.solve(left + RIDGE * left.diagonal().mean().detach() * eye, right)
+    return found
 
 
 def _set(held: Map, matrices: Sequence[Tensor], form: Form, generator: torch.Generator) -> None:
@@ -99,6 +121,8 @@ class _Product:
     """The carriers of products of spaces."""
 
     alignment: Alignment
+    scales: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    """By space, per parent: what the way back is multiplied with."""
 
     def of(self, ours: Sequence[Leaf], theirs: Sequence[Leaf], k: int) -> tuple[Tensor, Tensor] | None:
         """(d × d_k, d_k × d) of a product of factors, major to minor; None where the parents' has other factors."""
@@ -129,7 +153,10 @@ class _Product:
         if ours.space in layout.sites and layout.sites[ours.space].sizes[k] == theirs.size:
             path: Path = tuple(at[owner] for owner in layout.path(ours.space) if owner in at)
             carriers = self.alignment.of(ours.space, path)
-            return carriers.to[k], carriers.back[k]
+            back = carriers.back[k]
+            if ours.space in self.scales:
+                back = self.scales[ours.space][k].to(back.device)[:, None] * back
+            return carriers.to[k], back
         eye = torch.eye(ours.size, theirs.size, dtype=torch.float64, device=self.alignment.device)
         return eye, eye.T
 

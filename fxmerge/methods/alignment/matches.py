@@ -14,6 +14,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from fxmerge.methods.regress import beside_ones
+
 Similarity = Sequence[Sequence[Tensor]]
 """[l][k]: d_l × d_k, float64."""
 Fit = Callable[[Tensor], Tensor]
@@ -41,6 +43,18 @@ def rotation(similarity: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(similarity, full_matrices=False)
     found: Tensor = left @ right
     return found
+
+
+def centred(fit: Fit, similarity: Tensor) -> Tensor:
+    """What fits beside the vector of ones, which stays (d × d)."""
+    beside = beside_ones(len(similarity))
+    ones = torch.full_like(similarity, 1 / len(similarity))
+    return ones + beside @ fit(beside.T @ similarity @ beside) @ beside.T
+
+
+def centred_rotation(similarity: Tensor) -> Tensor:
+    """The rotation nearest to a similarity among those that keep the vector of ones."""
+    return centred(rotation, similarity)
 
 
 def identity(similarity: Tensor) -> Tensor:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fxmerge.ir.supernet import NAMED
+from fxmerge.ir.supernet import NAMED, SuperNet
 from fxmerge.methods.alignment.layout import Layout
-from fxmerge.methods.groups import GROUPS
+from fxmerge.methods.alignment.solve import Alignment
+from fxmerge.methods.groups import GROUPS, group_of, groups_of
+
+
+def groups_by(alignment: Alignment, net: SuperNet) -> dict[str, str]:
+    """By space: the group of what an alignment does; the scales of folded norms in its maps aside."""
+    turned = {norm.space: alignment.of(norm.space, ()).to for norm in alignment.layout.norms}
+    return groups_of(net) | {s: max((group_of(t.cpu()) for t in to), key=GROUPS.index) for s, to in turned.items()}
 
 
 def told(name: str, layout: Layout, groups: Mapping[str, str]) -> list[str]:
@@ -20,6 +27,7 @@ def told(name: str, layout: Layout, groups: Mapping[str, str]) -> list[str]:
     rotary = [space for space in layout.sites if space in groups and layout.sites[space].group == "rotary"]
     if rotary:
         notes.append(f"{name}: {_some(rotary)} are rotary: their planes have an order, and keep it")
+    notes += [f"{name}: {space} takes an order alone: {why}" for space, why in layout.kept.items()]
     notes += [f"{name}: {space} is left as it is: {why}" for space, why in layout.apart.items()]
     return notes
 

@@ -8,8 +8,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fxmerge.ir.space import Piece, leaves, pieces
+from fxmerge.ir.space import Leaf, Piece, leaves, pieces
 from fxmerge.methods.alignment.evidence import Evidence
+from fxmerge.methods.alignment.layout import Layout
 from fxmerge.methods.alignment.maps import carried
 from fxmerge.methods.alignment.solve import Alignment
 
@@ -73,6 +74,7 @@ def _of(alignment: Alignment, name: str, theirs: Sequence[str], tree: set[str]) 
     own = [s.tensors[each] for s, each in zip(supernet.parents_spaces, theirs, strict=True)]
     with_tree = [i for i, axis in enumerate(ours) if any(leaf.space in tree for leaf in leaves(axis))]
     values = [p.tensors[each].detach().double() for p, each in zip(supernet.parents, theirs, strict=True)]
+    values = [_scaled(layout, name, value, k) for k, value in enumerate(values)]
     if any(len(axes) != len(ours) for axes in own):
         return
     for axis in with_tree:  # a space on several axes: each in its turn, the others where they are now
@@ -82,6 +84,17 @@ def _of(alignment: Alignment, name: str, theirs: Sequence[str], tree: set[str]) 
                 value = value if other == axis else carried(alignment, value, other, a, b, k, squared=False)
             rows.append(value.movedim(axis, -1).reshape(-1, value.shape[axis]))
         yield from _blocks(rows, pieces(ours[axis]), [pieces(axes[axis]) for axes in own], tree)
+
+
+def _scaled(layout: Layout, name: str, value: Tensor, k: int) -> Tensor:
+    """With the scales of folded norms that a tensor reads."""
+    spaces = layout.supernet.spaces
+    assert spaces is not None
+    for norm in (norm for norm in layout.norms if name in norm.tensors):
+        for axis, carried_by in enumerate(spaces.tensors[name]):
+            if carried_by == Leaf(norm.space, value.shape[axis]):
+                value = (value.movedim(axis, -1) * norm.scales[k]).movedim(-1, axis)
+    return value
 
 
 def _blocks(
