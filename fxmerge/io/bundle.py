@@ -29,6 +29,7 @@ from fxmerge.io.operators import DTYPES
 from fxmerge.ir.capture import LARGEST
 from fxmerge.ir.program import Port, Program
 from fxmerge.messages import damaged, field, printable, reason
+from fxmerge.samples.pretrained_cfg import asset_of
 
 FORMAT, VERSION = "fxmerge bundle", 1
 GRAPH, WEIGHTS, SAMPLES, ASSETS = "bundle.json", "weights.safetensors", "samples.safetensors", "assets/"
@@ -66,7 +67,7 @@ def save(
         model, inputs, task=task or Path(path).stem, labels=labels,
         dynamic_shapes=dynamic_shapes, dynamic=dynamic, batch_axis=batch_axis,
     )  # fmt: skip
-    assets = config_of(model)
+    assets = {**asset_of(getattr(model, "pretrained_cfg", None)), **config_of(model)}
     if tokenizer is not None:
         assets["tokenizer.json"] = tokenizer_bytes(tokenizer)
     save_bundle(program.evolve(assets=assets), path, overwrite=overwrite)

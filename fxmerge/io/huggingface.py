@@ -25,6 +25,7 @@ from fxmerge.io.child import ChildError, ask
 from fxmerge.io.files import LARGEST_JSON, read_json
 from fxmerge.io.state_dict import read_weights
 from fxmerge.messages import listed, nearest, printable, reason
+from fxmerge.samples.pretrained_cfg import asset_of
 
 CONFIG = "config.json"
 MOST_PIXELS = 1 << 24
@@ -153,8 +154,19 @@ def assets_of(folder: Path) -> dict[str, bytes]:
             for _, text in ask(OLDER, {"folder": str(folder.absolute())}, size=OLDER_SIZE):
                 assets["tokenizer.json"] = text
         except ChildError:  # then text samples are refused with a message, arrays still work
-            return assets
-    return assets
+            pass
+    return {**preprocessing_in(folder / CONFIG), **assets}
+
+
+def preprocessing_in(config_file: Path) -> dict[str, bytes]:
+    """The preprocessing that the config.json of a timm model states, as a preprocessor_config.json."""
+    if not config_file.is_file() or config_file.stat().st_size > LARGEST_JSON:
+        return {}
+    try:
+        config = read_json(config_file)
+    except SourceError:  # of no use here; whoever needs it says so
+        return {}
+    return asset_of(config.get("pretrained_cfg")) if isinstance(config, dict) else {}
 
 
 def labels_of(config_file: Path, classes: int | str) -> tuple[str, ...] | None:

@@ -316,4 +316,5 @@ def _check_names(given: Mapping[str, Any], takes: Mapping[str, inspect.Parameter
 def _beside(path: Path) -> dict[str, bytes]:
     """A tokenizer.json and the like that lie in a model's folder."""
     files = {name: path.parent / name for name in INPUT_ASSETS}
-    return {n: f.read_bytes() for n, f in files.items() if f.is_file() and f.stat().st_size <= LARGEST_JSON}
+    found = {n: f.read_bytes() for n, f in files.items() if f.is_file() and f.stat().st_size <= LARGEST_JSON}
+    return {**huggingface.preprocessing_in(path.parent / huggingface.CONFIG), **found}

@@ -27,6 +27,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MOST_BYTES = 1 << 27
 """Of pixels. As numbers they take four times that."""
 
+SCALED = "resized, cropped and scaled as the model's own preprocessing says"
 MOST_PIXELS = 1 << 26
 IMAGES, PICTURES = "fxmerge.samples.workers:images", "fxmerge.samples.workers:pictures"
 
@@ -44,7 +45,7 @@ def read_images(folder: Path, program: Program, limit: int | None, broken: Broke
     found, config = in_turns(folder, SUFFIXES, "images", limit, most), preprocessing(program.assets, program.task)
     values, read, resized = _decode(found.paths, (channels, height, width), config, broken)
     values = _as_input(values, port, config, program.task, last)
-    notes = found.notes
+    notes = (*found.notes, *((f"{folder}: {SCALED}",) if config else ()))
     if resized:
         notes += (f"{folder}: {resized} of {len(read)} images were resized to {width} x {height}",)
     classes = [found.classes[place] for place in read] if found.classes else None

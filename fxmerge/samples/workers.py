@@ -114,10 +114,11 @@ def _tokenizer(data: bytes, request: dict[str, Any]) -> tuple[Any, int]:
 
     tokenizer = Tokenizer.from_str(data.decode())
     pad = _pad(tokenizer, request["pads"])
+    own = (tokenizer.truncation or {}).get("max_length")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if request.get("longest") is not None:
-        tokenizer.enable_truncation(max_length=request["longest"])
+        tokenizer.enable_truncation(max_length=min(request["longest"], own or request["longest"]))
     return tokenizer, pad
 
 

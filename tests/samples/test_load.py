@@ -297,6 +297,27 @@ def test_images_are_scaled_as_the_model_says(vit: Program, tmp_path: Path) -> No
     assert torch.allclose(samples.inputs["x"], torch.full((1, 1, 8, 8), 2.0))
 
 
+def test_images_are_scaled_as_the_config_of_a_timm_model_says(vit: Program, tmp_path: Path) -> None:
+    from fxmerge.io.bundle import load_bundle, save
+    from fxmerge.io.huggingface import assets_of
+
+    about = {"mean": [0.5], "std": [0.25], "input_size": [1, 8, 8], "crop_pct": 0.5, "interpolation": "bilinear"}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "tiny", "pretrained_cfg": about}))
+    pixels = np.zeros((16, 16), dtype=np.uint8)
+    pixels[4:12, 4:12] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    samples = load_samples(tmp_path, vit.evolve(assets=assets_of(tmp_path)))
+    assert torch.allclose(samples.inputs["x"], torch.full((1, 1, 8, 8), 2.0))
+    assert samples.notes[0] == f"{tmp_path}: resized, cropped and scaled as the model's own preprocessing says"
+    model = torch.nn.Flatten()
+    model.pretrained_cfg = about  # type: ignore[assignment]
+    save(model, tmp_path / "a.pt", inputs=(torch.rand(2, 1, 8, 8),))
+    assert float(load_samples(tmp_path, load_bundle(tmp_path / "a.pt")).inputs["input"].mean()) == pytest.approx(2.0)
+    for wrong in ({"crop_mode": "squash"}, {"std": None}, {"input_size": [8]}, {"mean": "0.5"}, {"mean": [0.5, 0.5]}):
+        (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": about | wrong}))
+        assert "preprocessor_config.json" not in assets_of(tmp_path)
+
+
 def test_images_that_do_not_fit(vit: Program, gpt: Program, tmp_path: Path) -> None:
     paint(tmp_path / "a.png", 1)
     with pytest.raises(

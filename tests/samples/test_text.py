@@ -129,6 +129,34 @@ def test_long_rows_are_cut_at_what_the_model_takes(reviews: Program, tmp_path: P
     assert load_samples(tmp_path / "a.txt", program).inputs["input_ids"].shape == (2, 8)
 
 
+def test_long_rows_are_cut_where_the_tokenizer_says(reviews: Program, tmp_path: Path) -> None:
+    made = tokenizer()
+    made.enable_truncation(max_length=5)
+    (tmp_path / "a.txt").write_text("good " * 50 + "\nbad film\n")
+    program = reviews.evolve(assets={"tokenizer.json": made.to_str().encode()})
+    assert load_samples(tmp_path / "a.txt", program).inputs["input_ids"].tolist() == [[2] * 5, [3, 4, 0, 0, 0]]
+
+
+def test_a_tokenizer_of_another_model_is_refused(reviews: Program, tmp_path: Path) -> None:
+    words = {word: 1000 + number for number, word in enumerate(WORDS)}
+    other = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    program = reviews.evolve(assets={"tokenizer.json": other.to_str().encode()})
+    (tmp_path / "a.txt").write_text("good\n")
+    with pytest.raises(
+        DataError, match=r"the model does not run on these samples: index .*\ncheck that indices"
+    ) as caught:
+        load_samples(tmp_path / "a.txt", program)
+    assert "\n" not in caught.value.what + caught.value.todo
+
+
+def test_labels_that_nobody_asks_for_are_not_looked_at(reviews: Program, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\ngood,neither\n")
+    program = reviews.evolve(labels=("no", "yes", "both"))
+    with pytest.raises(DataError, match=r"the label 'neither' is none of reviews's.*\nits labels are no, yes, both"):
+        load_samples(tmp_path / "a.csv", program)
+    assert load_samples(tmp_path / "a.csv", program, Reading(labels=False)).labels is None
+
+
 def test_running_text_is_cut_into_rows(gpt: Program, tmp_path: Path) -> None:
     program = gpt.evolve(assets={"tokenizer.json": tokenizer().to_str().encode()}, ranges={"sequence": (2, 4)})
     (tmp_path / "a.txt").write_text("the very good film ,\n\na bad film , the film\n")
