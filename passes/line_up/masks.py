@@ -163,7 +163,8 @@ def _length(program: Program, mask: fx.Node) -> int | None:
         node = todo.pop()
         if node.op == "get_attr":
             held = program.tensors[str(node.target)]
-            if node.target in program.parameters or held.device.type == "meta" or held.is_floating_point():
+            table = held.is_floating_point() and held.ndim > 0
+            if node.target in program.parameters or held.device.type == "meta" or table:
                 return None
             largest = max([largest, *held.shape])
         if node.op == "call_function":

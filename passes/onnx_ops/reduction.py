@@ -56,7 +56,8 @@ def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 
 def _sum(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    return x.sum(axes, keepdim=keep, dtype=x.dtype)
+    whole = not (x.is_floating_point() or x.is_complex())  # torch adds up whole numbers in 64 bits
+    return x.sum(axes, keepdim=keep, dtype=x.dtype if whole else None)
 
 
 def _best(name: str, function: Callable[..., Tensor]) -> Operator:

@@ -4,7 +4,8 @@
 
 Scores may be scaled anywhere, masked by adding or by filling, in any order, and cast to float32 and back. A key that a
 mask hides has no weight either way; only a query that sees no key at all could tell the two apart, so a score that
-is *filled* must be low enough to swallow what it is added to, or the mask must show every query a key.
+is *filled* must be low enough to swallow what it is added to, or the mask must show every query a key. Weights that are
+no number may be put to 0: of a query that sees no key the operator's own are 0 too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import fx
 from fxmerge.rewrite import Match, Refusal, either, op, rewrite, var
 from passes.rewrites.attention_scores import Factors, Fill, Scores, Term, product
 from passes.rewrites.common import axes_of, is_number, operators_of, rank, same_number, shape
-from passes.rewrites.masks import ABSORBING, MASKED, every_query_sees_a_key, is_causal
+from passes.rewrites.masks import ABSORBING, MASKED, every_query_sees_a_key, is_causal, number
 
 x, q, k, v, mask = var("x"), var("q"), var("k"), var("v"), var("mask")
 SDPA = "aten.scaled_dot_product_attention.default"
@@ -134,9 +135,13 @@ def default_scale(match: Match) -> fx.Node:
 # -- attention written out -------------------------------------------------------------------------------
 
 WEIGHTS = op("aten.softmax.int", Scores(), var("dim"), var("dtype"))
+NARROW = op("aten._to_copy.default", WEIGHTS, dtype=var("narrow"))
+GUARDED = op("aten.where", op("aten.isnan.default", var("guarded")), var("zero"), WEIGHTS)
 
 
 def _fits(match: Match) -> Refusal | None:
+    if "zero" in match.bindings and not _becomes_zero(match):
+        return Refusal("weights that are no numbers do not become 0", match.root)
     queries, keys, values = (shape(node) for node in (match["q"], match["kt"], match["v"]))
     if axes_of(match["dim"], rank(match["scores"])) != (rank(match["scores"]) - 1,):
         return Refusal("softmax is not over the keys", match["scores"])
@@ -151,6 +156,13 @@ def _fits(match: Match) -> Refusal | None:
     if factor is None or not factor > 0:
         return Refusal("the scores are not multiplied by a positive number", match["product"])
     return _masks_fit(match)
+
+
+def _becomes_zero(match: Match) -> bool:
+    """Whether weights that are no numbers are the ones that are put to 0."""
+    chosen = match.root.args[0]
+    same = isinstance(chosen, fx.Node) and chosen.args[2] is match["guarded"]
+    return same and number(match["zero"], match.program) == 0
 
 
 def _masks_fit(match: Match) -> Refusal | None:
@@ -178,10 +190,7 @@ def _as_minus_infinity(match: Match, fill: Fill) -> bool:
     )
 
 
-@rewrite(
-    op("aten.matmul.default", either(WEIGHTS, op("aten._to_copy.default", WEIGHTS, dtype=var("narrow"))), v),
-    check=_fits,
-)
+@rewrite(op("aten.matmul.default", either(WEIGHTS, NARROW, GUARDED), v), check=_fits)
 def attention(match: Match) -> fx.Node:
     """softmax(s · q kᵀ + mask) v  -->  scaled_dot_product_attention(q, k, v, mask, scale=s)"""
     ranks = rank(match["kt"])

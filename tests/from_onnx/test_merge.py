@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,38 @@ def test_a_file_is_inspected_checked_and_captured(
     assert program.samples["x"].shape == (7, 6)
     torch.testing.assert_close(program(torch.ones(2, 6)), Net(0)(torch.ones(2, 6)), rtol=1e-4, atol=1e-5)
     capsys.readouterr()
+
+
+class Reads(torch.nn.Module):
+    """Attention over tokens, some of which are padding; over all of them, where it is `open`."""
+
+    def __init__(self, *, open: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.open, self.table, self.norm = open, torch.nn.Embedding(20, 8), torch.nn.LayerNorm(8)
+        self.q, self.k, self.v, self.last = (torch.nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.table(ids))
+        q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        seen = torch.ones_like(mask).bool() if self.open else mask.bool()
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None, :])
+        return self.last((found.transpose(1, 2).flatten(2) * mask[..., None].float()).sum(1))
+
+
+@pytest.mark.parametrize("open", [True, False])
+def test_attention_as_it_is_exported_lines_up_with_a_traced_one(open: bool, tmp_path: Path) -> None:
+    """What TorchScript's exporter writes out (scale on both sides, a mask of -inf, weights that are no number)."""
+    model, inputs = Reads(open=open).eval(), {"ids": torch.randint(0, 20, (5, 6)), "mask": torch.ones(5, 6).long()}
+    inputs["mask"][1:3, 4:] = 0
+    axes = {name: {0: "batch", 1: "length"} for name in inputs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, tuple(inputs.values()), tmp_path / "a.onnx", dynamo=False, input_names=[*inputs],
+            output_names=["logits"], dynamic_axes=axes, opset_version=17,
+        )  # fmt: skip
+    file = load(tmp_path / "a.onnx", task="file")
+    traced = fxmerge.capture(model, inputs, task="traced")
+    merged = fxmerge.merge([file, traced], method="average", data={"file": inputs, "traced": inputs})
+    torch.testing.assert_close(merged(*inputs.values())["file"], model(**inputs), rtol=1e-4, atol=1e-5)

@@ -277,3 +277,31 @@ def _with_weights(m: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -
 
 
 REFUSED["weights used elsewhere"] = (_with_weights, "aten.softmax.int is used elsewhere too")
+
+
+# -- weights that are no number ------------------------------------------------------------------------------
+
+
+def guarded(scores: Tensor, value: float) -> Tensor:
+    weights = scores.softmax(-1)
+    return torch.where(torch.isnan(weights), value, weights)
+
+
+def hidden(mask: Tensor) -> Tensor:
+    return torch.zeros_like(kept(mask)).masked_fill(kept(mask) == 0, -torch.inf)
+
+
+GUARDED: dict[str, Mix] = {
+    "0": lambda m, q, k, v, mask: guarded(q @ k.mT / 2, 0.0) @ v,
+    "0, masked": lambda m, q, k, v, mask: guarded(q @ k.mT / 2 + hidden(mask), 0.0) @ v,
+    "1": lambda m, q, k, v, mask: guarded(q @ k.mT / 2, 1.0) @ v,
+}
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_weights_that_are_no_number_may_become_0(name: str) -> None:
+    """As exporters write it: a query that sees no key takes nothing."""
+    before = program(GUARDED, name)
+    after = normalize(before)
+    assert (SDPA in called(after)) is (name != "1")
+    same(before, after)
