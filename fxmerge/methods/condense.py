@@ -92,7 +92,8 @@ class Condense:
         bases = Bases(net, batches, rows, self.balance)
         left = bases.choose()
         if left:
-            job.notes.append(f"condense: no closed form for what {_writers(net, left)} write: it is averaged")
+            what = f"what {named} write" if (named := _writers(net, left)) else f"{len(left)} spaces that calls write"
+            job.notes.append(f"condense: no closed form for {what}: it is averaged")
         prefix = Prefix(net, bases, batches, rows, self.ridge, kernels)
         tensors = prefix.solve()
         return net.with_program(net.program.evolve(tensors=tensors)), prefix.weights

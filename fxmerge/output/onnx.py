@@ -30,6 +30,9 @@ OPSETS = range(18, 24)
 SMALL = 256
 """A constant of at most this many numbers may be copied to save a node; a larger one is stored once."""
 
+HIDDEN = "fxmerge.hidden"
+"""A set of operators that no rule of the optimizer knows."""
+
 LARGE = 1_500_000_000
 """Bytes of weights above which they go into a file beside the model: one protobuf message holds 2 GiB."""
 
@@ -111,7 +114,7 @@ def _reason(error: BaseException) -> str:
 def _optimize(model: Any) -> None:
     """Fold constants, but never store a second copy of a tensor; drop what only debugging needs."""
     import onnx_ir.passes.common as common
-    from onnxscript.optimizer import optimize_ir
+    from onnxscript.optimizer import fold_constants_ir, optimize_ir
 
     def should_fold(node: Any) -> bool | None:
         for value in node.inputs:
@@ -120,10 +123,39 @@ def _optimize(model: Any) -> None:
                 return False
         return None
 
-    optimize_ir(model, should_fold=should_fold, output_size_limit=16 * SMALL)
+    limits: Any = {"should_fold": should_fold, "output_size_limit": 16 * SMALL}
+    common.InlinePass()(model)
+    fold_constants_ir(model, **limits)
+    with _kept(model):
+        optimize_ir(model, **limits)
     _spread_masks(model)
     common.RemoveUnusedNodesPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
+
+
+@contextmanager
+def _kept(model: Any) -> Iterator[None]:
+    """Hide calls with a number that is nearly 0 or 1 from the optimizer, which takes 1e-8 for zero and drops them."""
+    hidden = [node for node in model.graph if any(_is_nearly(value) for value in node.inputs)]
+    for node in hidden:
+        node.domain = HIDDEN
+    if hidden:
+        model.graph.opset_imports[HIDDEN] = 1
+    try:
+        yield
+    finally:
+        for node in hidden:
+            node.domain = ""
+        model.graph.opset_imports.pop(HIDDEN, None)
+
+
+def _is_nearly(value: Any) -> bool:
+    """Whether a value is a constant that is next to 0 or 1, and is neither."""
+    constant = None if value is None else value.const_value
+    if constant is None or constant.size != 1 or not constant.dtype.is_floating_point():
+        return False
+    number = float(constant.numpy().reshape(()))
+    return any(0 < abs(number - whole) <= 1e-4 for whole in (0, 1))
 
 
 def _spread_masks(model: Any) -> None:

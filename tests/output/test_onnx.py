@@ -288,3 +288,21 @@ def test_opening_and_running_say_what_is_wrong(tmp_path: Path) -> None:
     export_onnx(program, tmp_path / "m.onnx")
     with pytest.raises(RuntimeFailure, match=r"cannot run the model on input \[2, 4\]"):
         run_onnx(tmp_path / "m.onnx", {"input": torch.randn(2, 4)})
+
+
+class Squashed(nn.Module):
+    """A vector by its length, kept from zero by a number that float32 holds and an optimizer may take for none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1.00001 / ((x**2).sum(-1, keepdim=True).sqrt() + 1e-8)
+
+
+def test_numbers_next_to_zero_and_one_stay(tmp_path: Path) -> None:
+    x = torch.randn(4, 5)
+    x[1] = 0
+    program = capture(Squashed(), (x,))
+    export_onnx(program, tmp_path / "m.onnx")
+    (found,) = run_onnx(tmp_path / "m.onnx", {"x": x}).values()
+    torch.testing.assert_close(found, Squashed()(x), rtol=1e-6, atol=1e-7)
+    kept = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node if not node.domain}
+    assert {"Mul", "Add"} <= kept
