@@ -23,6 +23,7 @@ from passes.rewrites.masks import MASKED
 
 aten = torch.ops.aten
 SDPA = "aten.scaled_dot_product_attention.default"
+"""The one call whose masks are written anew; what computes them may be anything, for it is run."""
 
 ROWS, LONGEST = 5, 1100
 """Rows of a probe, and its greatest length; a mask of a dynamic length that would need a greater one is left alone."""

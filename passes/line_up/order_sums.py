@@ -14,6 +14,7 @@ from passes.operators import OPERATORS, Operators
 from passes.rewrites.common import called, is_tensor
 
 ADD = "aten.add.Tensor"
+"""A sum is written anew with torch's own addition, so that is what is taken apart; other sums stay as they are."""
 
 
 def order_sums(program: Program, operators: Operators = OPERATORS) -> Program:

@@ -343,7 +343,10 @@ class _Finder:
 
 
 def _picked(node: fx.Node) -> dict[int, AxisUse] | None:
-    """What the axes of a tensor write of which data picks parts along one axis: the weights of some experts, say."""
+    """What the axes of a tensor write of which data picks parts along one axis: the weights of some experts, say.
+
+    Known by name: this is the call in which data say along any axis what they take, its arguments alone say which.
+    """
     if target_name(node.target) != "aten.index.Tensor" or not isinstance(node.args[0], fx.Node):
         return None
     given = [(axis, index) for axis, index in enumerate(node.args[1]) if index is not None]  # type: ignore[arg-type]

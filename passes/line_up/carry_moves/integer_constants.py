@@ -20,6 +20,7 @@ MADE = {f"aten.{name}.default": value for name, value in (
 """Operators that fill a tensor with a number; None where the number is an argument."""
 
 COUNTS = frozenset({"aten.arange.default", "aten.arange.start", "aten.arange.start_step"})
+"""Both are written anew in torch's own calls; a rule says that an operator fills, not with what."""
 
 
 def constant_tensor(writer: Writer, node: fx.Node) -> Form | None:

@@ -16,6 +16,8 @@ UNMINDFUL = frozenset({"dtype", "approximate", "alpha", "rounding_mode"})
 """Keyword arguments that say nothing of axes or memory."""
 
 SDPA = "aten.scaled_dot_product_attention.default"
+"""Calls that are written anew on other axes are known by name, for their arguments say where these lie; whatever works
+entry by entry goes by its rule, and moves stay in front of everything else."""
 
 
 def behind(writer: Writer, node: fx.Node) -> Form | None:

@@ -13,6 +13,8 @@ from passes.line_up.carry_moves.moved_view import Form, Group, Size, size
 from passes.line_up.carry_moves.view_graph import Writer, aten, one_atom
 
 SPLITS = frozenset({"aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int"})
+"""Calls of several results. They, slices and copies are written anew, so their arguments are read by name; every other
+move goes by its rule, and one that neither knows is not carried."""
 
 
 def moved(writer: Writer, node: fx.Node, form: Form) -> Form | list[Form] | None:
