@@ -185,6 +185,21 @@ def test_a_size_leaves_something_for_the_gate_to_read() -> None:
     assert merged.result["gate"]["accuracy"] > 0.9
 
 
+def test_a_network_without_modules_is_read_behind_its_first_parameters() -> None:
+    class Plain(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.one, self.two = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.one).relu() @ self.two
+
+    programs = [capture(Plain(k), (torch.randn(12, 6) + 3 * k,), task="ab"[k]) for k in range(2)]
+    gate = fxmerge.merge(programs, method="average", gate=True).result["gate"]
+    assert gate["after"] == "the first parameters" and gate["features"] == 8 and gate["accuracy"] > 0.8
+
+
 def test_few_samples_measure_the_gate_by_cross_validation() -> None:
     gate = fxmerge.merge(pair(rows=12), method="average", gate=True).result["gate"]
     assert gate["held_back"] == 0 and set(gate["by_task"]) == {"a", "b"} and gate["accuracy"] is not None

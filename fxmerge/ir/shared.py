@@ -75,7 +75,7 @@ class _Shared:
             if place is not None and all(place != other.node for other in found):
                 found.append(self._named(place, name))
         if not found and (node := next((n for n in self.places if self.number[n] >= first), None)) is not None:
-            found.append(self._named(node, node.name))
+            found.append(self._named(node, "the first parameters"))
         return found
 
     def _named(self, node: fx.Node, name: str) -> SharedPlace:
