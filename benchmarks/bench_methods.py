@@ -15,6 +15,7 @@ import torch
 
 import fxmerge
 from benchmarks.families import FAMILIES
+from benchmarks.pairs import PAIRS, measure, show_barriers
 from benchmarks.parents import CACHE
 from benchmarks.quality_case import Case, Data
 from benchmarks.quality_cells import Ledger, code, show
@@ -35,7 +36,8 @@ def main() -> None:
     names = [method.name for method in METHODS]
     parser.add_argument("--data", type=Path, default=default, help="folder of the data sets (default: ../shared/data)")
     parser.add_argument("--out", type=Path, default=RESULTS / "methods.json", help="where the results go")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=[*FAMILIES], help="(default: all)")
+    parser.add_argument("--families", nargs="*", choices=FAMILIES, default=[*FAMILIES], help="(default: all)")
+    parser.add_argument("--pairs", nargs="*", choices=PAIRS, default=[*PAIRS], help="for barriers (default: all)")
     parser.add_argument("--methods", nargs="+", choices=names, default=names, help="(default: all)")
     parser.add_argument("--inputs", type=int, nargs="+", default=SIZES, help="unlabeled inputs a task")
     parser.add_argument("--seeds", type=int, default=3, help="merges a cell, each on other inputs (default: 3)")
@@ -44,14 +46,18 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what the file has")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    ledger = Ledger(given.out)
+    ledger, barriers = Ledger(given.out), Ledger(given.out.with_name("barriers.json"))
     chosen = [method for method in METHODS if method.name in given.methods]
     if not given.table:
         for name in given.families:
             print(f"{name}: parents", flush=True)
             course = Course(Case.of(FAMILIES[name], given.data), given.data, ledger, given.seconds, given.again)
             course.run(chosen, given.inputs, given.seeds)
+        for name in given.pairs:
+            print(f"{name}: parents", flush=True)
+            measure(name, chosen, given.data, barriers, given.seeds, given.again)
     show(ledger.rows(), given.families, given.methods)
+    show_barriers(barriers.rows())
 
 
 @dataclass(frozen=True)
