@@ -63,19 +63,20 @@ class _Lines:
         self.console, self.name, self.patience = console, name, patience
         self.begun = self.since = time.perf_counter()
         self.next = LINE_EVERY if patience else 0.0
-        self.said = ("", 0, 0)
-        """The last message without its figures, of how many, and how many were done when it began."""
+        self.total = self.first = self.last = 0
+        """Of how many, how many were done when that began, and how many were last."""
 
     def tell(self, done: int, total: int, message: str = "", **values: float) -> None:
         now = time.perf_counter()
-        if (message.partition(",")[0], total) != self.said[:2] or done < self.said[2]:
-            self.said, self.since = (message.partition(",")[0], total, done), now
+        if total != self.total or done < self.last:
+            self.total, self.first, self.since = total, done, now
+        self.last = done
         if now - self.begun < self.next:
             return
         self.next = (now - self.begun) * 1.5 + (LINE_EVERY if self.patience else 0.0)
         parts = [f"{done}/{total}"]
-        if done > self.said[2] and now > self.since:
-            rate = (done - self.said[2]) / (now - self.since)
+        if done > self.first and now > self.since:
+            rate = (done - self.first) / (now - self.since)
             parts += [f"{rate:.3g}/s", f"{duration((total - done) / rate)} left"]
         self._print(" · ".join([*parts, message]))
 
