@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from fxmerge.stages import Stages, Tell
@@ -36,9 +37,11 @@ class Bars(Stages):
             yield lines.tell
             lines.done()
             return
+        whole, cut = Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis")
         bars = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeElapsedColumn(),
-            TextColumn("{task.fields[message]}", style="dim"), console=self.console, transient=True,
+            SpinnerColumn(), TextColumn("{task.description}", table_column=whole), BarColumn(bar_width=12),
+            _Rate(table_column=whole), TimeElapsedColumn(table_column=whole),
+            TextColumn("{task.fields[message]}", style="dim", table_column=cut), console=self.console, transient=True,
         )  # fmt: skip
         task = bars.add_task(f"{self.name} {name}".strip(), total=None, message="")
         late = threading.Timer(self.patience, bars.start)

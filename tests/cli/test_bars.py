@@ -31,18 +31,20 @@ def test_stages_add_up() -> None:
 
 def test_a_bar_with_rate_and_time_left() -> None:
     console, text = _console(terminal=True)
+    console.width = 80
     bars = Bars(console, patience=0.0)
     with bars("train") as tell:
         end = time.monotonic() + 20
         done = 0
         while "left" not in text.getvalue() and time.monotonic() < end:
             done += 1
-            tell(done, 10_000_000, "loss 0.42")
+            tell(min(done, 99_999), 100_000, "train, loss 0.42")
     shown = text.getvalue()
     assert "train" in shown
     assert "/s" in shown
     assert "left" in shown
-    assert "loss 0.42" in shown
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    assert re.search(r"train .*/s · .* left .*\d:\d\d:\d\d .*train", plain), "one line, also where it is narrow"
 
 
 def test_short_work_shows_nothing() -> None:
