@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def _whole(inputs: Mapping[str, Tensor], by_row: frozenset[str], where: str, bro
     floats = {n: inputs[n] for n in by_row if inputs[n].is_floating_point() and inputs[n].ndim}
     if broken.strict or len({len(inputs[n]) for n in by_row if inputs[n].ndim}) != 1 or not floats:
         return None
-    finite = {n: torch.isfinite(t).reshape(len(t), -1).all(1) for n, t in floats.items()}
+    finite = {n: torch.isfinite(t).reshape(len(t), math.prod(t.shape[1:])).all(1) for n, t in floats.items()}
     whole = torch.stack(list(finite.values())).all(0)
     if bool(whole.all()) or not bool(whole.any()):
         return None
