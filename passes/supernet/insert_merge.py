@@ -30,7 +30,7 @@ from passes.supernet.maps import Maps
 from passes.supernet.resize import widen
 from passes.supernet.settle_constants import settle_constants
 from passes.supernet.sites import SitesOf
-from passes.supernet.stand_in import pairs_of
+from passes.supernet.stand_in import pairs_of, sites_of
 from passes.supernet.state import State
 
 
@@ -106,9 +106,13 @@ def _takes_maps(reader: fx.Node) -> bool:
     return reader.op == "output" or any(user.target in (head, merge) for user in reader.users)
 
 
+def _only_teaches(parent: Program) -> bool:
+    return parent.teacher is not None and parent.teacher.only
+
+
 def _pairs(first: Program, template: Program, parent: Program, operators: Operators) -> Pairs:
     """Node of a parent for every node of the template, `first` at the merged model's sizes."""
-    if parent.teacher is None or not parent.teacher.only:
+    if not _only_teaches(parent):
         return line_up(first, parent, operators)
     names = pairs_of(template, parent)
     return {ours: names[own] for ours, own in line_up(first, template, operators).items()}
@@ -126,11 +130,15 @@ def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scal
             "merge models with at least one hidden layer",
         )
     if until:
-        taught = next((parent.task for parent in parents if parent.teacher is not None and parent.teacher.only), None)
+        taught = next((parent.task for parent in parents if _only_teaches(parent)), None)
         if taught is not None:
             raise OptionError(
-                f"{taught} teaches only, and has no blocks that could stay apart", "leave --share-until out"
+                f"{taught} teaches only, and has no blocks that could stay apart",
+                "leave --share-until, --max-size, --keep and --curve out",
             )
         sites = replace(sites, tail=Blocks(sites).tail(until))
-    others = tuple(parent.get(SitesOf(rules)) for parent in parents)
+    others = tuple(
+        sites_of(parents[template], parent, rules) if _only_teaches(parent) else parent.get(SitesOf(rules))
+        for parent in parents
+    )
     return State(first, tuple(parents), template, pairs, sites, others, Maps(first, sites, others, pairs))

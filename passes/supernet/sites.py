@@ -136,7 +136,22 @@ class _Finder:
         found = Sites(
             self.values, sites, mergeable, self._tail(sites, mergeable, spaces), spaces, self.program, self.operators
         )
-        return self._with_sums(found)
+        return self._with_sums(self._with_scalars(found))
+
+    def _with_scalars(self, found: Sites) -> Sites:
+        """Calls that write one number a place are heads where nothing merged follows: a score that is squeezed, say.
+
+        One map for all tasks would leave one number of all of theirs.
+        """
+        axes, heads = found.spaces.tensors, set(found.tail)
+        for node, site in found.sites.items():
+            uses = [(axes[o.root][i], u) for o in site.operands for i, u in enumerate(o.uses) if u is not None]
+            sizes = [axis.size for axis, use in uses if use.role == "write"]
+            if site.maps and node not in heads and sizes and max(sizes) == 1:
+                heads |= self._head(node, found) or set()
+        written, _ = self._touched((site for node, site in found.sites.items() if node not in heads), found.spaces)
+        one = {name for name in found.mergeable - written if found.spaces.spaces[name].size == 1}
+        return replace(found, mergeable=found.mergeable - one, tail=frozenset(heads))
 
     def _with_sums(self, found: Sites) -> Sites:
         """What becomes of calls whose parameters write no axis (a vector that data are multiplied by, and summed).
@@ -157,11 +172,11 @@ class _Finder:
         return replace(found, sites=sites, tail=frozenset(tail))
 
     def _head(self, node: fx.Node, found: Sites) -> set[fx.Node] | None:
-        """A call and all that follows it; None if any of it lies in a merged space."""
+        """A call and all that follows it; None if any of it lies in a merged space of more than one unit."""
         behind, todo = {node}, [node]
         while todo:
             last = todo.pop()
-            if found.merged_axes(last):
+            if any(found.spaces.axes[last][axis].size > 1 for axis in found.merged_axes(last)):
                 return None
             new = [user for user in last.users if user.op != "output" and user not in behind]
             behind.update(new)

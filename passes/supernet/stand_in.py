@@ -84,6 +84,15 @@ def pairs_of(template: Program, made: Program) -> dict[fx.Node, fx.Node]:
     return {node: known[node.name] for node in template.graph.nodes if node.op != "output"}
 
 
+def sites_of(template: Program, made: Program, rules: RuleSet) -> Sites:
+    """The sites of a stand-in, where what its own heads leave unread has the axes that it has in the template."""
+    own, like, pairs = made.get(SitesOf(rules)), template.get(SitesOf(rules)).spaces, pairs_of(template, made)
+    axes = {theirs: like.axes[ours] for ours, theirs in pairs.items() if ours in like.axes}
+    tensors = {name: like.tensors[name] for name in own.spaces.unused if name in like.tensors}
+    spaces = replace(own.spaces, axes=axes | own.spaces.axes, tensors={**own.spaces.tensors, **tensors})
+    return replace(own, spaces=spaces)
+
+
 # -- inputs ------------------------------------------------------------------------------------------------
 
 

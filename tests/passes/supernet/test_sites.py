@@ -35,6 +35,30 @@ class HeadsInTheWeight(nn.Module):
         return self.head(x + torch.einsum("btnh,nhd->btd", mixed, self.out))
 
 
+class Numbers(nn.Module):
+    """(batch, 5, 6) to class scores, beside a number a row: one that is squeezed, or shares of the places."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.body, self.scores, self.number = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(x).relu()
+        if self.kind == "squeezed":
+            return self.scores(h.mean(1)), self.number(h.mean(1)).squeeze(-1)
+        return self.scores((h * self.number(h).softmax(1)).sum(1)), h.new_zeros(len(h))
+
+
+@pytest.mark.parametrize("kind", ["squeezed", "shares"])
+def test_a_number_that_nothing_merged_follows_is_a_head(kind: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(9, 5, 6)
+    merged = fxmerge.merge([fxmerge.capture(Numbers(kind), (x,)).evolve(task=task) for task in "ab"], method="average")
+    own = sum("number.weight" in name for name in merged.program.tensors)
+    assert own == (2 if kind == "squeezed" else 1)
+
+
 class Registers(nn.Module):
     """Learnt tokens beside those of the input: their order is a space that only tensors write."""
 

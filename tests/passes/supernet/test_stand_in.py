@@ -152,6 +152,29 @@ def test_the_command_line_merges_what_does_not_line_up(
     assert not Path("m.onnx").exists()
 
 
+class Branches(nn.Module):
+    """(batch, 6) to two outputs, each by hidden units of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.left, self.right = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.one, self.two = nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.body(x).relu()
+        return {"one": self.one(self.left(h).relu()), "two": self.two(self.right(h).relu())}
+
+
+def test_a_teacher_reads_one_branch_of_the_template() -> None:
+    x = torch.randn(20, 6)
+    a = fxmerge.capture(Branches(), (x,), task="a")
+    b = fxmerge.capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)), (x,), task="b")
+    merged = fxmerge.merge([a, b], data={"a": x, "b": x}, method="distill", steps=2, init="average", batch_size=8)
+    found = merged(x)
+    assert set(found["a"]) == {"one", "two"} and merged.result["checks"]["all_gradients"]
+
+
 def test_who_could_not_teach_is_not_advised_to() -> None:
     torch.manual_seed(0)
     a = fxmerge.capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (torch.randn(4, 6),), task="a")
