@@ -89,7 +89,7 @@ def sites_of(template: Program, made: Program, rules: RuleSet) -> Sites:
     own, like, pairs = made.get(SitesOf(rules)), template.get(SitesOf(rules)).spaces, pairs_of(template, made)
     axes = {theirs: like.axes[ours] for ours, theirs in pairs.items() if ours in like.axes}
     tensors = {name: like.tensors[name] for name in own.spaces.unused if name in like.tensors}
-    spaces = replace(own.spaces, axes=axes | own.spaces.axes, tensors={**own.spaces.tensors, **tensors})
+    spaces = replace(own.spaces, axes={**axes, **own.spaces.axes}, tensors={**own.spaces.tensors, **tensors})
     return replace(own, spaces=spaces)
 
 
