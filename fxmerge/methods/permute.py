@@ -83,6 +83,11 @@ class Permute:
         return net
 
     @property
+    def turns(self) -> bool:
+        """Whether units are turned, not only put in order."""
+        return False
+
+    @property
     def most_sweeps(self) -> int:
         """Of coordinate descent over all spaces."""
         return SWEEPS
@@ -113,7 +118,7 @@ class Permute:
             descend(alignment, roots, lambda root, evidence: align(alignment, root, evidence, order), self.most_sweeps)
             return alignment
         assert job.pool is not None
-        features = Features.of(layout, job.pool, self.rows)
+        features = Features.of(layout, job.pool, self.rows, turns=self.turns)
         for root in layout.roots:
             self._root(alignment, root, features, order)
         return alignment

@@ -48,6 +48,10 @@ class Rotate(Permute):
         return turning(supernet)
 
     @property
+    def turns(self) -> bool:
+        return True
+
+    @property
     def most_sweeps(self) -> int:
         return self.sweeps
 

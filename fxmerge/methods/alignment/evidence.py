@@ -65,6 +65,13 @@ class Sums:
         inverse = torch.where(scale > 1e-7 * scale.max().clamp(min=1e-300), 1 / scale.clamp(min=1e-300), 0.0)
         return inverse[:, None] * covariance * inverse
 
+    def alike(self, widths: Sequence[int]) -> Tensor:
+        """The covariance, each part of so many features at a mean variance of one: it turns with them."""
+        covariance = self.covariance
+        means = [part.mean().clamp_min(1e-300) for part in torch.split(covariance.diagonal(), list(widths))]
+        inverse = torch.cat([mean.rsqrt().expand(n) for mean, n in zip(means, widths, strict=True)])
+        return inverse[:, None] * covariance * inverse
+
 
 @dataclass
 class Features:
@@ -77,13 +84,16 @@ class Features:
     spots: list[Spot | Stream] = field(default_factory=list)
 
     @classmethod
-    def of(cls, layout: Layout, pool: Pool, most: int) -> Features:
-        """Run the parents over at most so many inputs of a pool, one batch at a time."""
+    def of(cls, layout: Layout, pool: Pool, most: int, *, turns: bool = False) -> Features:
+        """Run the parents over at most so many inputs of a pool, one batch at a time.
+
+        With `turns`, units that may turn are compared as they vary: where each has unit variance no turn is the best.
+        """
         supernet = layout.supernet
         names = [port.name for port in supernet.program.inputs]
         batches = [dict(zip(names, part, strict=True)) for part in some(pool, most, supernet.program.rows)]
         rows = Rows([[batch[names[i]] for i in pool.masks] for batch in batches])
-        found = cls(layout, [*_spots(layout), *_streams(layout)])
+        found = cls(layout, [*_spots(layout, turns), *_streams(layout)])
         parents = list(parents_of(supernet))
         kept = [list(dict.fromkeys(spot.nodes[k] for spot in found.spots)) for k in range(layout.count)]
         for number, batch in enumerate(batches):
@@ -106,6 +116,8 @@ class Spot:
     nodes: tuple[fx.Node, ...]
     axis: int
     blocks: list[Block]
+    turns: list[bool]
+    """Whether the innermost units of each block are compared as they vary."""
     sums: list[tuple[Sums, Sums]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -122,10 +134,11 @@ class Spot:
             halves[1].add(side[middle:])
 
     def evidence(self, half: int | None) -> Iterable[Evidence]:
-        for block, (first, second) in zip(self.blocks, self.sums, strict=True):
+        for block, turns, (first, second) in zip(self.blocks, self.turns, self.sums, strict=True):
             sums = first.plus(second) if half is None else (first, second)[half]
             if sums.count:
-                widths, common = [len(own) for own in block.own], sums.correlation
+                widths = [len(own) for own in block.own]
+                common = sums.alike(widths) if turns else sums.correlation
                 shapes = [tuple(f.size for f in factors) for factors in block.theirs]
                 split = [torch.split(row, widths, 1) for row in torch.split(common, widths, 0)]
                 yield Evidence(
@@ -195,7 +208,8 @@ def _fits(block: Block) -> bool:
     return all(len(f) == len(block.factors) and torch.Size([x.size for x in f]).numel() == n for f, n in sizes)
 
 
-def _spots(layout: Layout) -> Iterable[Spot]:
+def _spots(layout: Layout, turns: bool) -> Iterable[Spot]:
+    may_turn = {name for name, site in layout.sites.items() if turns and site.group in ("orthogonal", "invertible")}
     blocks = axis_blocks(layout.supernet)
     read = {
         f.space
@@ -214,7 +228,7 @@ def _spots(layout: Layout) -> Iterable[Spot]:
         chosen = [b for b in blocks[name] if place.role == "read" or not {b.factors[-1].space} <= read]
         chosen = [b for b in chosen if b.factors[-1].space not in turned]
         if chosen:
-            yield Spot(nodes, place.axis, chosen)
+            yield Spot(nodes, place.axis, chosen, [b.factors[-1].space in may_turn for b in chosen])
 
 
 def _is_feature(place: Place, role: str) -> bool:
