@@ -56,7 +56,8 @@ def main() -> None:
         for name in given.pairs:
             print(f"{name}: parents", flush=True)
             measure(name, chosen, given.data, barriers, given.seeds, given.again)
-    show(ledger.rows(), given.families, given.methods)
+    if given.families:
+        show(ledger.rows(), given.families, given.methods)
     show_barriers(barriers.rows())
 
 
