@@ -181,7 +181,8 @@ class _Merge:
         folded, gate = self._fold(outcome.program.only(supernet.output_names), supernet), None
         if self.config.gate:
             folded, gate = gates.untrained(folded, supernet, self.known.rules)
-        return self._merged(folded, supernet, replace(self._result(parents, supernet, outcome), gate=gate))
+        facts = self._result(parents, supernet, outcome)  # what maps do to spaces no plan can know
+        return self._merged(folded, supernet, replace(facts, gate=gate, merged=replace(facts.merged, groups={})))
 
     def _plan(self, job: Job) -> Outcome:
         """What the method makes before any training."""
