@@ -181,18 +181,17 @@ class _Merge:
         folded, gate = self._fold(outcome.program.only(supernet.output_names), supernet), None
         if self.config.gate:
             folded, gate = gates.untrained(folded, supernet, self.known.rules)
-        facts = self._result(parents, supernet, outcome)  # what maps do to spaces no plan can know
-        return self._merged(folded, supernet, replace(facts, gate=gate, merged=replace(facts.merged, groups={})))
+        return self._merged(folded, supernet, replace(self._result(parents, supernet, outcome), gate=gate))
 
     def _plan(self, job: Job) -> Outcome:
-        """What the method makes before any training."""
+        """What the method makes before any training; what maps will do to spaces is not known then."""
         if hasattr(self.method, "plan"):
             plan: Outcome = self.method.plan(job)
-            return plan
+            return replace(plan, groups={})
         if not self.method.needs_data:
             return self._outcome(job)
         self.notes.append(f"how much {self.method.name} trains is not known before it runs")
-        return Outcome(job.supernet.start([1.0] * len(job.supernet.parents)).program, self.trained.init)
+        return Outcome(job.supernet.start([1.0] * len(job.supernet.parents)).program, self.trained.init, groups={})
 
     # -- the SuperNet and the job ----------------------------------------------------------------------
 
@@ -363,7 +362,8 @@ class _Merge:
         averaged = supernet.averaged(trained=trained, solved=outcome.solved)
         if note := supernet.averaged_note(trained=trained, solved=outcome.solved):
             self.notes.append(note)
-        groups = outcome.groups or groups_of(supernet.with_program(outcome.program))
+        groups = outcome.groups
+        groups = groups_of(supernet.with_program(outcome.program)) if groups is None else groups
         counts = len(spaces.spaces), len(spaces.opaque), outcome.trainable, sum(averaged.values())
         return Result(
             fxmerge=__version__,

@@ -18,6 +18,7 @@ from fxmerge.coupling.rule import Rule, RuleSet
 from fxmerge.coupling.signature import Signature, labels_of
 from fxmerge.coupling.views import Held, View, redeem
 from fxmerge.ir.program import Program
+from fxmerge.ir.reach import behind
 
 
 @dataclass(frozen=True)
@@ -265,14 +266,7 @@ def _states(program: Program, rules: RuleSet) -> frozenset[str]:
 
 def _live(program: Program) -> set[fx.Node]:
     """The nodes on which an output depends, and the outputs themselves."""
-    last = next(iter(reversed(program.graph.nodes)))
-    found, todo = {last}, [last]
-    while todo:
-        for node in todo.pop().all_input_nodes:
-            if node not in found:
-                found.add(node)
-                todo.append(node)
-    return found
+    return behind([next(iter(reversed(program.graph.nodes)))])
 
 
 def _sized_by_data(node: fx.Node) -> bool:

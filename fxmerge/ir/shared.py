@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from fxmerge.ir.program import Program
+from fxmerge.ir.reach import behind, reached
 from fxmerge.ir.row_blocks import is_batch
 from fxmerge.ir.shown import shape_of
 from fxmerge.ir.space import AxisExpr, Leaf, Spaces, leaves
@@ -60,7 +61,7 @@ class _Shared:
         self.program, self.spaces = program, spaces
         self.nodes = list(program.graph.nodes)
         self.number = {node: i for i, node in enumerate(self.nodes)}
-        self.data = _reached(program.placeholders)
+        self.data = reached(program.placeholders)
         self.of_all = self._of_all(tasks)
         self.places = {node: found for node in self.nodes if (found := self._place(node)) is not None}
         self.crossing = self._crossing()
@@ -95,12 +96,12 @@ class _Shared:
 
     def _of_all(self, tasks: Sequence[str]) -> set[fx.Node]:
         """The nodes that some output of every task is computed from."""
-        behind: dict[str, set[fx.Node]] = {task: set() for task in tasks}
+        ancestors: dict[str, set[fx.Node]] = {task: set() for task in tasks}
         for port, node in zip(self.program.outputs, self.program.result, strict=True):
             for task in tasks:
                 if port.name.startswith(f"{task}."):
-                    behind[task] |= _behind(node)
-        return set.intersection(*behind.values()) if behind else set()
+                    ancestors[task] |= behind([node])
+        return set.intersection(*ancestors.values()) if ancestors else set()
 
     def _place(self, node: fx.Node) -> tuple[int, int, tuple[int | str, ...]] | None:
         """Axis of the rows, axis of the features, and shape, of a value that all tasks go through and can be pooled."""
@@ -124,8 +125,7 @@ class _Shared:
         found: dict[str, list[int]] = {}
         for node in self.nodes:
             if node.op == "get_attr" and node.target in self.program.parameters:
-                reached = _reached([node], stop=self.data)
-                found[str(node.target)] = [self.number[user] for user in reached & self.data]
+                found[str(node.target)] = [self.number[user] for user in reached([node], self.data) & self.data]
         return {name: numbers for name, numbers in found.items() if numbers}
 
     def _crossing(self) -> list[int]:
@@ -153,23 +153,3 @@ def _is_of(name: str, parameters: Collection[str]) -> bool:
     """Whether a tensor of a merged model is a parameter of a parent, or a numbered part of one."""
     head, _, number = name.rpartition("_")
     return name in parameters or (number.isdigit() and head in parameters)
-
-
-def _behind(node: fx.Node) -> set[fx.Node]:
-    found, todo = {node}, [node]
-    while todo:
-        new = [n for n in todo.pop().all_input_nodes if n not in found]
-        found.update(new)
-        todo += new
-    return found
-
-
-def _reached(starts: Sequence[fx.Node], stop: Collection[fx.Node] = ()) -> set[fx.Node]:
-    """Everything that is computed from these nodes; nothing behind a node of `stop`."""
-    found, todo = set(starts), list(starts)
-    while todo:
-        node = todo.pop()
-        new = [n for n in node.users if n not in found] if node not in stop else []
-        found.update(new)
-        todo += new
-    return found

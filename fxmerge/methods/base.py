@@ -155,8 +155,8 @@ class Outcome:
     """The SuperNet's own tensors that are no plain average, though nothing is trained."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """What trials chose, and their errors."""
-    groups: Mapping[str, str] = field(default_factory=dict)
-    """By space, where `program` holds no maps any more: the group that held them, as `groups_of` says."""
+    groups: Mapping[str, str] | None = None
+    """By space the group that holds its maps, as `groups_of` says; None where `program` holds the maps themselves."""
 
 
 class Method(Protocol):

@@ -77,6 +77,11 @@ class Kernel:
         result: Tensor = target(*args, **kwargs)
         return result
 
+    def solved(self, matrix: Tensor, constant: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """By the template's names: the kernel that is this matrix (writes × features), and its bias if it has one."""
+        found = {self.name: matrix.reshape(self.shape).to(dtype)}
+        return found | {self.bias: constant.to(dtype)} if self.biases else found
+
     def features(self, x: Tensor) -> Tensor:
         """What the kernel is multiplied with: the call with every kernel of a single one, along the axis it writes."""
         size = prod(self.shape[1:])

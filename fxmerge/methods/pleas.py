@@ -130,19 +130,15 @@ class _Walk:
         for i, goal in enumerate(self._wanted(node, merged, chain)):
             moments.add(self.rows.of(kernel.features(given[i]), merged.axis, i), goal)
         found, constant = moments.ridge(self.ridge, bool(kernel.biases) or chain.bias is not None)
-        dtype = given[0].dtype
-        weight = found.reshape(kernel.shape).to(dtype)
-        bias = constant.to(dtype) if kernel.biases else None
-        self.weights[kernel.name] = weight
-        if bias is not None:
-            self.weights[kernel.bias] = bias
-        elif chain.bias is not None:
+        solved = kernel.solved(found, constant, given[0].dtype)
+        self.weights |= solved
+        if not kernel.biases and chain.bias is not None:
             name = str(chain.bias.target)
             moved = self.merged.tensors[name].double() + constant * chain.scale
             self.weights[name] = self.merged.tensors[name] = moved.to(self.merged.tensors[name].dtype)
             if chain.bias in self.merged.values:
                 self.merged.again(chain.bias)
-        self.merged.replaced[node] = lambda i: kernel.run(given[i], weight, bias)
+        self.merged.replaced[node] = lambda i: kernel.run(given[i], *solved.values())
 
     def _wanted(self, node: fx.Node, merged: Merge, chain: Chain) -> list[Tensor]:
         """Per batch, as rows: what the parents write, carried and put together."""

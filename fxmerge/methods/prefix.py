@@ -298,15 +298,11 @@ class Prefix:
         found, constant = moments.ridge(self.ridge, biased)
         if moments.error(found, constant) > before:
             return
-        dtype = given[0].dtype
-        weight = found.reshape(kernel.shape).to(dtype)
-        bias = constant.to(dtype) if kernel.biases else None
-        self.weights[kernel.name] = weight
-        if bias is not None:
-            self.weights[kernel.bias] = bias
-        elif chain.bias is not None:
+        solved = kernel.solved(found, constant, given[0].dtype)
+        self.weights |= solved
+        if not kernel.biases and chain.bias is not None:
             self._add(chain.bias, constant * chain.scale)
-        self.merged.replaced[node] = lambda i: kernel.run(given[i], weight, bias)
+        self.merged.replaced[node] = lambda i: kernel.run(given[i], *solved.values())
         self.merged.again(node)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from fxmerge.errors import OptionError
 from fxmerge.ir.program import Port, Program
+from fxmerge.ir.reach import behind
 from fxmerge.messages import nearest
 
 Kind = Literal["classes", "sign", "chosen", "values", "none"]
@@ -148,7 +149,7 @@ def _is_head(program: Program, port: Port) -> bool:
     shape = node.meta["val"].shape
     for other in program.result:
         value = other.meta["val"]
-        if other is not node and value.is_floating_point() and value.shape != shape and node in _behind(other):
+        if other is not node and value.is_floating_point() and value.shape != shape and node in behind([other]):
             return False
     while True:
         if any(len(n.meta["val"].shape) > 1 for n in _inputs(node) if _is_parameter(n, program)):
@@ -165,16 +166,9 @@ def _inputs(node: fx.Node) -> list[fx.Node]:
 
 def _is_parameter(node: fx.Node, program: Program) -> bool:
     """Whether a value is a parameter, or made of parameters alone."""
-    behind = [n for n in _behind(node) if n.op in ("placeholder", "get_attr")]
+    sources = [n for n in behind([node]) if n.op in ("placeholder", "get_attr")]
     return (
-        bool(behind) and all(n.op == "get_attr" for n in behind) and any(n.target in program.parameters for n in behind)
+        bool(sources)
+        and all(n.op == "get_attr" for n in sources)
+        and any(n.target in program.parameters for n in sources)
     )
-
-
-def _behind(node: fx.Node) -> set[fx.Node]:
-    found, todo = {node}, [node]
-    while todo:
-        new = [n for n in todo.pop().all_input_nodes if n not in found]
-        found.update(new)
-        todo += new
-    return found

@@ -135,7 +135,7 @@ def _long_parquet(lab: Lab) -> tuple[str, ...]:
 
 
 TEXT: Mapping[str, Case] = {
-    "ragged": lambda lab: lab.data("bad.csv", "text,label\na,1\nb,0,1,2\n", to="text"),
+    "ragged": lambda lab: (*lab.data("bad.csv", "text,label\na,1\nb,0,1,2\n", to="text"), "--strict-data"),
     "zero bytes": lambda lab: lab.data("bad.csv", b"text,label\n\0\0,1\n", to="text"),
     "not utf-8": lambda lab: lab.data("bad.csv", b"text,label\n\xff\xfe,1\n", to="text"),
     "open quote": lambda lab: lab.data("bad.csv", 'text,label\n"' + "a\n" * 99_999, to="text"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.coupling import Call, Moment, RuleSet, signature
+from fxmerge.ir.reach import behind
 from fxmerge.methods.post.step import ROWS, Done, Merge
 from fxmerge.methods.regress import Rows
 from fxmerge.methods.sampled import Sampled, of_each_task
@@ -142,13 +143,8 @@ def _order(nodes: Sequence[fx.Node], groups: dict[str, list[Statistic]]) -> list
     placed: dict[fx.Node, None] = {}
 
     def place(wanted: Iterable[fx.Node]) -> None:
-        behind, todo = set(), list(wanted)
-        while todo:
-            node = todo.pop()
-            if node not in behind and node not in placed:
-                behind.add(node)
-                todo += node.all_input_nodes
-        placed.update((node, None) for node in nodes if node in behind)
+        needed = behind(wanted, without=placed)
+        placed.update((node, None) for node in nodes if node in needed)
 
     for group in groups.values():
         place(each.source for each in group)
