@@ -23,6 +23,7 @@ from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import unsized
 from fxmerge.ir.supernet import SuperNet
+from fxmerge.messages import listed
 from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.about import about_of, takes_teachers
 from fxmerge.methods.average import AVERAGE
@@ -313,9 +314,8 @@ class _Merge:
                 self.verifier.record(each, job.supernet.program, outcome.program, time.perf_counter() - start)
         self.notes += job.notes
         if outcome.unreached:
-            more = " …" if len(outcome.unreached) > 3 else ""
             raise VerificationError(
-                f"no gradient reached {', '.join(outcome.unreached[:3])}{more}",
+                f"no gradient reached {listed(outcome.unreached, 3)}",
                 "start from --init average, or train for more steps; if it stays, please report it",
             )
         return outcome

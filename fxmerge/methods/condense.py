@@ -13,6 +13,7 @@ from fxmerge.errors import OptionError
 from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import NAMED, SuperNet
+from fxmerge.messages import listed
 from fxmerge.methods.about import About
 from fxmerge.methods.balance import best_balance
 from fxmerge.methods.base import Job, Outcome
@@ -103,7 +104,7 @@ def _writers(supernet: SuperNet, spaces: Iterable[str]) -> str:
     """The tensors that write spaces, by the template's names."""
     assert supernet.spaces is not None
     found = sorted({use.tensor for each in spaces for use in supernet.spaces.spaces[each].writers})
-    return ", ".join(found[:NAMED]) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+    return listed(found, NAMED)
 
 
 def _changed(before: SuperNet, after: SuperNet) -> frozenset[str]:

@@ -13,7 +13,7 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.alignment import matches
 from fxmerge.methods.alignment.evidence import Features
-from fxmerge.methods.alignment.layout import Layout, Site
+from fxmerge.methods.alignment.layout import TURNED, Layout, Site
 from fxmerge.methods.alignment.maps import aligned
 from fxmerge.methods.alignment.matches import Similarity
 from fxmerge.methods.alignment.solve import Alignment, Carriers, align, scores
@@ -21,7 +21,7 @@ from fxmerge.methods.alignment.told import groups_by, told
 from fxmerge.methods.alignment.weights import SWEEPS, descend
 from fxmerge.methods.base import Job, Outcome
 
-SIGNED = ("signed_permutation", "orthogonal", "invertible")
+SIGNED = ("signed_permutation", *TURNED)
 """Groups that hold every change of signs beside every order."""
 
 

@@ -13,6 +13,7 @@ from fxmerge.errors import OptionError
 from fxmerge.ir.maps import AxisMap, Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import NAMED, SuperNet
+from fxmerge.messages import listed
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.bases import parents_of
@@ -77,8 +78,7 @@ class Pleas:
         solved = _Walk(net, of_pool(job.pool, net.program, self.rows), self.ridge)
         solved.run()
         if solved.kept:
-            more = f" and {len(solved.kept) - NAMED} more" if len(solved.kept) > NAMED else ""
-            job.notes.append(f"pleas: aligned and averaged, not solved: {', '.join(solved.kept[:NAMED])}{more}")
+            job.notes.append(f"pleas: aligned and averaged, not solved: {listed(solved.kept, NAMED)}")
         folded = job.fold_trunk(net.program)
         return net, folded.evolve(tensors={**folded.tensors, **solved.weights})
 

@@ -8,11 +8,9 @@ from typing import ClassVar
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.alignment import matches
-from fxmerge.methods.alignment.layout import Layout, Site
+from fxmerge.methods.alignment.layout import TURNED, Layout, Site
 from fxmerge.methods.alignment.norms import turning
 from fxmerge.methods.permute import Order, Permute
-
-TURNED = ("orthogonal", "invertible")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fxmerge.errors import OptionError
 from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import NAMED, SuperNet
+from fxmerge.messages import listed
 from fxmerge.methods.base import Job
 
 Weights = Mapping[str, Tensor]
@@ -49,10 +50,8 @@ class Trunks:
         if base is not None:
             missing = [n for n, value in parents[0].items() if n not in base or base[n].shape != value.shape]
             if missing:
-                more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-                job.notes.append(
-                    f"the base has no {', '.join(missing[:NAMED])}{more}: the parents' average stands for it there"
-                )
+                named = listed(missing, NAMED)
+                job.notes.append(f"the base has no {named}: the parents' average stands for it there")
             base |= {n: _mean([p[n] for p in parents]) for n in missing}
         return cls(average, program, tuple(parents), base)
 

@@ -28,6 +28,7 @@ from fxmerge.io.tensor_files import write_tensors
 from fxmerge.ir.capture.inputs import flatten
 from fxmerge.ir.difference import largest
 from fxmerge.ir.program import Program
+from fxmerge.messages import listed
 from fxmerge.output.runtime import compare_runs
 
 CONFIG, WEIGHTS, HEADS = "config.json", "model.safetensors", "heads.safetensors"
@@ -68,9 +69,8 @@ def write_task_folder(
     except VerificationError as error:
         shutil.rmtree(folder)
         if homeless := _homeless(program, task, files[CONFIG]):
-            more = " …" if len(homeless) > 3 else ""
             raise VerificationError(
-                f"its class has no place for {', '.join(homeless[:3])}{more}, which folded into no weight",
+                f"its class has no place for {listed(homeless, 3)}, which folded into no weight",
                 "end the trunk behind another block (--share-until), or use ONNX",
             ) from error
         raise

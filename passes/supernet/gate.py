@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.shared import SharedPlace
 from fxmerge.ir.shown import shape_of
+from passes.supernet.fold_merge import unused
 
 aten = torch.ops.aten
 
@@ -36,9 +37,8 @@ def add_gate(
     pooled = _Pooled(program, mask)
     feature = pooled.add(place)
     dtype = place.node.meta["val"].dtype
-    tensors = {
-        _free(f"{name}.{what}", program): value.to(dtype) for what, value in (("weight", weight), ("bias", bias))
-    }
+    taken = {*program.tensors, *program.aliases}
+    tensors = {unused(f"{name}.{w}", taken): value.to(dtype) for w, value in (("weight", weight), ("bias", bias))}
     with pooled.graph.inserting_after(feature):
         attributes = [pooled.graph.get_attr(target) for target in reversed(tensors)][::-1]
     scores = pooled.call(attributes[-1], aten.linear.default, feature, *attributes)
@@ -110,13 +110,3 @@ class _Pooled:
 
 def _port(name: str, program: Program, place: SharedPlace, size: int | str) -> Port:
     return Port(name, (shape_of(program, place.node)[place.rows], size), place.node.meta["val"].dtype)
-
-
-def _free(name: str, program: Program) -> str:
-    """The name, numbered if the program has a tensor of that name."""
-    taken, number = {*program.tensors, *program.aliases}, 1
-    found = name
-    while found in taken:
-        number += 1
-        found = f"{name}_{number}"
-    return found

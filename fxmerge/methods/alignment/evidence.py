@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.supernet import Place, SuperNet
-from fxmerge.methods.alignment.layout import Layout
+from fxmerge.methods.alignment.layout import TURNED, Layout
 from fxmerge.methods.bases import parents_of
 from fxmerge.methods.map_nodes import Block, blocks_of
 from fxmerge.methods.regress import Rows
@@ -209,7 +209,7 @@ def _fits(block: Block) -> bool:
 
 
 def _spots(layout: Layout, turns: bool) -> Iterable[Spot]:
-    may_turn = {name for name, site in layout.sites.items() if turns and site.group in ("orthogonal", "invertible")}
+    may_turn = {name for name, site in layout.sites.items() if turns and site.group in TURNED}
     blocks = axis_blocks(layout.supernet)
     read = {
         f.space

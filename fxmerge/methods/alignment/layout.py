@@ -12,6 +12,8 @@ from fxmerge.ir.space import AxisExpr, Leaf, leaves
 from fxmerge.ir.supernet import SuperNet
 
 CHAIN = ("identity", "permutation", "signed_permutation", "orthogonal", "invertible")
+TURNED = ("orthogonal", "invertible")
+"""Groups that hold every turn."""
 
 
 @dataclass(frozen=True)

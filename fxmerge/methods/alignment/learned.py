@@ -14,12 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.methods.alignment import matches
-from fxmerge.methods.alignment.layout import Layout, Site
+from fxmerge.methods.alignment.layout import TURNED, Layout, Site
 from fxmerge.methods.alignment.solve import Alignment, Carriers, Path
 from fxmerge.methods.regress import beside_ones
-
-TURNED = ("orthogonal", "invertible")
-"""Groups that hold every turn."""
 
 
 class Order(nn.Module):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from fxmerge.ir.supernet import NAMED, SuperNet
+from fxmerge.messages import listed
 from fxmerge.methods.alignment.layout import Layout
 from fxmerge.methods.alignment.solve import Alignment
 from fxmerge.methods.groups import GROUPS, group_of, groups_of
@@ -23,14 +24,10 @@ def told(name: str, layout: Layout, groups: Mapping[str, str]) -> list[str]:
         spaces = [f"{space} ({layout.sites[space].role})" for space in layout.sites if groups.get(space) == kind]
         if spaces:
             what = "left as it is" if kind == "identity" else kind
-            notes.append(f"{name}: {what}: {_some(spaces)}")
+            notes.append(f"{name}: {what}: {listed(spaces, NAMED)}")
     rotary = [space for space in layout.sites if space in groups and layout.sites[space].group == "rotary"]
     if rotary:
-        notes.append(f"{name}: {_some(rotary)} are rotary: their planes have an order, and keep it")
+        notes.append(f"{name}: {listed(rotary, NAMED)} are rotary: their planes have an order, and keep it")
     notes += [f"{name}: {space} takes an order alone: {why}" for space, why in layout.kept.items()]
     notes += [f"{name}: {space} is left as it is: {why}" for space, why in layout.apart.items()]
     return notes
-
-
-def _some(spaces: Sequence[str]) -> str:
-    return ", ".join(spaces[:NAMED]) + (f" and {len(spaces) - NAMED} more" if len(spaces) > NAMED else "")

@@ -10,6 +10,7 @@ from typing import Any
 from fxmerge.coupling import RuleSet
 from fxmerge.errors import DataError
 from fxmerge.ir.merge import merge
+from fxmerge.messages import listed
 from fxmerge.methods.base import Job, Outcome, Stage
 from fxmerge.methods.post.batchnorm import BatchNorm
 from fxmerge.methods.post.repair import Repair
@@ -52,7 +53,7 @@ def told(did: dict[str, Any]) -> str:
     for name, reason in left.items():
         why.setdefault(reason, []).append(name)
     parts = [_changed(changed)] if changed else []
-    parts += [f"left as it was: {_listed(names)} ({reason})" for reason, names in why.items()]
+    parts += [f"left as it was: {listed(names, NAMED)} ({reason})" for reason, names in why.items()]
     return f"{did['name']}: " + ("; ".join(parts) or "there was nothing to do")
 
 
@@ -70,12 +71,8 @@ def fell(tasks: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[str
 def _changed(changed: dict[str, Any]) -> str:
     if all(isinstance(value, dict) for value in changed.values()):
         return ", ".join(f"{name} {_facts(value)}" for name, value in list(changed.items())[:NAMED])
-    return f"{len(changed)} tensors changed: {_listed(list(changed))}"
+    return f"{len(changed)} tensors changed: {listed(changed, NAMED)}"
 
 
 def _facts(value: dict[str, Any]) -> str:
     return " ".join(f"{key} {number:.4g}" for key, number in value.items())
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
