@@ -13,6 +13,7 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.alignment import matches
 from fxmerge.methods.alignment.evidence import Features
+from fxmerge.methods.alignment.heads import Heads, align_heads, told_of_heads
 from fxmerge.methods.alignment.layout import TURNED, Layout, Site
 from fxmerge.methods.alignment.maps import aligned
 from fxmerge.methods.alignment.matches import Similarity
@@ -64,6 +65,8 @@ class Permute:
     """What units are compared by; auto: activations where there are samples that all parents take."""
     residual: Literal["auto", "identity", "matched"] = "auto"
     """Whether residual streams are put in order too; auto: where that holds on samples it was not found on."""
+    heads: Heads = "respected"
+    """Whether values keep their head; free: units go where they fit best, which attention does not allow."""
     rows: int = 1500
     """Inputs that are looked at, of all tasks together."""
 
@@ -80,6 +83,7 @@ class Permute:
     def _aligned(self, job: Job, alignment: Alignment, form: Form) -> SuperNet:
         net = aligned(alignment, form, job.settings.seed)
         job.notes.extend(told(self.name, alignment.layout, groups_by(alignment, net)))
+        job.notes.extend(told_of_heads(self.name, alignment, self.heads))
         return net
 
     @property
@@ -115,7 +119,12 @@ class Permute:
             )
         if self.on == "weights" or not together:
             roots = [r for r in layout.roots if self.residual != "identity" or layout.sites[r].role != "residual"]
-            descend(alignment, roots, lambda root, evidence: align(alignment, root, evidence, order), self.most_sweeps)
+            descend(
+                alignment,
+                roots,
+                lambda root, evidence: align_heads(alignment, root, evidence, order, self.heads),
+                self.most_sweeps,
+            )
             return alignment
         assert job.pool is not None
         features = Features.of(layout, job.pool, self.rows, turns=self.turns)
@@ -131,7 +140,7 @@ class Permute:
             return
         if site.role == "residual" and self.residual == "auto" and not self._holds(layout, root, features, order):
             return
-        align(alignment, root, features.evidence(spaces), order)
+        align_heads(alignment, root, features.evidence(spaces), order, self.heads)
 
     def _holds(self, layout: Layout, root: str, features: Features, order: Order) -> bool:
         """Whether an order found on one half of the samples is better than none on the other."""

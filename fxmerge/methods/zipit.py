@@ -13,10 +13,11 @@ from fxmerge.ir.maps import Form
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.alignment.evidence import Features
+from fxmerge.methods.alignment.heads import Heads, align_heads, told_of_heads
 from fxmerge.methods.alignment.layout import Layout, Site
 from fxmerge.methods.alignment.maps import aligned
 from fxmerge.methods.alignment.matches import Similarity
-from fxmerge.methods.alignment.solve import Alignment, Carriers, align
+from fxmerge.methods.alignment.solve import Alignment, Carriers
 from fxmerge.methods.alignment.told import told
 from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.groups import groups_of
@@ -96,6 +97,8 @@ class ZipIt:
     """Largest share of joins inside one model."""
     discount: float = 0.3
     """What a group's correlations are multiplied with each time it is joined."""
+    heads: Heads = "respected"
+    """Whether values are zipped within heads that are matched as wholes, or (free) across heads."""
     rows: int = 1500
     """Inputs that are looked at, of all tasks together."""
 
@@ -114,9 +117,10 @@ class ZipIt:
         features, alignment = Features.of(layout, job.pool, self.rows), Alignment(layout)
         decide = Zip(job.supernet.template, self.budget, self.discount)
         for root in layout.roots:
-            align(alignment, root, features.evidence(layout.tree(root)), decide)
+            align_heads(alignment, root, features.evidence(layout.tree(root)), decide, self.heads)
         net = aligned(alignment, form, job.settings.seed)
         job.notes.extend(told(self.name, layout, groups_of(net)))
+        job.notes.extend(told_of_heads(self.name, alignment, self.heads))
         return net
 
 

@@ -128,6 +128,8 @@ class _Product:
         """(d × d_k, d_k × d) of a product of factors, major to minor; None where the parents' has other factors."""
         if len(ours) != len(theirs):
             return None
+        if across := self.alignment.across.get(tuple(leaf.space for leaf in ours)):
+            return across.to[k], across.back[k]
         return self._of(tuple(ours), tuple(theirs), k, {})
 
     def _of(

@@ -51,6 +51,8 @@ class Alignment:
 
     layout: Layout
     carriers: dict[tuple[str, Path], Carriers] = field(default_factory=dict)
+    across: dict[tuple[str, ...], Carriers] = field(default_factory=dict)
+    """By the spaces of a product that is carried as one axis: no element of the group of any of them."""
 
     def of(self, space: str, path: Path) -> Carriers:
         """The identity where nothing was decided."""
@@ -60,6 +62,11 @@ class Alignment:
             eyes = [torch.eye(site.size, d, dtype=torch.float64, device=self.device) for d in site.sizes]
             known = Carriers.of(eyes)
         return known
+
+    @property
+    def everything(self) -> dict[object, Carriers]:
+        """All that was decided."""
+        return {key: each for found in (self.carriers, self.across) for key, each in found.items()}
 
     @property
     def device(self) -> torch.device:

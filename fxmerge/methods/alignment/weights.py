@@ -33,10 +33,10 @@ def descend(alignment: Alignment, roots: Sequence[str], decide: Decide, sweeps: 
         settled.update(layout.tree(root))
         left.remove(root)
     for _ in range(sweeps):
-        before = dict(alignment.carriers)
+        before = alignment.everything
         for root in roots:
             decide(root, list(_evidence(alignment, root, None)))
-        if all(_same(before.get(key), now.to) for key, now in alignment.carriers.items()):
+        if all(_same(before.get(key), now.to) for key, now in alignment.everything.items()):
             break
 
 
