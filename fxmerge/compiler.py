@@ -28,7 +28,6 @@ from fxmerge.methods import Job, Method, Outcome
 from fxmerge.methods.about import about_of, takes_teachers
 from fxmerge.methods.average import AVERAGE
 from fxmerge.methods.base import Trained
-from fxmerge.methods.groups import groups_of
 from fxmerge.methods.one_base import Nearness, base_by_names, nearness, notes_of
 from fxmerge.methods.post import fell, post, told
 from fxmerge.methods.trunks import Weights, trunk_of
@@ -188,7 +187,7 @@ class _Merge:
         """What the method makes before any training; what maps will do to spaces is not known then."""
         if hasattr(self.method, "plan"):
             plan: Outcome = self.method.plan(job)
-            return replace(plan, groups={})
+            return replace(plan, groups={}, began=None, behind=False)
         if not self.method.needs_data:
             return self._outcome(job)
         self.notes.append(f"how much {self.method.name} trains is not known before it runs")
@@ -362,8 +361,8 @@ class _Merge:
         averaged = supernet.averaged(trained=trained, solved=outcome.solved)
         if note := supernet.averaged_note(trained=trained, solved=outcome.solved):
             self.notes.append(note)
-        groups = outcome.groups
-        groups = groups_of(supernet.with_program(outcome.program)) if groups is None else groups
+        groups, told = figures.groups_of_spaces(outcome, supernet)
+        self.notes += told
         counts = len(spaces.spaces), len(spaces.opaque), outcome.trainable, sum(averaged.values())
         return Result(
             fxmerge=__version__,
@@ -373,7 +372,7 @@ class _Merge:
             out=self.config.out,
             options=self.config.asked([parent.source for parent in parents]),
             parents=parents,
-            merged=MergedFacts(0, *counts, groups=groups),
+            merged=MergedFacts(0, *counts, **groups),
             training=Training.of(outcome.log, outcome.augmentation, outcome.chosen) if outcome.log else None,
             base={"source": getattr(self.method, "base", None), **self.near.as_dict()} if self.near else {},
             post=tuple(self.did),

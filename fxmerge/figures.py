@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Outcome
+from fxmerge.methods.groups import counted, groups_of
 from fxmerge.methods.student import teachers
 from fxmerge.methods.wanted import Loss, wanted
 from fxmerge.output.readings import metric_of, reading
@@ -152,6 +154,22 @@ def of_task(
         outputs=tuple(score.figures() for score in outputs),
     )
     return found, [note for score in outputs for note in score.notes(given.task)]
+
+
+def groups_of_spaces(outcome: Outcome, supernet: SuperNet) -> tuple[dict[str, Any], list[str]]:
+    """What became of every space, as fields of `MergedFacts`, and what to say of a start that training went on from."""
+    groups = outcome.groups
+    groups = groups_of(supernet.with_program(outcome.program)) if groups is None else groups
+    facts = {
+        "groups": groups,
+        "groups_at_start": outcome.began or {},
+        "groups_of": "start" if outcome.behind else "result",
+    }
+    if not outcome.began:
+        return facts, []
+    after = "weights were changed behind the fold, and no group says what the result does"
+    after = after if outcome.behind else f"what training made of it: {counted(groups)}"
+    return facts, [f"spaces at the start {outcome.init}: {counted(outcome.began)}; {after}"]
 
 
 def probes(program: Program, supernet: SuperNet, samples: Sequence[Samples] | None) -> list[Samples]:

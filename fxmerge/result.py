@@ -35,7 +35,11 @@ class MergedFacts:
     averaged: int = 0
     """Parameters that were merged as a plain average."""
     groups: Mapping[str, str] = field(default_factory=dict)
-    """By space: the smallest group that holds its maps, before weights were trained behind the fold."""
+    """By space: the smallest group that holds its maps, before weights were changed behind the fold."""
+    groups_at_start: Mapping[str, str] = field(default_factory=dict)
+    """The same of what training began with; none where nothing was trained."""
+    groups_of: Literal["result", "start"] = "result"
+    """Whether `groups` are those of the result, or of a start whose weights were changed behind the fold."""
     outputs: tuple[str, ...] = ()
     """Names of its outputs."""
     size: float = 0.0

@@ -128,6 +128,8 @@ class SuperNet:
     """Operators in it that pick rows of a tensor by whole numbers."""
     partly: frozenset[str] = frozenset()
     """The template's tensors of which some calls read a part alone: only what is read is merged."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """By space: the group of what an alignment did, of which maps hold more, as the scales of norms."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

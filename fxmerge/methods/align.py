@@ -73,7 +73,7 @@ class Align(Trained):
             augmentation=job.pool.about if job.pool else {},
             trainable=trainable,
             solved=frozenset(net.own),
-            groups=groups_by(found.alignment, net),
+            groups=net.groups,
             chosen={"start": init, "halfway": [round(error, 6) for error in found.errors]},
         )
 
@@ -88,7 +88,8 @@ class Align(Trained):
 
     def _aligned(self, job: Job, alignment: Alignment, form: Form) -> SuperNet:
         net = aligned(alignment, form, job.settings.seed)
-        job.notes.extend(told(self.name, alignment.layout, groups_by(alignment, net)))
+        net = replace(net, groups=groups_by(alignment, net))
+        job.notes.extend(told(self.name, alignment.layout, net.groups))
         return net
 
     def _learned(self, job: Job) -> tuple[str, _Trained, int]:

@@ -11,7 +11,7 @@ from fxmerge.errors import FxmergeError
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Job, Outcome, Trained
-from fxmerge.methods.groups import groups_of
+from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.inits import FromAverage, find_init, folded, starts_of
 from fxmerge.methods.one_base_starts import best_of_one_base, best_untrained
 from fxmerge.methods.polish import Start, polish
@@ -52,7 +52,7 @@ class Auto(Trained):
         if steps == 0:
             init = find_init(self._untrained(job) if self.init == "auto" else self.init)
             net, program = folded(job, init)
-            return Outcome(program, init=init.name, groups=groups_of(net))
+            return Outcome(program, init=init.name, groups=groups_at_start(net))
         begun = time.perf_counter()
         starts = list(self._starts(job))
         left = None if self.budget is None else self.budget - (time.perf_counter() - begun)
@@ -89,7 +89,7 @@ class Auto(Trained):
             job.progress(number, len(named), f"start {name}")
             try:
                 supernet, program = folded(job, find_init(name))
-                start = Start.of(job, name, supernet, program)
+                start = Start.of(job, name, supernet, program, groups_at_start(supernet))
             except Exception as error:
                 if len(named) == 1 or isinstance(error, FxmergeError):
                     raise

@@ -157,6 +157,10 @@ class Outcome:
     """What trials chose, and their errors."""
     groups: Mapping[str, str] | None = None
     """By space the group that holds its maps, as `groups_of` says; None where `program` holds the maps themselves."""
+    began: Mapping[str, str] | None = None
+    """The same of what was trained or solved from there on; None where maps are the whole result."""
+    behind: bool = False
+    """Whether weights were changed behind the fold, so that `groups` can only be those of the start."""
 
 
 class Method(Protocol):

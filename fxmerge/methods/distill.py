@@ -35,6 +35,9 @@ class Distill(Trained):
             augmentation=begun.job.pool.about if begun.job.pool else {},
             trainable=trainable(student),
             unreached=unreached(student, log, begun.job),
+            groups=begun.groups,
+            began=begun.groups,
+            behind=True,
         )
 
     def plan(self, job: Job) -> Outcome:

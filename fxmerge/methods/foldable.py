@@ -51,7 +51,8 @@ class Foldable(Trained):
     def __call__(self, job: Job) -> Outcome:
         if self.sequential and len(job.supernet.parents) > 2:
             outcome = one_after_the_other(job, self.form(job.supernet))
-            return polished(job, outcome, job.supernet, self.name, self.polish) if self.polish else outcome
+            net = job.supernet.with_program(outcome.program)
+            return polished(job, outcome, net, self.name, self.polish) if self.polish else outcome
         begun = begin(job, self.start)
         watch = GradientWatch(begun.supernet.maps())
         student, log = train(begun.program, begun.supernet, begun.job)
@@ -63,6 +64,7 @@ class Foldable(Trained):
             augmentation=begun.job.pool.about if begun.job.pool else {},
             trainable=trainable(student),
             unreached=unreached(student, log, begun.job, watch),
+            began=begun.groups,
         )
         return polished(begun.job, outcome, begun.supernet, self.name, self.polish) if self.polish else outcome
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
@@ -32,6 +32,17 @@ def groups_of(supernet: SuperNet) -> dict[str, str]:
             for space, group in _of_block(block).items():
                 found[kind][space] = max(found[kind].get(space, GROUPS[0]), group, key=GROUPS.index)
     return found["merge"] | found["unmerge"]
+
+
+def groups_at_start(supernet: SuperNet) -> dict[str, str]:
+    """The same before training, scales of norms that an alignment holds in the maps aside."""
+    return dict(supernet.groups) or groups_of(supernet)
+
+
+def counted(groups: Mapping[str, str]) -> str:
+    """How many spaces have each group, in words."""
+    found = list(groups.values())
+    return ", ".join(f"{found.count(kind)} {kind}" for kind in GROUPS if kind in found) or "none"
 
 
 def _of_block(block: Block) -> dict[str, str]:

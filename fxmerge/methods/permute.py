@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -73,8 +73,7 @@ class Permute:
     def __call__(self, job: Job) -> Outcome:
         alignment = self.alignment(job)
         net = self._aligned(job, alignment, "fixed")
-        groups = groups_by(alignment, net)
-        return Outcome(net.program, init=self.name, solved=frozenset(net.own), groups=groups)
+        return Outcome(net.program, init=self.name, solved=frozenset(net.own), groups=net.groups)
 
     def start(self, job: Job, form: Form) -> SuperNet:
         """The SuperNet aligned, its maps in this form."""
@@ -82,7 +81,8 @@ class Permute:
 
     def _aligned(self, job: Job, alignment: Alignment, form: Form) -> SuperNet:
         net = aligned(alignment, form, job.settings.seed)
-        job.notes.extend(told(self.name, alignment.layout, groups_by(alignment, net)))
+        net = replace(net, groups=groups_by(alignment, net))
+        job.notes.extend(told(self.name, alignment.layout, net.groups))
         job.notes.extend(told_of_heads(self.name, alignment, self.heads))
         return net
 

@@ -19,6 +19,7 @@ from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.bases import parents_of
 from fxmerge.methods.chains import Chain
 from fxmerge.methods.goals import Goals, readers
+from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.kernels import Kernel
 from fxmerge.methods.map_nodes import Merge, Unmerge, blocks_of
 from fxmerge.methods.permute import PERMUTE
@@ -57,7 +58,7 @@ class Pleas:
 
     def __call__(self, job: Job) -> Outcome:
         net, program = self.start(job, "fixed")
-        return Outcome(program, init=self.name, solved=frozenset(net.own))
+        return Outcome(program, init=self.name, solved=frozenset(net.own), groups=groups_at_start(net), behind=True)
 
     def plan(self, job: Job) -> Outcome:
         """The outcome before anything is solved."""

@@ -65,10 +65,17 @@ class Start:
     mixed: tuple[Mixed, ...] = ()
 
     @classmethod
-    def of(cls, job: Job, name: str, supernet: SuperNet, program: Program | None = None) -> Start:
+    def of(
+        cls,
+        job: Job,
+        name: str,
+        supernet: SuperNet,
+        program: Program | None = None,
+        groups: Mapping[str, str] | None = None,
+    ) -> Start:
         """Its maps are its own: all programs of a SuperNet share theirs, and the next start sets them anew."""
         folded = job.fold_trunk(supernet.program) if program is None else program
-        return cls(name, supernet, frozen(folded), groups_of(supernet), mixing(supernet))
+        return cls(name, supernet, frozen(folded), groups or groups_of(supernet), mixing(supernet))
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,8 @@ def polish(job: Job, starts: Sequence[Start], steps: int, budget: float | None =
         unreached=unreached(student, log, job),
         stages=(Stage(best.start.name, before), Stage("polish", program)),
         groups=best.start.groups,
+        began=best.start.groups,
+        behind=True,
         mixed=best.start.mixed,
         chosen={"start": best.start.name, "optimizer": best.optimizer, "lr": best.rate, "tried": search.said()},
     )
@@ -119,7 +128,7 @@ def polished(job: Job, outcome: Outcome, supernet: SuperNet, name: str, steps: i
     """What a method made, folded and trained on; its own facts stand beside."""
     found = polish(replace(job, state=None), [Start.of(job, name, supernet)], steps)
     missed = (*outcome.unreached, *found.unreached)
-    return replace(found, init=outcome.init, trainable=outcome.trainable, unreached=missed)
+    return replace(found, init=outcome.init, trainable=outcome.trainable, unreached=missed, began=outcome.began)
 
 
 def frozen(program: Program) -> Program:

@@ -18,6 +18,7 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.ir.verify import GradientWatch
 from fxmerge.methods.base import Job, Outcome
+from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.inits import find_init
 from fxmerge.methods.student import train, trainable, unreached
 from fxmerge.training.fit import Log
@@ -38,6 +39,7 @@ def one_after_the_other(job: Job, form: Form) -> Outcome:
     net = job.supernet
     order = [net.template, *(k for k in range(len(net.parents)) if k != net.template)]
     supernet = find_init(init)(job, form)
+    began = groups_at_start(supernet)
     blocks = [block for _, block in supernet.maps()]
     begun = [[block.matrix(k).detach().clone() for k in range(len(order))] for block in blocks]
     logs: list[Log] = []
@@ -67,6 +69,7 @@ def one_after_the_other(job: Job, form: Form) -> Outcome:
         augmentation=job.pool.about if job.pool else {},
         trainable=count,
         unreached=tuple(missed),
+        began=began,
     )
 
 

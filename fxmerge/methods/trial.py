@@ -5,13 +5,14 @@ Every trial trains on a small share of the samples and is judged by samples that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Init, Job
+from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.inits import find_init, tried_of
 from fxmerge.methods.student import targets_of, train
 from fxmerge.training.fit import score, silent
@@ -35,6 +36,8 @@ class Begun:
     supernet: SuperNet
     program: Program
     job: Job
+    groups: Mapping[str, str]
+    """What its maps do to every space before they are trained."""
 
 
 def begin(job: Job, start: Start) -> Begun:
@@ -42,7 +45,8 @@ def begin(job: Job, start: Start) -> Begun:
     trial = _Trial(job, start)
     init = trial.best_init() if job.options.init == "auto" else job.options.init
     job = with_best_augmentation(job, lambda kind: trial.error(init, kind))
-    return Begun(init, *start(job, find_init(init)), job)
+    supernet, program = start(job, find_init(init))
+    return Begun(init, supernet, program, job, groups_at_start(supernet))
 
 
 def with_best_augmentation(job: Job, error: Callable[[str], float]) -> Job:

@@ -61,3 +61,19 @@ def test_the_result_says_what_was_done_to_every_space(method: str, expected: set
     assert found
     assert set(found.values()) <= expected
     assert method == "average" or set(found.values()) != {"identity"}
+
+
+@pytest.mark.parametrize(
+    ("method", "of"),
+    [("foldable{init=rotate,steps=2,augment=vector}", "result"), ("auto{init=rotate,steps=2}", "start")],
+)
+def test_of_what_is_trained_the_start_and_the_end_are_told_apart(method: str, of: str) -> None:
+    (first, x), (second, _) = parent("vit-fused", 1, "a"), parent("vit-fused", 2, "b")
+    result = fxmerge.merge([first, second], data={"a": x, "b": x}, method=method, lr=1e-3).result
+    found = result["merged"]
+    assert set(found["groups_at_start"].values()) == {"identity", "permutation", "orthogonal"}
+    assert found["groups_of"] == of
+    assert (found["groups"] == found["groups_at_start"]) == (of == "start")
+    told = next(note for note in result["notes"] if note.startswith("spaces at the start rotate: 1 identity, 1 perm"))
+    assert told.endswith("what training made of it: 5 free") == (of == "result")
+    assert told.endswith("no group says what the result does") == (of == "start")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fxmerge
 from benchmarks.models import MLP
@@ -78,6 +78,37 @@ def test_what_is_merged_moves_as_one_and_the_whole_folds(monkeypatch: pytest.Mon
     torch.testing.assert_close(merged.state_dict()["layers.1.weight"].double(), wanted, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(a.matrix(0), 2 / 3 * torch.eye(7), atol=1e-3)
     assert all(not part.requires_grad for block in (m, u) for part in list(block.dense)[:2])
+
+
+class Normed(nn.Module):
+    """A norm between two layers, with a scale and a shift of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second, self.head = (
+            nn.Linear(6, 8),
+            nn.LayerNorm(8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
+        nn.init.uniform_(self.norm.weight, 0.2, 3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.second(self.norm(self.first(x))).relu())
+        return found
+
+
+def test_polish_goes_on_from_the_norms_that_were_trained() -> None:
+    torch.manual_seed(9)
+    x = torch.randn(60, 6)
+    programs = []
+    for k in range(3):
+        torch.manual_seed(k)
+        programs.append(fxmerge.capture(Normed().eval(), (x[:4],), task="abc"[k]))
+    how = "foldable{sequential=true,steps=20,augment=vector,lr=0.02%s}"
+    plain, polished = (fxmerge.merge(programs, data=x, method=how % each).result for each in ("", ",polish=1"))
+    for one, other in zip(plain["tasks"], polished["tasks"], strict=True):
+        assert other["stages"]["foldable"] == pytest.approx(one["feature_r2"], abs=1e-5)
 
 
 def test_starts_without_shares_are_refused() -> None:
