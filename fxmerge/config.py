@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,16 @@ LISTED = ("post",)
 """Options that take several names at once, with commas between them."""
 
 
+EXCLUDING: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("like", "width_scale"), "one takes a parent's shape, the other makes the first one wider"),
+    (("share_until", "max_size", "keep"), "each says where the trunk ends"),
+    (("rank", "full"), "dense maps have no rank"),
+    (("steps", "budget"), "each says how long to train"),
+    (("polish", "budget"), "each says how long to train"),
+)
+"""Options of which one at most may be given, and why."""
+
+
 def option(default: Any, text: str, group: str, *, metavar: str = "", of_method: bool = False, **limits: Any) -> Any:
     """A field that is also a flag: `text` is its help, `group` the heading it stands under.
 
@@ -38,7 +48,7 @@ class MergeConfig(BaseModel):
     Paths in a file are taken from the working directory, as flags are.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)  # blocks and tasks are named so
 
     parents: tuple[str, ...] = option((), "Models to merge, two or more.", "argument", metavar="SOURCE SOURCE...")
     arch: dict[str, str] = option(
@@ -185,15 +195,7 @@ class MergeConfig(BaseModel):
 
     def check_options(self) -> None:
         """Raise `OptionError` for two options of which one would be without effect."""
-        if self.given("like") and self.width_scale is not None:
-            raise OptionError(
-                "--like and --width-scale exclude each other: one takes a parent's shape, the other makes a wider one",
-                "keep one of them; the first parent is the one that is widened",
-            )
-        chosen = [name for name in ("share_until", "max_size", "keep") if getattr(self, name) is not None]
-        if len(chosen) > 1:
-            one, two = (f"--{name.replace('_', '-')}" for name in chosen[:2])
-            raise OptionError(f"{one} and {two} exclude each other: each says where the trunk ends", "keep one of them")
+        check_excluding(EXCLUDING, [name for name in MergeConfig.model_fields if self.given(name)])
         if self.log is not None and Path(self.log).suffix not in ("", ".jsonl"):
             raise OptionError(
                 f"--log {self.log}: {Path(self.log).suffix!r} cannot be written",
@@ -232,10 +234,14 @@ class MergeConfig(BaseModel):
     def load(cls, path: str | Path, **flags: Any) -> MergeConfig:
         """The config in a YAML file, with `flags` in place of what it says.
 
-        A file that `save` wrote holds every option: one with its default value counts as not given.
+        A file that `save` wrote holds every option: one with its default value counts as not given. Of options that
+        exclude each other, a flag replaces what the file says of the others.
         """
-        file = cls.of(**_read(Path(path)))
-        return cls.of(**{**file.model_dump(exclude_defaults=True), **flags})
+        file = cls.of(**_read(Path(path))).model_dump(exclude_defaults=True)
+        for names, _ in EXCLUDING:
+            if flags.keys() & set(names):
+                file = {name: value for name, value in file.items() if name not in names}
+        return cls.of(**{**file, **flags})
 
     def given(self, name: str) -> bool:
         """Whether an option was asked for, if only by its default value."""
@@ -298,6 +304,14 @@ class MergeConfig(BaseModel):
             check_output(path, overwrite=self.overwrite or self.dry_run)
             if not self.dry_run:
                 try_writing(Path(path).parent)
+
+
+def check_excluding(groups: Iterable[tuple[tuple[str, ...], str]], given: Collection[str]) -> None:
+    """Raise `OptionError` for two options that were given of which one would be without effect."""
+    for names, why in groups:
+        one, two, *_ = [f"--{name.replace('_', '-')}" for name in names if name in given] + ["", ""]
+        if two:
+            raise OptionError(f"{one} and {two} exclude each other: {why}", "keep one of them")
 
 
 def option_group(field: FieldInfo) -> str:

@@ -50,8 +50,6 @@ def _config(given: dict[str, Any], file: str | None) -> MergeConfig:
     for name in BY_TASK:
         if name in flags:
             flags[name] = parse_by_task(name, flags[name], METAVARS[name])
-    if len({"rank", "full"} & flags.keys()) == 1:  # then it replaces the other one in a file
-        flags = {"rank": None, "full": False} | flags
     return MergeConfig.load(file, **flags) if file else MergeConfig.of(**flags)
 
 

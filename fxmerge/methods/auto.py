@@ -34,6 +34,10 @@ class Auto(Trained):
     needs_data: ClassVar[bool] = True
     about: ClassVar[About] = About(trained=True, teachers=True, groups=("permutation", "orthogonal", "free"))
 
+    excluding: ClassVar[tuple[tuple[tuple[str, ...], str], ...]] = (
+        (("steps", "polish"), "here all training follows the fold, and each says how long it is"),
+    )
+
     init: str = "auto"
     """One start, or several joined by "+": condense, average, first, parent1, …; "parents" is each of them."""
     steps: int = 2500
@@ -43,7 +47,7 @@ class Auto(Trained):
     base: str | None = None
     """The model that the parents were fine-tuned from, for starts that count changes from it."""
     polish: int | None = None
-    """Steps of training after the fold, in place of `steps`; with 0 the start is the result."""
+    """The same as `steps`, by the name it has where training comes before the fold too; 0: the start is the result."""
     budget: float | None = None
     """Seconds that trials and training may take together, in place of a number of steps."""
 

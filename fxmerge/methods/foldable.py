@@ -44,10 +44,6 @@ class Foldable(Trained):
     sequential: bool = False
     """Merge two parents, then what they became with the next: the loss is over the tasks so far."""
 
-    def __post_init__(self) -> None:
-        if self.full and self.rank is not None:
-            raise OptionError("--rank and --full exclude each other", "keep one of them")
-
     def __call__(self, job: Job) -> Outcome:
         if self.sequential and len(job.supernet.parents) > 2:
             outcome = one_after_the_other(job, self.form(job.supernet))

@@ -31,7 +31,7 @@ from fxmerge.methods.walk import Values
 from fxmerge.methods.zipit import ZIPIT, ZipIt
 
 ALIGNMENTS = {each.name: each for each in (PERMUTE, TRANSPORT, ROTATE, ZIPIT)}
-PARTIAL = ZipIt(budget=0.0)
+PARTIAL = ZipIt(inside=0.0)
 """The most alike units of different parents are joined until as many are left as there is place for."""
 
 

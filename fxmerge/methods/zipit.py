@@ -24,18 +24,18 @@ from fxmerge.methods.groups import groups_of
 from fxmerge.methods.permute import Order
 
 
-def zipped(common: Tensor, parent: Tensor, size: int, budget: float, discount: float) -> list[list[int]]:
+def zipped(common: Tensor, parent: Tensor, size: int, share: float, discount: float) -> list[list[int]]:
     """Groups of units, the most correlated pair of groups joined first, until `size` are left.
 
     `common` (n × n) are correlations and `parent` says whose each unit is. Joins that bring two units of one parent
-    together count `discount` times as much, and are at most the share `budget` of all joins while others are left.
+    together count `discount` times as much, and are at most this share of all joins while others are left.
     """
     groups: list[list[int]] = [[i] for i in range(len(common))]
     close = common.clone().fill_diagonal_(-torch.inf)
     inside = parent[:, None] == parent[None, :]
     alive = torch.ones(len(common), dtype=torch.bool)
     joins = max(len(common) - size, 0)
-    left = int(budget * joins)
+    left = int(share * joins)
     for _ in range(joins):
         worth = torch.where(inside, close * torch.where(close > 0, discount, 1.0), close)
         allowed = worth if left > 0 else worth.masked_fill(inside, -torch.inf)
@@ -68,7 +68,7 @@ def still_alike(common: Tensor) -> Tensor:
 class Zip(Order):
     """Groups of units where orders are free; heads and other owners are matched as wholes, one of each parent."""
 
-    budget: float = 0.125
+    inside: float = 0.125
     discount: float = 0.3
 
     def __call__(self, site: Site, similarity: Similarity, owner: bool) -> Carriers:
@@ -77,7 +77,7 @@ class Zip(Order):
             return super().__call__(site, similarity, owner)
         common = still_alike(torch.cat([torch.cat(list(row), 1) for row in similarity]))
         parent = torch.cat([torch.full((d,), k) for k, d in enumerate(site.sizes)])
-        groups = zipped(common, parent, site.size, self.budget, self.discount)
+        groups = zipped(common, parent, site.size, self.inside, self.discount)
         member = torch.zeros(site.size, len(common), dtype=torch.float64)
         for i, group in enumerate(groups):
             member[i, group] = 1.0
@@ -93,7 +93,7 @@ class ZipIt:
     needs_data: ClassVar[bool] = True
     about: ClassVar[About] = About("Stoica et al., ICLR 2024, §4", groups=("permutation", "free"))
 
-    budget: float = 0.125
+    inside: float = 0.125
     """Largest share of joins inside one model."""
     discount: float = 0.3
     """What a group's correlations are multiplied with each time it is joined."""
@@ -115,7 +115,7 @@ class ZipIt:
                 "choose --method permute --on weights",
             )
         features, alignment = Features.of(layout, job.pool, self.rows), Alignment(layout)
-        decide = Zip(job.supernet.template, self.budget, self.discount)
+        decide = Zip(job.supernet.template, self.inside, self.discount)
         for root in layout.roots:
             align_heads(alignment, root, features.evidence(layout.tree(root)), decide, self.heads)
         net = aligned(alignment, form, job.settings.seed)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, get_type_hints
 
-from fxmerge.config import MergeConfig
+from fxmerge.config import EXCLUDING, MergeConfig, check_excluding
 from fxmerge.errors import OptionError
 from fxmerge.messages import listed, nearest
 from fxmerge.methods.base import Method, Trained
@@ -14,14 +14,15 @@ from fxmerge.methods.inits import find_init
 from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.options import parse_options
 
-OF_EVERY_METHOD = frozenset({"name", "summary", "needs_data", "about"})
+OF_EVERY_METHOD = frozenset({"name", "summary", "needs_data", "about", "excluding"})
 """What a method says of itself, in fields or otherwise: no options."""
 
 
 def chosen(known: Extension, config: MergeConfig) -> tuple[Method, Trained]:
     """The method that `config` names with its options set, and how it trains where it does.
 
-    Raises `OptionError` for a method nobody knows, for an option that it does not have, and for one given twice.
+    Raises `OptionError` for a method nobody knows, for an option that it does not have, for one given twice, and for
+    two of which one would be without effect.
     """
     text, given = config.method, config.of_method()
     name, brace, rest = text.partition("{")
@@ -38,6 +39,8 @@ def chosen(known: Extension, config: MergeConfig) -> tuple[Method, Trained]:
             raise _refused(known, name, option, types)
     MergeConfig.of(**{option: value for option, value in values.items() if option in MergeConfig.model_fields})
     values |= given
+    asked = [option for option, value in values.items() if value is not None and value is not False]
+    check_excluding((*EXCLUDING, *getattr(method, "excluding", ())), asked)
     for init in str(values.get("init", "auto")).split("+"):
         if init not in ("auto", "parents"):
             find_init(init)

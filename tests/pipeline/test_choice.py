@@ -15,8 +15,9 @@ from fxmerge.config import MergeConfig
 from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
 from fxmerge.methods import Job, Outcome
+from fxmerge.methods.base import Trained
 from fxmerge.methods.foldable import Foldable
-from fxmerge.pipeline.choice import chosen
+from fxmerge.pipeline.choice import chosen, options_of
 from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.installed import known
 
@@ -92,6 +93,9 @@ def test_a_method_that_declares_nothing_and_needs_data_trains() -> None:
         ({"init": "averag"}, r"unknown init 'averag', did you mean 'average'\?"),
         ({"method": "foldable", "full": True, "rank": 2}, r"--rank and --full exclude each other"),
         ({"method": "foldable{full=true}", "rank": 2}, r"--rank and --full exclude each other"),
+        ({"steps": 9, "polish": 0}, r"--steps and --polish exclude each other: here all training follows the fold"),
+        ({"method": "auto{budget=3.0}", "steps": 9}, r"--steps and --budget exclude each other"),
+        ({"method": "zipit", "budget": 60}, r"zipit has no option 'budget'"),
         ({"method": "foldable{rank=2}", "rank": 2}, r"rank is given twice"),
         ({"method": "foldable{rnak=2}"}, r"foldable has no option 'rnak', did you mean 'rank'\?"),
         ({"method": "foldable{rank=-2}"}, r"--rank -2: input should be greater than or equal to 0"),
@@ -112,6 +116,9 @@ def test_what_a_method_does_not_have_is_refused(options: dict[str, Any], message
         ({"method": "foldable", "full": True, "rank": 2}, "--rank and --full exclude each other"),
         ({"method": "average", "lr": 0.1}, "average has no option 'lr'"),
         ({"like": 1, "width_scale": 2.0}, "--like and --width-scale exclude each other"),
+        ({"steps": 600, "budget": 60}, "--steps and --budget exclude each other: each says how long to train"),
+        ({"polish": 0, "budget": 60}, "--polish and --budget exclude each other: each says how long to train"),
+        ({"share_until": "0", "keep": 0.9}, "--share-until and --keep exclude each other"),
         ({"opset": 20, "out": "m.pt2"}, "--opset 20 is of ONNX"),
     ],
 )
@@ -140,6 +147,21 @@ def test_flags_replace_what_a_file_says_of_the_same_thing(tmp_path: Path) -> Non
 
     dense = _config({"full": True}, str(tmp_path / "c.yaml"))
     assert chosen(KNOWN, dense)[0] == Foldable(full=True, steps=9)
+    timed = _config({"method": "auto", "budget": 60.0, "rank": None}, str(tmp_path / "c.yaml"))
+    assert (timed.steps, timed.budget) == (None, 60.0)
+    both = _config({"polish": 5}, str(tmp_path / "c.yaml"))
+    assert chosen(KNOWN, both)[0] == Foldable(rank=3, steps=9, polish=5)  # before the fold, and after it
+
+
+def test_a_flag_means_the_same_in_every_method() -> None:
+    """A method's option that is called like a flag is set by it: of the built-in ones, those that train, and these."""
+    others = {
+        "permute": {"on"}, "rotate": {"on"}, "transport": {"on"},
+        "task-arithmetic": {"base"}, "ties": {"base"}, "dare": {"base"},
+    }  # fmt: skip
+    for method in known().methods:
+        if not isinstance(method, Trained):
+            assert options_of(method).keys() & MergeConfig.model_fields.keys() == others.get(method.name, set())
 
 
 def test_a_saved_file_with_every_default_is_no_request(tmp_path: Path) -> None:
