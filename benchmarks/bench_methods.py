@@ -20,10 +20,10 @@ from benchmarks.parents import CACHE
 from benchmarks.quality_case import Case, Data
 from benchmarks.quality_cells import Ledger, code, show
 from benchmarks.table import RESULTS, Row
+from fxmerge.compiler.choice import options_of
 from fxmerge.errors import FxmergeError
 from fxmerge.methods import METHODS, Method
 from fxmerge.methods.about import about_of
-from fxmerge.pipeline.choice import options_of
 
 SIZES = (16, 100, 1000)
 PACED = (20, 60)

@@ -27,9 +27,9 @@ import fxmerge
 from fxmerge.errors import FxmergeError
 from fxmerge.from_onnx.file import read_file
 from fxmerge.from_onnx.module import OnnxModule
+from fxmerge.installed import known
 from fxmerge.ir.difference import difference
 from fxmerge.output.onnx import export_onnx
-from fxmerge.pipeline.installed import known
 
 RESULTS = Path(__file__).parent / "results"
 

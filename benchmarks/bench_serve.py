@@ -29,9 +29,9 @@ from rich.table import Table
 import fxmerge
 from benchmarks.models import BERT
 from benchmarks.table import RESULTS, Row, save
+from fxmerge.from_onnx.runtime import onnx_session
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import export_onnx
-from fxmerge.output.runtime import onnx_session
 
 VOCABULARY, POSITIONS, CLASSES = 1000, 64, {"first": 2, "second": 6}
 SHORTEST, LONGEST, ROWS = 12, 24, 256

@@ -18,8 +18,8 @@ import fxmerge
 from benchmarks import kind_layouts, kind_nets
 from benchmarks.kind import Kind
 from benchmarks.table import RESULTS, Row, save
-from fxmerge.ir.capture.inputs import bind, flatten
-from fxmerge.output.runtime import run_onnx
+from fxmerge.capturing.inputs import bind, flatten
+from fxmerge.from_onnx.runtime import run_onnx
 
 KINDS: tuple[Kind, ...] = (*kind_nets.KINDS, *kind_layouts.KINDS)
 BATCHES = (1, 2, 7)

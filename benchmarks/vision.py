@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxmerge.io.factory import first_parameter
+from fxmerge.sources.factory import first_parameter
 
 CLASSES = 10
 BATCH = 4

@@ -11,17 +11,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxmerge.comparison import compare
+    from fxmerge.capturing import capture
     from fxmerge.compiler import check, inspect, merge
+    from fxmerge.compiler.comparison import compare
     from fxmerge.config import MergeConfig
     from fxmerge.coupling import couples
     from fxmerge.errors import FxmergeError
-    from fxmerge.io.bundle import save
-    from fxmerge.io.sources import load
-    from fxmerge.ir.capture import capture
     from fxmerge.ir.program import Program
     from fxmerge.output.merged import Merged
     from fxmerge.pipeline.extension import Extension
+    from fxmerge.sources.bundle import save
+    from fxmerge.sources.load import load
     from fxmerge.version import __version__
 
 _WHERE = {
@@ -31,14 +31,14 @@ _WHERE = {
     "Merged": "fxmerge.output.merged",
     "Program": "fxmerge.ir.program",
     "__version__": "fxmerge.version",
-    "capture": "fxmerge.ir.capture",
+    "capture": "fxmerge.capturing",
     "check": "fxmerge.compiler",
-    "compare": "fxmerge.comparison",
+    "compare": "fxmerge.compiler.comparison",
     "couples": "fxmerge.coupling",
     "inspect": "fxmerge.compiler",
-    "load": "fxmerge.io.sources",
+    "load": "fxmerge.sources.load",
     "merge": "fxmerge.compiler",
-    "save": "fxmerge.io.bundle",
+    "save": "fxmerge.sources.bundle",
 }
 
 __all__ = [

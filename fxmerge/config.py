@@ -14,7 +14,6 @@ from fxmerge.errors import OptionError
 from fxmerge.io.files import check_output, try_writing, write_text
 from fxmerge.io.yaml_text import read_yaml
 from fxmerge.messages import nearest, printable
-from fxmerge.suffixes import check_suffix
 
 BY_TASK = ("arch", "data", "key", "metric")
 """Options that may be given once per task, as `--data TASK=PATH`."""
@@ -290,8 +289,6 @@ class MergeConfig(BaseModel):
         self._check_files()
 
     def _check_files(self) -> None:
-        if self.out is not None:
-            check_suffix(self.out, self.extension)
         given = {flag: getattr(self, flag) for flag in ("out", "result", "report", "log") if getattr(self, flag)}
         seen: dict[Path, str] = {Path(parent).resolve(): "a parent" for parent in self.parents}
         for flag, path in given.items():

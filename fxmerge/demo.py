@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxmerge
+from fxmerge.from_onnx.runtime import OnnxModel
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import export_onnx
-from fxmerge.output.runtime import OnnxModel
 
 UNLABELED = 300
 """Inputs a task that merging may see, at most. Their labels are dropped before they reach it."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxmerge.ir.capture import capture
+from fxmerge.capturing import capture
 from fxmerge.ir.program import Program
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fxmerge.compiler.state_folder import state_folder
 from fxmerge.config import MergeConfig, parse_data, unknown
 from fxmerge.errors import OptionError, OutputError
 from fxmerge.output.onnx import OPSETS
-from fxmerge.state_folder import state_folder
-from fxmerge.suffixes import check_suffix
+from fxmerge.pipeline.format import check_suffix
 
 
 def test_defaults_are_those_of_the_interface() -> None:

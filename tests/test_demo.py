@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from fxmerge import demo
-from fxmerge.output.runtime import run_onnx
+from fxmerge.from_onnx.runtime import run_onnx
 
 
 def test_shifted_moves_each_image_by_whole_pixels() -> None:

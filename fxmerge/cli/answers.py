@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fxmerge.figures import class_axis
+from fxmerge.compiler.figures import class_axis
 from fxmerge.ir.program import Program
 from fxmerge.output.insight import Insight, furthest
 from fxmerge.output.merged import Merged

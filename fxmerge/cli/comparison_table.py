@@ -8,7 +8,7 @@ from rich.text import Text
 
 from fxmerge.cli.bars import duration
 from fxmerge.cli.report import number, percent
-from fxmerge.comparison import BEST_BY, Comparison, Row
+from fxmerge.compiler.comparison import BEST_BY, Comparison, Row
 
 
 def progress(row: Row, done: int, total: int) -> str:

@@ -35,7 +35,7 @@ def export(
       fxmerge export digits.pt --out digits.onnx
       fxmerge export r18.pth --arch torchvision:resnet18 --inputs x.npz --out r18.onnx --opset 18
     """
-    from fxmerge.alone import export as write
+    from fxmerge.compiler.alone import export as write
 
     with bars(quiet)("export"):
         gap = write(

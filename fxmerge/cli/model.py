@@ -54,8 +54,8 @@ def capture(
     check_output(out, overwrite=overwrite)
     names = read_class_names(labels) if labels else None
     from fxmerge.cli.report import program_summary
-    from fxmerge.io.bundle import save_bundle
-    from fxmerge.io.sources import load
+    from fxmerge.sources.bundle import save_bundle
+    from fxmerge.sources.load import load
 
     with bars(quiet)("capture"):
         axes = tuple(name.strip() for name in dynamic.split(",")) if dynamic else ()
@@ -102,7 +102,7 @@ def inspect(
     if html:
         check_output(html, overwrite=overwrite)
     from fxmerge.cli import report
-    from fxmerge.inspection import examine, refusals
+    from fxmerge.compiler.inspection import examine, refusals
 
     options = _source_options(arch, inputs, key, ignore, allow_pickle, extension)
     with bars(quiet)("analyse"):
@@ -143,8 +143,8 @@ def check(
       fxmerge check digits.pt
       fxmerge check weights.pt --arch my.models:net --inputs x.npz --json
     """
-    from fxmerge import inspection
     from fxmerge.cli import report
+    from fxmerge.compiler import inspection
 
     options = _source_options(arch, inputs, key, ignore, allow_pickle, extension)
     with bars(quiet)("check"):

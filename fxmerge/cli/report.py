@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxmerge.cli.bars import duration
-from fxmerge.inspection import Examined
+from fxmerge.compiler.inspection import Examined
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import Use
 from fxmerge.pipeline.extension import BUILTIN_OWNER

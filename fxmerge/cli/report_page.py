@@ -11,10 +11,10 @@ from fxmerge.cli.answers import shown_answers
 from fxmerge.cli.inspect_page import HUES
 from fxmerge.cli.picture import draw
 from fxmerge.cli.report import CHECKS, gate_line, templates
-from fxmerge.comparison import Row
+from fxmerge.compiler.comparison import Row
+from fxmerge.compiler.inspection import examine
 from fxmerge.config import MergeConfig
 from fxmerge.errors import FxmergeError
-from fxmerge.inspection import examine
 from fxmerge.messages import reason
 from fxmerge.output.insight import blocks
 from fxmerge.output.latency import latencies

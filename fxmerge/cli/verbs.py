@@ -22,10 +22,10 @@ from fxmerge.cli.model import capture, check, inspect
 from fxmerge.cli.package import package
 from fxmerge.cli.printing import note, stderr, stdout
 from fxmerge.cli.serve import serve
+from fxmerge.compiler.state_folder import state_folder
 from fxmerge.config import MergeConfig, parse_by_task, parse_data
 from fxmerge.errors import OptionError
 from fxmerge.io.files import check_output, write_text
-from fxmerge.state_folder import state_folder
 
 app = typer.Typer(
     name="fxmerge", rich_markup_mode="rich", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -103,8 +103,9 @@ def merge(
     config.check_outputs()
     if save_config:
         config.save(save_config)
-    from fxmerge import compiler, inspection
+    from fxmerge import compiler
     from fxmerge.cli import report, report_page
+    from fxmerge.compiler import inspection
 
     with state_folder(config, lambda told: note([told], quiet)) as config:
         merged = compiler.merge(config.parents, config=config, stages=bars(quiet))
@@ -144,9 +145,9 @@ def compare(
     """
     config.check_parents()
     config.check_compared()
-    from fxmerge import comparison
     from fxmerge.cli import comparison_table as table
     from fxmerge.cli.report_page import html
+    from fxmerge.compiler import comparison
 
     tell = stderr(quiet)
     found = comparison.compare(
@@ -212,7 +213,7 @@ def methods(extension: EXTENSION = None, as_json: JSON = False, verbose: VERBOSE
       fxmerge methods --extension mymethods.py:EXTENSION --json
     """
     from fxmerge.cli.method_list import described, listed
-    from fxmerge.pipeline.installed import methods_of
+    from fxmerge.installed import methods_of
 
     found = methods_of(tuple(extension or ()))
     console = stdout()
@@ -269,7 +270,7 @@ _verb(export), _verb(split), _verb(serve), _verb(package), _verb(config_verb.con
 
 
 def _list(kind: Literal["passes", "rules"], extension: Sequence[str] | None) -> None:
+    from fxmerge import installed as knowledge
     from fxmerge.cli import report
-    from fxmerge.pipeline import installed as knowledge
 
     stdout().print(report.catalogue(knowledge.catalogue(kind, extensions=tuple(extension or ()))))

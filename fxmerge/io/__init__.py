@@ -1,1 +1,1 @@
-"""Models and samples from files, read without executing anything they hold."""
+"""Files read and written within bounds: sizes, nesting and time are known before anything is believed."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -18,3 +21,9 @@ class Port:
     @property
     def dynamic(self) -> tuple[str, ...]:
         return tuple(size for size in self.shape if isinstance(size, str))
+
+
+class Runnable(Protocol):
+    """What answers inputs by name with outputs by name."""
+
+    def run(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]: ...

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fxmerge.errors import SourceError
-from fxmerge.io.bundle import INPUT_ASSETS
 from fxmerge.io.files import LARGEST_JSON, parse_json
+from fxmerge.sources.bundle import INPUT_ASSETS
 
 KEY = "fxmerge.assets"
 

@@ -14,16 +14,16 @@ from torch.nn import functional as F
 
 from fxmerge.config import unknown
 from fxmerge.errors import DataError
+from fxmerge.from_onnx.metadata import read_metadata, task_of
+from fxmerge.from_onnx.runtime import OnnxModel
 from fxmerge.io.files import sha256
-from fxmerge.io.sources import load
 from fxmerge.ir.program import Port, Program
 from fxmerge.output.assets import unpack
-from fxmerge.output.metadata import read_metadata, task_of
 from fxmerge.output.readings import as_sign, holds_numbers, metric_of, reading
-from fxmerge.output.runtime import OnnxModel
 from fxmerge.output.scores import Score, real_places
 from fxmerge.samples.load import Reading, load_samples
 from fxmerge.samples.load import Samples as Loaded
+from fxmerge.sources.load import load
 from fxmerge.stages import Stages
 
 CHUNK = 256

@@ -1,42 +1,5 @@
-"""A format as a value: how a model is written, and how what was written is read back."""
+"""What an extension gives to write models in a format of its own, under the names that its author imports."""
 
-from __future__ import annotations
+from fxmerge.pipeline.format import Content, Format
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from torch import Tensor
-
-from fxmerge.ir.program import Program
-from fxmerge.output.runtime import Runnable
-
-
-@dataclass(frozen=True)
-class Content:
-    """What is written: a model, and what it says of itself."""
-
-    program: Program
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    described: Mapping[str, Any] = field(default_factory=dict)
-    """The figures that stand beside the weights in a folder."""
-    assets: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
-    """By task, the files that its parent reads text or pictures with, and its config.json."""
-    samples: Mapping[str, Tensor] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    """What is to be said of how it was written."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """One way to write a model."""
-
-    suffix: str
-    write: Callable[[Content, Path, int | None], None]
-    """Writes to a path, for an ONNX operator set."""
-    read: Callable[[Path, Program], Runnable]
-    """What runs as the file says; the program gives what the format does not hold (the graph, names of outputs)."""
-    fewest: int = 1
-    """Smallest batch that what was written takes."""
-    summary: str = ""
+__all__ = ["Content", "Format"]

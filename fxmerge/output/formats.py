@@ -14,17 +14,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fxmerge.errors import FxmergeError
-from fxmerge.io.bundle import load_bundle, save_bundle
+from fxmerge.from_onnx.runtime import OnnxModel, compare_runs
 from fxmerge.io.files import atomic_write
 from fxmerge.io.tensor_files import write_tensors, written_by_torch
 from fxmerge.ir.difference import Difference, floor, require
+from fxmerge.ir.port import Runnable
 from fxmerge.ir.program import Program
 from fxmerge.output.assets import pack
 from fxmerge.output.card import model_card
-from fxmerge.output.format import Content, Format
 from fxmerge.output.onnx import export_onnx, retrace
-from fxmerge.output.runtime import OnnxModel, Runnable, compare_runs
 from fxmerge.output.task_folders import EXACT, HEADS, WEIGHTS, write_task_folder, write_weights
+from fxmerge.pipeline.format import Content, Format
+from fxmerge.sources.bundle import load_bundle, save_bundle
 
 
 def save_model(

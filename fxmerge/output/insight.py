@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxmerge.figures import Samples, chunks, rows_at_once, rows_of
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.mixing import Mixed, mixing
+from fxmerge.samples.rows import Samples, chunks, rows_at_once, rows_of
 
 ROWS, SHOWN = 128, 4
 """Rows of a task that blocks are compared on at most, and answers that are shown."""

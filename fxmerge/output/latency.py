@@ -13,10 +13,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fxmerge.from_onnx.runtime import OnnxModel
 from fxmerge.io.files import weights_beside
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import export_onnx
-from fxmerge.output.runtime import OnnxModel
 
 SECONDS, WARM = 0.4, 2
 """How long each way is run, and how often before it counts."""

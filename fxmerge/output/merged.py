@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from fxmerge.from_onnx.metadata import GATE, task_of
 from fxmerge.io.files import weights_beside
 from fxmerge.ir.difference import Difference, largest
 from fxmerge.ir.program import Program, by_name
-from fxmerge.output.format import Content, Format
 from fxmerge.output.formats import ONNX, format_of, save_model
 from fxmerge.output.insight import Insight
-from fxmerge.output.metadata import GATE, task_of
+from fxmerge.pipeline.format import Content, Format, check_suffix
 from fxmerge.result import Result
-from fxmerge.suffixes import check_suffix
 
 
 @dataclass
@@ -76,8 +75,7 @@ class Merged:
 
     def save(self, path: str | Path, *, opset: int | None = None, overwrite: bool = True) -> None:
         """Write by suffix: `.onnx`, `.pt2`, `.pt` (bundle), `.safetensors`, or a folder with the weights."""
-        if format_of(path, self.formats) not in self.formats:
-            check_suffix(str(path))
+        check_suffix(str(path), self.formats)
         self.write(path, opset=opset, overwrite=overwrite)
 
     def write(

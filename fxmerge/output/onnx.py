@@ -14,10 +14,10 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from fxmerge.errors import OptionError, OutputError
+from fxmerge.from_onnx.runtime import OnnxModel, compare_onnx, run_onnx
+from fxmerge.installed import tracing, translations
 from fxmerge.io.files import weights_beside
 from fxmerge.ir.program import Program
-from fxmerge.output.runtime import OnnxModel, compare_onnx, run_onnx
-from fxmerge.pipeline.exporting import tracing, translations
 
 __all__ = ["OPSET", "OPSETS", "OnnxModel", "compare_onnx", "export_onnx", "retrace", "run_onnx"]
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from fxmerge.errors import OptionError
+from fxmerge.from_onnx.metadata import BY_TASK, GATE, TASKS, read_metadata, task_of
+from fxmerge.from_onnx.runtime import OnnxModel, RuntimeFailure
 from fxmerge.io.files import atomic_write, weights_beside
 from fxmerge.ir.difference import Difference, differences, largest, require
 from fxmerge.ir.program import Port
 from fxmerge.messages import listed, nearest
 from fxmerge.output.assets import pack, unpack
-from fxmerge.output.metadata import BY_TASK, GATE, TASKS, read_metadata, task_of
 from fxmerge.output.onnx import LARGE
 from fxmerge.output.parts import only
-from fxmerge.output.runtime import OnnxModel, RuntimeFailure
 
 SIZES = ((3, 8), (2, 32), (1, 64), (1, 224))
 """Rows, and every other size that is free, that the part and the whole are compared at; those that the whole takes."""

@@ -22,14 +22,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fxmerge.capturing.inputs import flatten
 from fxmerge.errors import VerificationError
-from fxmerge.io import huggingface
+from fxmerge.from_onnx.runtime import compare_runs
 from fxmerge.io.tensor_files import write_tensors
-from fxmerge.ir.capture.inputs import flatten
 from fxmerge.ir.difference import largest
 from fxmerge.ir.program import Program
 from fxmerge.messages import listed
-from fxmerge.output.runtime import compare_runs
+from fxmerge.sources import huggingface
 
 CONFIG, WEIGHTS, HEADS = "config.json", "model.safetensors", "heads.safetensors"
 SHARED, OWN = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

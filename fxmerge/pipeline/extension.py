@@ -22,10 +22,9 @@ from fxmerge.errors import ExtensionError, OptionError
 from fxmerge.from_onnx.call import Operator
 from fxmerge.messages import nearest
 from fxmerge.methods.base import Method
-from fxmerge.output.format import Format
+from fxmerge.pipeline.format import SUFFIXES, Format
 from fxmerge.pipeline.passes import Pass, check_class
 from fxmerge.rewrite import Rewrite
-from fxmerge.suffixes import SUFFIXES
 
 GROUP = "fxmerge.extensions"
 BUILTIN_OWNER = "fxmerge"

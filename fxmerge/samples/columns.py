@@ -10,16 +10,10 @@ from typing import Any
 
 from fxmerge.errors import DataError
 from fxmerge.messages import listed, printable
+from fxmerge.samples.column_names import LABELS, PAIRS, TEXTS
 from fxmerge.samples.reading import Broken
 from fxmerge.samples.tables import LINE, Row, Rows
 
-TEXTS = ("text", "sentence", "content", "document", "review", "question", "title")
-PAIRS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
-    ("question", "context"), ("query", "passage"), ("text", "text_pair"), ("text1", "text2"), ("text_a", "text_b"),
-)  # fmt: skip
-"""Two columns that a tokenizer takes as one row, the first and the second."""
-LABELS = ("label", "labels", "y", "class", "target")
 MOST_ROWS, MOST_TEXT = 200_000, 1 << 26
 """What is read of a table at most, the latter in characters."""
 PEEK = 1000

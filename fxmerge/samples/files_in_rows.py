@@ -11,7 +11,7 @@ from typing import Any
 from fxmerge.errors import DataError
 from fxmerge.io.guard import read_bytes
 from fxmerge.messages import listed, printable
-from fxmerge.samples.columns import LABELS
+from fxmerge.samples.column_names import LABELS
 from fxmerge.samples.reading import Broken, Reading
 from fxmerge.samples.tables import Rows
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxmerge.config import MergeConfig
 from fxmerge.errors import DataError
 
 
@@ -20,11 +19,6 @@ class Reading:
     """Whether a broken file or row is an error; else it is left out and counted."""
     labels: bool = True
     """Whether labels are read; a merge needs none."""
-
-    @classmethod
-    def of(cls, config: MergeConfig) -> Reading:
-        """What the options of a merge say."""
-        return cls(batch_axis=config.batch_axis, strict=config.strict_data, labels=False)
 
 
 USUAL = Reading()

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TextIO
 from fxmerge.errors import DataError
 from fxmerge.io.guard import reading
 from fxmerge.messages import reason
+from fxmerge.samples.column_names import KNOWN
 from fxmerge.samples.reading import Broken
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
@@ -85,21 +86,13 @@ class Lines:
         return None
 
 
-def names_of_text() -> tuple[str, ...]:
-    """Column names that say a first line of cells is a header."""
-    from fxmerge.samples.columns import LABELS, PAIRS, TEXTS
-
-    return (*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair))
-
-
 def _header(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], bool]:
     """Column names of a .csv or .tsv file, and whether its first line gives them."""
     with _opened(path) as stream:
         first = next(csv.reader(_bounded(stream), **dialect), [])
     if len(first) > MOST_COLUMNS:
         raise ValueError(f"it has {len(first)} columns")
-    known = names_of_text()
-    named = any(cell.strip().lower() in known for cell in first)
+    named = any(cell.strip().lower() in KNOWN for cell in first)
     return ([cell.strip() for cell in first] if named else [str(i) for i in range(len(first))]), named
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from fxmerge.errors import FxmergeError, SourceError
+from fxmerge.from_onnx.metadata import read_metadata, task_of
+from fxmerge.from_onnx.runtime import OnnxModel, onnx_session
 from fxmerge.io.files import sha256, weights_beside
 from fxmerge.ir.program import Port
 from fxmerge.messages import listed, nearest, printable, reason
-from fxmerge.output.metadata import read_metadata, task_of
 from fxmerge.output.parts import Part, cut
-from fxmerge.output.runtime import OnnxModel, onnx_session
 from fxmerge.serving.protocol import NAMES, Array, InferRequest, RequestError
 
 TRIED = (8, 32, 64, 224)

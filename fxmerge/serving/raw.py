@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from fxmerge.errors import FxmergeError, SourceError
-from fxmerge.io.bundle import INPUT_ASSETS
 from fxmerge.io.files import LARGEST_JSON
 from fxmerge.io.guard import read_bytes
 from fxmerge.messages import listed
@@ -23,6 +22,7 @@ from fxmerge.serving.batching import Limits
 from fxmerge.serving.engine import Engine, check_outputs
 from fxmerge.serving.protocol import FULL, Array, InferRequest, RequestError
 from fxmerge.serving.readers import CHILDREN, Reader, reader
+from fxmerge.sources.bundle import INPUT_ASSETS
 
 LABEL, PROBABILITY = "label", "probability"
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fxmerge.cli.verbs import main
-from fxmerge.io.bundle import save
+from fxmerge.sources.bundle import save
 
 SHORT = {"--method": "distill", "--steps": "2", "--batch-size": "4"}
 

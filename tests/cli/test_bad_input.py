@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fxmerge.cli.verbs import main
-from fxmerge.io.bundle import save
+from fxmerge.sources.bundle import save
 
 
 class Wide(nn.Module):

@@ -11,9 +11,9 @@ from torch import nn
 
 import fxmerge
 from fxmerge.cli.verbs import main
-from fxmerge.comparison import Row
+from fxmerge.compiler.comparison import Row
 from fxmerge.errors import LineUpError
-from fxmerge.output.runtime import OnnxModel
+from fxmerge.from_onnx.runtime import OnnxModel
 
 EXTENSION = """
 from fxmerge import Extension

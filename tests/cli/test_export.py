@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.cli.verbs import main
-from fxmerge.io.bundle import save
+from fxmerge.from_onnx.runtime import OnnxModel, run_onnx
 from fxmerge.output.evaluate import _Model
-from fxmerge.output.runtime import OnnxModel, run_onnx
+from fxmerge.sources.bundle import save
 
 
 class Net(nn.Module):

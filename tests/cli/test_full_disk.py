@@ -15,8 +15,8 @@ from torch import nn
 
 from fxmerge.cli.verbs import main
 from fxmerge.errors import OutputError
-from fxmerge.io.bundle import save
 from fxmerge.io.tensor_files import written_by_torch
+from fxmerge.sources.bundle import save
 from fxmerge.training.resume import keep
 
 resource = pytest.importorskip("resource")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxmerge.capturing import capture
 from fxmerge.cli.inspect_page import HUES, page
 from fxmerge.cli.picture import calls, draw, kind_of
-from fxmerge.inspection import Examined, examine
-from fxmerge.ir.capture import capture
+from fxmerge.compiler.inspection import Examined, examine
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEVER_CLOSED = {"meta", "line", "rect", "path", "br"}

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import fxmerge
+from fxmerge.capturing import capture
 from fxmerge.cli import answers, report_page
 from fxmerge.cli.report_page import SECTIONS
-from fxmerge.comparison import Row
+from fxmerge.compiler.comparison import Row
 from fxmerge.config import MergeConfig
-from fxmerge.ir.capture import capture
 from fxmerge.methods.mixing import mixing
 from fxmerge.output.insight import alignment, blocks, furthest
 from fxmerge.output.merged import Merged

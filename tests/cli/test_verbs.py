@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from fxmerge import compiler, inspection
+from fxmerge import compiler, stages
 from fxmerge.cli.verbs import main
+from fxmerge.compiler import inspection
 from fxmerge.errors import VerificationError
-from fxmerge.io.bundle import save
-from fxmerge.output.runtime import OnnxModel
+from fxmerge.from_onnx.runtime import OnnxModel
+from fxmerge.sources.bundle import save
 from fxmerge.training.resume import Interrupted
 from passes.spaces.check import CheckReport
 
@@ -334,7 +335,7 @@ def test_interrupted_for_real_and_resumed(here: Path, capsys: pytest.CaptureFixt
     whole = (here / "m.onnx").read_bytes()
     (here / "m.onnx").unlink()
 
-    class Stop(compiler.Stages):
+    class Stop(stages.Stages):
         """Interrupts the run when training tells of its sixth step."""
 
         def __init__(self, *_: Any, **__: Any) -> None:

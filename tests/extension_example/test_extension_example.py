@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import fxmerge
+from fxmerge import installed
 from fxmerge.errors import ExtensionError
 from fxmerge.ir.program import Program, target_name
-from fxmerge.pipeline import installed
 from fxmerge.pipeline.extension import Extension, from_packages
 from fxmerge.pipeline.knowledge import Plan
 from fxmerge.rewrite import Trace, apply

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fxmerge.cli.verbs import main
 from fxmerge.errors import SourceError, UnsafeFileError
 from fxmerge.from_onnx.file import read_file
-from fxmerge.io.sources import kind_of, load
+from fxmerge.sources.load import kind_of, load
 
 Paths = tuple[Path, Path]
 

@@ -12,8 +12,8 @@ import torch
 
 import fxmerge
 from fxmerge.cli.verbs import main
-from fxmerge.io.sources import load
 from fxmerge.output.onnx import run_onnx
+from fxmerge.sources.load import load
 from tests.from_onnx.conftest import Net, trained_vit
 
 Paths = tuple[Path, Path]

@@ -15,12 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 from fxmerge.errors import ExtensionError, SourceError, VerificationError
 from fxmerge.from_onnx.call import Call, from_onnx
 from fxmerge.from_onnx.file import read_file
-from fxmerge.from_onnx.load import load_onnx
 from fxmerge.from_onnx.module import OnnxModule
-from fxmerge.io.sources import load
-from fxmerge.output.runtime import onnx_session
+from fxmerge.from_onnx.runtime import onnx_session
+from fxmerge.installed import known
 from fxmerge.pipeline.extension import Extension
-from fxmerge.pipeline.installed import known
+from fxmerge.sources.load import load
+from fxmerge.sources.onnx import load_onnx
 from passes.onnx_ops import ONNX_OPERATORS
 
 

@@ -10,8 +10,8 @@ import pytest
 from fxmerge.errors import DataError, FxmergeError, SourceError
 from fxmerge.io import child
 from fxmerge.io.guard import check_file, reading
-from fxmerge.io.operators import find_operator
 from fxmerge.messages import nearest
+from fxmerge.sources.operators import find_operator
 
 
 class Panic(BaseException):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxmerge
 from fxmerge.cli.verbs import main
-from fxmerge.output.runtime import run_onnx
+from fxmerge.from_onnx.runtime import run_onnx
 
 LENGTHS = {"speech": 48, "music": 80}
 

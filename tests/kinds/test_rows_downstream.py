@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import fxmerge
 from fxmerge.cli.verbs import main
 from fxmerge.errors import OptionError
+from fxmerge.from_onnx.runtime import run_onnx
 from fxmerge.output.evaluate import evaluate
-from fxmerge.output.runtime import run_onnx
 
 
 class TimeFirst(nn.Module):

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxmerge.capturing import capture
 from fxmerge.errors import DataError, OptionError, SourceError
-from fxmerge.io.bundle import save
-from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.output.evaluate import evaluate
 from fxmerge.output.onnx import export_onnx
+from fxmerge.sources.bundle import save
 
 
 def write(program: Program, path: Path, outputs: Sequence[str], tasks: Sequence[str], **more: Any) -> Path:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 import fxmerge
 from fxmerge.config import MergeConfig
-from fxmerge.io.licenses import license_of
+from fxmerge.from_onnx.runtime import run_onnx
 from fxmerge.ir.difference import difference
 from fxmerge.output.card import model_card
-from fxmerge.output.runtime import run_onnx
+from fxmerge.sources.licenses import license_of
 
 transformers = pytest.importorskip("transformers")
 

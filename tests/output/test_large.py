@@ -133,7 +133,7 @@ def test_a_failed_run_leaves_what_there_was(
 def test_the_command_says_it_and_eval_reads_it(
     parents: Parents, tmp_path: Path, large: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fxmerge.io.bundle import save_bundle
+    from fxmerge.sources.bundle import save_bundle
 
     large.chdir(tmp_path)
     for program in parents("mlp", 2):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxmerge.capturing import capture
 from fxmerge.errors import OptionError, OutputError, SourceError
-from fxmerge.ir.capture import capture
+from fxmerge.from_onnx.runtime import OnnxModel, RuntimeFailure
 from fxmerge.ir.program import Port, Program
 from fxmerge.output.onnx import compare_onnx, export_onnx, retrace, run_onnx
-from fxmerge.output.runtime import OnnxModel, RuntimeFailure
 
 WIDTH, HEADS, TOKENS, LONGEST = 32, 2, 50, 12
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import fxmerge
+from fxmerge.capturing import capture
 from fxmerge.config import MergeConfig
 from fxmerge.errors import ExtensionError, OptionError, VerificationError
-from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.output.format import Format
 
@@ -75,9 +75,11 @@ def test_what_reads_back_as_another_model_is_not_left(parents: list[Program], ex
 
 def test_without_the_extension_its_suffix_is_unknown(extension: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"'\.npz' cannot be written"):
-        MergeConfig.of(parents=["a.pt", "b.pt"], out=tmp_path / "m.npz").check_outputs()
+        fxmerge.merge(["a.pt", "b.pt"], out=tmp_path / "m.npz")
     with pytest.raises(OptionError, match=r"'\.lesss' cannot be written, did you mean '\.less'\?"):
-        MergeConfig.of(parents=["a.pt", "b.pt"], out=tmp_path / "m.lesss", extension=extension).check_outputs()
+        fxmerge.merge(["a.pt", "b.pt"], out=tmp_path / "m.lesss", extension=extension)
+    with pytest.raises(OptionError, match=r"'\.npz' cannot be written"):
+        fxmerge.compare(["a.pt", "b.pt"], methods="average,condense", out=tmp_path / "m.npz")
 
 
 @pytest.mark.parametrize("suffix", [".onnx", "npz", ".", ".a/b", ""])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fxmerge
+from fxmerge.capturing import capture
 from fxmerge.errors import OptionError
-from fxmerge.ir.capture import capture
 from fxmerge.output.readings import Reading, reading
 from fxmerge.output.scores import Score
 

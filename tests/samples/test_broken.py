@@ -13,9 +13,9 @@ from PIL import Image
 
 from fxmerge.cli import main
 from fxmerge.errors import DataError
-from fxmerge.io.bundle import save_bundle
 from fxmerge.ir.program import Program
 from fxmerge.samples.load import Reading, load_samples
+from fxmerge.sources.bundle import save_bundle
 from tests.samples.test_text import tokenizer
 
 STRICT = Reading(strict=True)

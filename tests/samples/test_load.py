@@ -287,7 +287,7 @@ def test_sub_folders_are_classes_that_take_turns(vit: Program, tmp_path: Path) -
     ("shape", "mode"), [((3, 8, 6), "RGB"), ((8, 6, 3), "RGB"), ((8, 6), "L"), ((8, 6, 4), "RGBA")]
 )
 def test_images_take_the_shape_of_the_input(shape: tuple[int, ...], mode: str, tmp_path: Path) -> None:
-    from fxmerge.ir.capture import capture
+    from fxmerge.capturing import capture
 
     program = capture(torch.nn.Flatten(), (torch.rand(2, *shape),))
     paint(tmp_path / "a.png", 255, (6, 8), mode)
@@ -304,8 +304,8 @@ def test_images_are_scaled_as_the_model_says(vit: Program, tmp_path: Path) -> No
 
 
 def test_images_are_scaled_as_the_config_of_a_timm_model_says(vit: Program, tmp_path: Path) -> None:
-    from fxmerge.io.bundle import load_bundle, save
-    from fxmerge.io.huggingface import assets_of
+    from fxmerge.sources.bundle import load_bundle, save
+    from fxmerge.sources.huggingface import assets_of
 
     about = {"mean": [0.5], "std": [0.25], "input_size": [1, 8, 8], "crop_pct": 0.5, "interpolation": "bilinear"}
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "tiny", "pretrained_cfg": about}))

@@ -14,8 +14,8 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 from torch import Tensor, nn
 
+from fxmerge.capturing import capture
 from fxmerge.errors import DataError
-from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.samples import wav
 from fxmerge.samples.load import Reading, load_samples

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxmerge.capturing import capture
 from fxmerge.errors import DataError
-from fxmerge.io.bundle import load_bundle, save, save_bundle
-from fxmerge.io.sources import load
-from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.samples.load import Reading, load_samples
+from fxmerge.sources.bundle import load_bundle, save, save_bundle
+from fxmerge.sources.load import load
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("pyarrow")
@@ -198,7 +198,7 @@ def test_the_tokenizer_travels_with_the_bundle(reviews: Program, tmp_path: Path)
 
 def test_older_tokenizer_files_of_a_folder_are_read(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from fxmerge.io.huggingface import assets_of
+    from fxmerge.sources.huggingface import assets_of
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film"]))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')

@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from grpc_tools import protoc
 
 from fxmerge.cli.verbs import main
-from fxmerge.output.runtime import onnx_session
+from fxmerge.from_onnx.runtime import onnx_session
 
 X = np.random.default_rng(0).standard_normal((4, 8)).astype("f")
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import passes
+from fxmerge.capturing import capture_graph
 from fxmerge.coupling import Call
 from fxmerge.errors import LineUpError
-from fxmerge.ir.capture import capture_graph
 from fxmerge.ir.program import Program, target_name
 from passes.line_up.carry_moves.carry import carry_moves
 from passes.line_up.further import write_further

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import fxmerge
 import passes
+from fxmerge.capturing import capture
 from fxmerge.errors import LineUpError
-from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import run_onnx
 from passes.line_up.further import line_up_all

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn, ops
 
 import fxmerge
+from fxmerge.capturing import capture
 from fxmerge.coupling import operator_name
-from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import compare_onnx, export_onnx
 from passes.spelling.lower_to_onnx import ATTENTION, GROUPED, lower_to_onnx

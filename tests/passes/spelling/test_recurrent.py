@@ -15,8 +15,8 @@ import fxmerge
 import passes
 from benchmarks.planted import plant
 from fxmerge.errors import CaptureError
+from fxmerge.from_onnx.runtime import run_onnx
 from fxmerge.ir.program import Program, target_name
-from fxmerge.output.runtime import run_onnx
 from passes.rules.recurrent import LAST_CELL, LAYERS, STACKS
 from passes.spelling.join_recurrent import join_recurrent
 from tests.passes.spelling.recurrent_nets import INPUTS, NETS, TIMES, Classifier, inputs, net

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 import fxmerge
 from fxmerge.errors import OutputError
-from fxmerge.output.runtime import run_onnx
+from fxmerge.from_onnx.runtime import run_onnx
 
 X = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0))
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import fxmerge
 import passes
+from fxmerge.capturing import capture
 from fxmerge.errors import OptionError
-from fxmerge.ir.capture import capture
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import run_onnx
 from passes.supernet.blocks import Blocks

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxmerge
 from fxmerge.errors import LineUpError
-from fxmerge.output.runtime import run_onnx
+from fxmerge.from_onnx.runtime import run_onnx
 
 IDS, SEGMENTS = torch.randint(1, 20, (8, 6)), torch.randint(0, 2, (8, 6))
 MASK = (torch.arange(6) < torch.arange(1, 9)[:, None].clamp(max=6)).long()

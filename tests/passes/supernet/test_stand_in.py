@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import fxmerge
 from fxmerge.cli.verbs import main
 from fxmerge.errors import LineUpError
+from fxmerge.from_onnx.runtime import OnnxModel
 from fxmerge.ir.program import Program
-from fxmerge.output.runtime import OnnxModel
 from passes.rules import BUILTIN
 from passes.spelling.normalize import normalize
 from passes.supernet.stand_in import stand_in

@@ -121,7 +121,7 @@ def test_weights_keep_the_names_of_the_template_and_heads_those_of_their_task(pa
 
 def test_parents_of_different_depth_part_where_they_part(parents: Parents) -> None:
     from benchmarks.models import MLP
-    from fxmerge.ir.capture import capture
+    from fxmerge.capturing import capture
 
     deep = capture(MLP(20, (16, 12, 8), 3), (torch.randn(2, 20),), task="deep")
     shallow = parents("mlp", 1)[0]
@@ -130,7 +130,7 @@ def test_parents_of_different_depth_part_where_they_part(parents: Parents) -> No
 
 
 def test_one_linear_layer_has_nothing_to_merge() -> None:
-    from fxmerge.ir.capture import capture
+    from fxmerge.capturing import capture
 
     programs = [capture(torch.nn.Linear(4, 3), (torch.randn(2, 4),), task=t) for t in "ab"]
     with pytest.raises(LineUpError, match="nothing to merge"):
@@ -160,7 +160,7 @@ APART = {
 def test_parents_with_inputs_of_their_own_keep_their_stems(family: str, double: Double) -> None:
     """Another vocabulary, image size or number of channels: stems and heads per task, one trunk."""
     from benchmarks import models
-    from fxmerge.ir.capture import capture
+    from fxmerge.capturing import capture
 
     torch.manual_seed(0)
     made = APART[family](**{name: getattr(models, name) for name in models.__all__})

@@ -1,0 +1,182 @@
+"""Figures about a merge: agreement with the parents, what every stage reached, digests, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxmerge.io.files import sha256
+from fxmerge.ir.probe import probe
+from fxmerge.ir.program import Program
+from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.base import Outcome
+from fxmerge.methods.groups import counted, groups_of
+from fxmerge.methods.student import teachers
+from fxmerge.methods.wanted import Loss, wanted
+from fxmerge.output.readings import metric_of, reading
+from fxmerge.output.scores import Score, real_places
+from fxmerge.result import TaskFigures
+from fxmerge.samples.pool import pool_of
+from fxmerge.samples.rows import Samples, chunks, rows_at_once
+from fxmerge.training.fit import Settings, score
+from fxmerge.training.labels import Targets
+
+
+@torch.no_grad()
+def scores(
+    merged: Program, supernet: SuperNet, k: int, given: Program, samples: Samples, metrics: Mapping[str, str]
+) -> list[Score]:
+    """The merged model compared with parent k as it was given, on every output."""
+    names = {port.name: f"{given.task}.{port.name}" for port in given.outputs}
+    own = merged.only(names.values(), inputs=True)
+    found: dict[str, Score] = {}
+    for part in chunks(samples, rows_at_once(given)):
+        ours, theirs, real = own.run(supernet.given(k, part)), given.run(part), real_places(part)
+        for port in given.outputs:
+            if port.name not in found:
+                how = reading(given, port, theirs[port.name], metric_of(metrics, given.task, port.name))
+                found[port.name] = Score(port.name, how)
+            found[port.name].add(ours[names[port.name]], theirs[port.name], real)
+    return list(found.values())
+
+
+def class_axis(given: Program, output: str, values: Tensor, metrics: Mapping[str, str]) -> int | None:
+    """The axis along which an output of a parent is scores of classes; None if it is not."""
+    port = next(port for port in given.outputs if port.name == output)
+    how = reading(given, port, values.detach(), metric_of(metrics, given.task, output))
+    return how.axis if how.kind == "classes" else None
+
+
+def agreement(found: Sequence[Score]) -> float | None:
+    """Share of samples (of positions, for token outputs) with the same class, mean over the outputs that are scores."""
+    shares = [score.agreement for score in found if score.agreement is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def feature_score(
+    program: Program, supernet: SuperNet, k: int, samples: Samples, loss: Loss = "features"
+) -> float | None:
+    """R² of what the loss compares for parent k, as `program` gives it on these samples: 1 is perfect.
+
+    Of answers that `loss` measures otherwise, one less their error.
+    """
+    known = {port.name for port in program.outputs}
+    every = wanted(supernet, loss=loss)
+    compared = {w.feature.port: w for w in every if w.feature.parent == k and w.feature.port in known}
+    if not compared:
+        return None
+    student = program.only(compared, inputs=True)
+    chosen = [compared[port.name] for port in student.outputs]
+    alone = replace(supernet, program=student, parents=(supernet.parents[k],), inputs=(supernet.inputs[k],))
+    teacher = teachers(alone, [replace(each.feature, parent=0) for each in chosen])
+    targets = Targets(teacher, kinds=tuple(each.kind for each in chosen))
+    pool = pool_of(student, supernet.given(k, samples))
+    found = score(student.module, pool, targets, Settings(batch_size=rows_at_once(student)))
+    weights = [each.weight for each in chosen]
+    return sum(w * s for w, s in zip(weights, found, strict=True)) / sum(weights)
+
+
+def stages(outcome: Outcome, supernet: SuperNet, k: int, samples: Samples, loss: Loss) -> dict[str, float]:
+    """What every stage of a merge reached on these samples, by what it was trained on."""
+    found = {each.name: feature_score(each.program, supernet, k, samples, loss) for each in outcome.stages}
+    return {name: score for name, score in found.items() if score is not None}
+
+
+def of_task(
+    outcome: Outcome,
+    supernet: SuperNet,
+    folded: Program,
+    k: int,
+    given: Program,
+    samples: Samples | None,
+    metrics: Mapping[str, str],
+    loss: Loss,
+) -> tuple[TaskFigures, list[str]]:
+    """How well a task is kept, measured on these samples, and what is to be said of it."""
+    outputs = scores(folded, supernet, k, given, samples, metrics) if samples else []
+    found = TaskFigures(
+        given.task,
+        samples=0,
+        held_back=0,
+        agreement=agreement(outputs),
+        feature_r2=feature_score(outcome.program, supernet, k, samples) if samples else None,
+        stages=stages(outcome, supernet, k, samples, loss) if samples else {},
+        outputs=tuple(score.figures() for score in outputs),
+    )
+    return found, [note for score in outputs for note in score.notes(given.task)]
+
+
+def groups_of_spaces(outcome: Outcome, supernet: SuperNet) -> tuple[dict[str, Any], list[str]]:
+    """What became of every space, as fields of `MergedFacts`, and what to say of a start that training went on from."""
+    groups = outcome.groups
+    groups = groups_of(supernet.with_program(outcome.program)) if groups is None else groups
+    facts = {
+        "groups": groups,
+        "groups_at_start": outcome.began or {},
+        "groups_of": "start" if outcome.behind else "result",
+    }
+    if not outcome.began:
+        return facts, []
+    after = "weights were changed behind the fold, and no group says what the result does"
+    after = after if outcome.behind else f"what training made of it: {counted(groups)}"
+    return facts, [f"spaces at the start {outcome.init}: {counted(outcome.began)}; {after}"]
+
+
+def probes(program: Program, supernet: SuperNet, samples: Sequence[Samples] | None) -> list[Samples]:
+    """Inputs to compare two programs on: some samples of every task, or random ones where there are none."""
+    if samples is None:
+        return [probe(program, {})]
+    few = [{n: v[:32] for n, v in supernet.given(k, own).items()} for k, own in enumerate(samples)]
+    return few if supernet.together else [{name: value for own in few for name, value in own.items()}]
+
+
+def digest(given: object, program: Program) -> str:
+    """SHA-256 of the file a parent came from, or of its weights."""
+    if isinstance(given, str | Path) and Path(given).is_file():
+        return sha256(given)
+    found = hashlib.sha256()
+    for name in sorted(program.tensors):
+        tensor = program.tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return found.hexdigest()
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
+
+
+def device_of(name: str) -> str:
+    """ "auto" is the first GPU if there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def with_assets(merged: Program, template: Program) -> tuple[Program, list[str]]:
+    """The merged model with the template's files, a config.json only if the weights still fit it, and what to say."""
+    assets, notes = dict(template.assets), []
+    if "config.json" in assets and (found := misfit(merged, template)):
+        del assets["config.json"]
+        notes.append(f"the config.json of {template.task} is left out: the merged model differs in {found}")
+    return merged.evolve(assets=assets), notes
+
+
+def misfit(merged: Program, template: Program) -> str | None:
+    """The first parameter of `template` that `merged` lacks, or has in another shape; None if it has them all.
+
+    Those of its head are named after its task in the merged model.
+    """
+    for name in sorted(template.parameters):
+        found = merged.tensors.get(name, merged.tensors.get(f"{template.task}.{name}"))
+        if found is None or found.shape != template.tensors[name].shape:
+            return name
+    return None

@@ -1,0 +1,1 @@
+"""Models from files of every kind, read without executing anything they hold."""
