@@ -127,6 +127,10 @@ class MergeConfig(BaseModel):
     gate: bool = option(
         False, "Add an output `task`: which task a row belongs to, for whoever does not know.", "Method"
     )
+    answer: Literal["none", "choose", "mix"] = option(
+        "none", "With --gate, one more output for whoever does not know the task, called as the parents call theirs: "
+        "the likeliest task's (choose), or all tasks' weighed by the gate (mix), where they have one shape.", "Method",
+    )  # fmt: skip
     augment: Literal["auto", "none", "image", "tokens", "vector", "written"] = option(
         "auto", "How unlabeled samples are varied; auto fits the kind of input.", "Method", of_method=True
     )
@@ -135,12 +139,10 @@ class MergeConfig(BaseModel):
     extension: tuple[str, ...] = option(
         (), "Load rules, passes and methods from a Python file; may be given again.", "Method", metavar="FILE:NAME"
     )
-
     batch_axis: int | None = option(
         None, "Axis of the arrays that counts the rows, where a model takes its batch on another axis than the first "
         "(default: found).", "Method", ge=0,
     )  # fmt: skip
-
     steps: int | None = option(
         None, "Training steps (default 2500 of auto, 600 of other methods).", "Training", ge=0, of_method=True
     )
@@ -172,18 +174,15 @@ class MergeConfig(BaseModel):
     seed: int = option(0, "Same seed, same machine: the same model, bit for bit.", "Training", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where to train.", "Training")
     dtype: Literal["float32", "bfloat16"] = option("float32", "Precision of training.", "Training", of_method=True)
-
     post: tuple[Literal["repair", "batchnorm", "temperature"], ...] = option(
         (), "Steps behind the merge, in the order given: repair (mean and spread of units as in the parents), "
         "batchnorm (running statistics computed anew), temperature (one for every output of class scores).",
         "Training", metavar="STEP,STEP",
     )  # fmt: skip
-
     memory: float | None = option(
         None, "Memory for samples and the parents' features, in GiB (default a quarter of what is free); what does "
         "not fit is made again when it is read.", "Training", metavar="GIB", gt=0, le=1 << 20,
     )  # fmt: skip
-
     opset: int | None = option(None, "ONNX operator set, 18 to 23 (default 20).", "Checks", ge=18, le=23)
     atol: float = option(1e-4, "Largest difference that the checks of the merged model accept.", "Checks", gt=0)
     metric: dict[str, Literal["auto", "classes", "regression", "none"]] = option(
@@ -195,6 +194,8 @@ class MergeConfig(BaseModel):
     def check_options(self) -> None:
         """Raise `OptionError` for two options of which one would be without effect."""
         check_excluding(EXCLUDING, [name for name in MergeConfig.model_fields if self.given(name)])
+        if self.answer != "none" and not self.gate:
+            raise OptionError(f"--answer {self.answer} needs the gate that says the task", "give --gate too")
         if self.log is not None and Path(self.log).suffix not in ("", ".jsonl"):
             raise OptionError(
                 f"--log {self.log}: {Path(self.log).suffix!r} cannot be written",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fxmerge.from_onnx.metadata import Answer
 from fxmerge.ir.difference import Difference
 from fxmerge.training.fit import Log
 
@@ -110,9 +111,10 @@ class Checks:
         both = {name: OutputChecks(_relative(rewrite, name), _relative(fold, name)) for name in fold}
         return cls(both, all_gradients)
 
-    def with_output(self, name: str, fold: Difference) -> Checks:
-        """These, and an output that the fold added."""
-        return Checks({**self.outputs, name: OutputChecks(fold=fold.relative)}, self.all_gradients)
+    def with_outputs(self, fold: Mapping[str, Difference]) -> Checks:
+        """These, and outputs that were added behind the fold."""
+        added = {name: OutputChecks(fold=found.relative) for name, found in fold.items()}
+        return Checks({**self.outputs, **added}, self.all_gradients)
 
     def with_written(self, found: Mapping[str, Difference], onnx: bool) -> Checks:
         """These, and what the written file computes when it is read back."""
@@ -181,6 +183,14 @@ class Gate:
     """Samples of all tasks that measured it; of none where there were too few, and cross-validation did."""
     tried: Mapping[str, float] = field(default_factory=dict)
     """Accuracy by cross-validation behind each block that was tried."""
+    answers: tuple[Answer, ...] = ()
+    """None without --answer."""
+    weights: Mapping[str, int] = field(default_factory=dict)
+    """Of a model with answers: numbers that several tasks share ("shared"), and each task's own set beside."""
+    latency: Mapping[str, float] = field(default_factory=dict)
+    """Of a model with answers: milliseconds of the gate, each task alone, each answer, and all outputs."""
+    rows: int = 0
+    """How many rows these are for."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from passes.spaces.describe import describe
 from passes.spaces.find import SpacesOf
 from passes.spelling.compute_weights import compute_weights
 from passes.spelling.normalize import normalize
-from passes.supernet import gate
+from passes.supernet import answer, gate
 from passes.supernet.blocks import Blocks
 from passes.supernet.sites import SitesOf
 
@@ -49,6 +49,9 @@ class OperatorKnowledge:
         self, program: Program, place: SharedPlace, mask: str | None, weight: Tensor, bias: Tensor, name: str
     ) -> Program:
         return gate.add_gate(program, place, mask, weight, bias, name)
+
+    def add_answer(self, program: Program, gate: str, parts: Sequence[str], tie: float | None, name: str) -> Program:
+        return answer.add_answer(program, gate, parts, tie, name)
 
     def spaces(self, program: Program, rules: RuleSet) -> Spaces:
         return program.get(SpacesOf(rules))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -122,7 +122,21 @@ def _sizes(result: Mapping[str, Any]) -> Text:
 def gate_line(gate: Mapping[str, Any]) -> str:
     """What a gate is, and how often it is right."""
     right = "" if gate["accuracy"] is None else f", right for {percent(gate['accuracy'])} of held-back samples"
-    return f"{gate['output']} says which task a row belongs to{right}; it is read behind {gate['after']}"
+    told = f"{gate['output']} says which task a row belongs to{right}; it is read behind {gate['after']}"
+    return "; ".join([told, *_answers(gate)])
+
+
+def _answers(gate: Mapping[str, Any]) -> Iterator[str]:
+    """What each answer is made of, what it holds of every task, and how long it takes."""
+    ways = {"choose": "the likeliest task's", "mix": "all tasks' weighed by it"}
+    for answer in gate.get("answers", ()):
+        yield f"{answer['output']} is {ways[answer['how']]} {answer['output']}"
+    if weights := gate.get("weights"):
+        own = ", ".join(f"{number:,} of {name}" for name, number in weights.items() if name != "shared")
+        yield f"that does not fold: {len(weights) - 1} sets of weights, {own}, beside {weights['shared']:,} shared"
+    if times := gate.get("latency"):
+        shown = ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in times.items())
+        yield f"{gate['rows']} rows take: {shown}"
 
 
 def _points(result: Mapping[str, Any]) -> list[RenderableType]:
@@ -163,6 +177,7 @@ def evaluation(found: Mapping[str, Any]) -> RenderableType:
         "merged_accuracy": ("merged accuracy", percent), "parent_perplexity": ("parent's perplexity", number),
         "merged_perplexity": ("merged perplexity", number), "gate_accuracy": ("gate's accuracy", percent),
         "routed_accuracy": ("accuracy where the gate chooses", percent),
+        "answer_accuracy": ("accuracy of the gate's mix", percent),
     }  # fmt: skip
     used = [key for key in columns if any(key in row for row in found["tasks"])]
     errors = any(row.get("outputs") for row in found["tasks"])

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fxmerge.compiler.gate_answers import How, answers_of, checked, timed, with_answers
+from fxmerge.compiler.gate_answers import notes_of as told_of_answers
 from fxmerge.coupling import RuleSet
 from fxmerge.errors import OptionError
 from fxmerge.installed import knowledge
@@ -55,7 +57,9 @@ def check_names(programs: Sequence[Program]) -> None:
             )
 
 
-def require_shared(supernet: SuperNet, fold: Callable[[Program, SuperNet], Program], rules: RuleSet) -> None:
+def require_shared(
+    supernet: SuperNet, fold: Callable[[Program, SuperNet], Program], rules: RuleSet, how: How = "none"
+) -> None:
     """Raise `OptionError` where a gate has nothing to read, or nothing to tell: inputs that say the task."""
     if not supernet.together:
         own = " and ".join(
@@ -66,7 +70,9 @@ def require_shared(supernet: SuperNet, fold: Callable[[Program, SuperNet], Progr
             "leave out --gate, and ask for the outputs of the task whose input you give",
         )
     start = supernet.start([1.0] * len(supernet.parents)).program.only(supernet.output_names)
-    places_of(fold(start, supernet), supernet, rules)
+    folded = fold(start, supernet)
+    places_of(folded, supernet, rules)
+    answers_of(supernet, {port.name: port for port in folded.outputs}, how)
 
 
 def places_of(program: Program, supernet: SuperNet, rules: RuleSet) -> list[SharedPlace]:
@@ -81,18 +87,22 @@ def places_of(program: Program, supernet: SuperNet, rules: RuleSet) -> list[Shar
     return found[: max(1, min(PLACES, -(-len(found) // 2)))]
 
 
-def untrained(program: Program, supernet: SuperNet, rules: RuleSet) -> tuple[Program, Gate]:
+def untrained(program: Program, supernet: SuperNet, rules: RuleSet, how: How = "none") -> tuple[Program, Gate]:
     """The program with a gate that has learnt nothing: what a dry run shows."""
     place = places_of(program, supernet, rules)[0]
     none = torch.zeros(len(supernet.tasks), int(place.size))
-    return knowledge().add_gate(program, place, None, none, none[:, 0], OUTPUT), Gate(
-        OUTPUT, supernet.tasks, place.after
-    )
+    made = knowledge().add_gate(program, place, None, none, none[:, 0], OUTPUT)
+    return with_answers(made, supernet, Gate(OUTPUT, supernet.tasks, place.after), how)
 
 
 def trained(
-    program: Program, supernet: SuperNet, rules: RuleSet, held: Sequence[Samples] | None, kept: Sequence[Samples]
-) -> tuple[Program, Gate, Difference]:
+    program: Program,
+    supernet: SuperNet,
+    rules: RuleSet,
+    held: Sequence[Samples] | None,
+    kept: Sequence[Samples],
+    how: How = "none",
+) -> tuple[Program, Gate, dict[str, Difference]]:
     """The folded program with a gate that was trained on samples of every task, what is known of it, how it folded.
 
     Place and strength are chosen by cross-validation on what is `kept`; what is `held` back measures the result.
@@ -133,18 +143,25 @@ def trained(
         held_back=0 if held is None else len(right),
         tried={named[key].after: _share(each.right) for key, each in chosen.items()},
     )
-    return made, gate, _folded(made, shown, name, linear, supernet, few)
+    folded = {OUTPUT: _folded(made, shown, name, linear, supernet, few)}
+    made, gate = with_answers(made, supernet, gate, how)
+    if gate.answers:
+        folded |= checked(made, supernet, gate, few)
+        gate = timed(made, supernet, gate, few)
+    return made, gate, folded
 
 
 def notes_of(gate: Gate) -> list[str]:
     """What to say of a gate."""
+    told = told_of_answers(gate)
     if gate.accuracy is None or gate.accuracy >= LOW:
-        return []
+        return told
     worst = min(gate.by_task, key=lambda task: gate.by_task[task])
     return [
         f"the gate names the right task of {gate.accuracy:.1%} of held-back samples only ({worst}:"
         f" {gate.by_task[worst]:.1%}): more samples of every task may help, and inputs that look alike cannot be told"
-        " apart"
+        " apart",
+        *told,
     ]
 
 

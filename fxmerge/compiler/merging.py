@@ -137,7 +137,7 @@ class _Merge:
             self.near = nearness(supernet, self.base() if self.base else None)
             self.notes += notes_of(self.near, self.method)
             if self.config.gate:
-                gates.require_shared(supernet, self._fold, self.known.rules)
+                gates.require_shared(supernet, self._fold, self.known.rules, self.config.answer)
         if self.config.dry_run:
             return self._planned(supernet, parents)
         held, kept = split(samples)
@@ -158,8 +158,8 @@ class _Merge:
             tasks = self._figures(outcome, supernet, folded, held, samples)
             gate = None
             if self.config.gate and kept:
-                folded, gate, added = gates.trained(folded, supernet, self.known.rules, held, kept)
-                checks = checks.with_output(gate.output, added)
+                folded, gate, added = gates.trained(folded, supernet, self.known.rules, held, kept, self.config.answer)
+                checks = checks.with_outputs(added)
                 self.notes += gates.notes_of(gate)
         folded, notes = figures.with_assets(folded, given[supernet.template])
         self.notes += notes
@@ -181,7 +181,7 @@ class _Merge:
         outcome = self._plan(self._job(supernet, None, None))
         folded, gate = self._fold(outcome.program.only(supernet.output_names), supernet), None
         if self.config.gate:
-            folded, gate = gates.untrained(folded, supernet, self.known.rules)
+            folded, gate = gates.untrained(folded, supernet, self.known.rules, self.config.answer)
         return self._merged(folded, supernet, replace(self._result(parents, supernet, outcome), gate=gate))
 
     def _plan(self, job: Job) -> Outcome:

@@ -150,7 +150,7 @@ class _Search:
         return self.measured[key]
 
     def _merged(self, name: str, config: MergeConfig) -> Merged:
-        left = {"out": None, "opset": None, "resume": None, "report": None, "gate": False}
+        left = {"out": None, "opset": None, "resume": None, "report": None, "gate": False, "answer": "none"}
         config = config.with_options(share_until=name, **left)
         return self.merge(self.programs, data=self.data, config=config)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fxmerge.errors import SourceError
 from fxmerge.io.files import parse_json
@@ -20,6 +20,17 @@ BY_TASK = ("fxmerge.labels", "fxmerge.parents", "fxmerge.turned")
 
 
 @dataclass(frozen=True)
+class Answer:
+    """An output for whoever does not know the task, under the parents' name for it."""
+
+    output: str
+    how: Literal["none", "choose", "mix"]
+    """The likeliest task's, or all tasks' weighed by the gate's probabilities."""
+    of: tuple[str, ...]
+    """The tasks' outputs, in the order of the gate's probabilities."""
+
+
+@dataclass(frozen=True)
 class Metadata:
     """Tasks in their order; by task: class names, the hash of the parent's file, turned inputs."""
 
@@ -30,6 +41,8 @@ class Metadata:
     """By task, the inputs that its parent takes with the batch on another axis than the first, and that axis."""
     gate: str | None = None
     """The output that gives the probability of each task, in their order."""
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    """By name: the outputs for rows whose task is not known."""
 
 
 def task_of(name: str, tasks: Iterable[str]) -> str | None:
@@ -65,8 +78,12 @@ def read_metadata(values: Mapping[str, str], outputs: Sequence[Port], path: str 
     gate = _json(values, GATE, path)
     if gate is not None and not (isinstance(gate, dict) and gate.get("output") in names and gate.get("tasks") == tasks):
         raise _wrong(GATE, path)
+    answers = (gate or {}).get("answers", {})
+    if not isinstance(answers, dict) or not all(name in names and _answer(v, names) for name, v in answers.items()):
+        raise _wrong(GATE, path)
     named = {task: tuple(v) if v else None for task, v in labels.items()}
-    return Metadata(tuple(tasks), named, parents, turned, gate["output"] if gate else None)
+    made = {name: Answer(name, value["how"], tuple(value["of"])) for name, value in answers.items()}
+    return Metadata(tuple(tasks), named, parents, turned, gate["output"] if gate else None, made)
 
 
 def _json(values: Mapping[str, str], key: str, path: str | Path) -> Any:
@@ -75,6 +92,12 @@ def _json(values: Mapping[str, str], key: str, path: str | Path) -> Any:
 
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) and v == printable(v) for v in value)
+
+
+def _answer(value: Any, names: Sequence[str]) -> bool:
+    if not isinstance(value, dict) or value.get("how") not in ("choose", "mix"):
+        return False
+    return _texts(value.get("of")) and set(value["of"]) <= {*names}
 
 
 def _axes(value: Mapping[Any, Any]) -> bool:

@@ -50,7 +50,8 @@ def evaluate(
     that holds class scores; with the task's parent there are figures of every output, and an agreement, the share of
     samples in which both choose the same class, where an output holds class scores (`metric` says so where nothing
     else does). With a gate there is a `gate_accuracy`, the share of samples whose task it names, and, with labels, a
-    `routed_accuracy`, in which a sample that it takes for another task's counts as wrong. A decoder, whose output at a
+    `routed_accuracy`, in which a sample that it takes for another task's counts as wrong; `answer_accuracy` is that of
+    what it mixes of all tasks. A decoder, whose output at a
     token depends on no later one, has a perplexity in place of an accuracy.
     """
     metric = metric or {}
@@ -79,11 +80,11 @@ def evaluate(
             truth = _truth(merged, task, parent, samples, metric)
             compared: dict[str, Score] = {}
             for first, part in _chunks(samples.inputs, merged.rows_at_once(task)):
-                ours, named = merged.answer(task, part)
+                ours, named, mixed = merged.answer(task, part)
                 theirs = None if parent is None else _run(parent, part)
                 if parent is not None and theirs is not None:
                     _compare(compared, parent, part, ours, theirs, metric)
-                truth.add(part, ours, theirs, first, named)
+                truth.add(part, ours, theirs, first, named, mixed)
                 tell(first + _rows(part), samples.rows, "")
             rows.append(
                 {
@@ -105,7 +106,7 @@ class _Model:
         self.onnx = OnnxModel(path, device=device, strange=True)
         said = read_metadata(self.onnx.metadata, self.onnx.outputs, path)
         self.tasks, self.labels, self.hashes, self.turned = said.tasks, said.labels, said.parents, said.turned
-        self.gate = said.gate
+        self.gate, self.answers = said.gate, said.answers
         self.assets = unpack(self.onnx.metadata, path)
 
     def inputs(self, task: str) -> list[Port]:
@@ -138,8 +139,9 @@ class _Model:
         """The outputs of a task, by the parent's own names."""
         return self.answer(task, samples)[0]
 
-    def answer(self, task: str, samples: Samples) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The outputs of a task by the parent's own names, and per row whether the gate names it (None without one).
+    def answer(self, task: str, samples: Samples) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
+        """The outputs of a task by the parent's own names; per row whether the gate names it (None without one); and
+        what the gate mixes of all tasks for each of these outputs.
 
         Inputs that only other tasks read are filled with ones.
         """
@@ -154,7 +156,10 @@ class _Model:
             fed[port.name] = torch.ones(shape, dtype=port.dtype) if own is None else own
         found = self.onnx.run(fed)
         named = found[self.gate].argmax(-1) == self.tasks.index(task) if self.gate else None
-        return {port.name: found[f"{task}.{port.name}"] for port in self.outputs(task)}, named
+        ours = {port.name: found[f"{task}.{port.name}"] for port in self.outputs(task)}
+        mixed = [each for each in self.answers.values() if each.how == "mix"]
+        answers = {name: found[each.output] for each in mixed for name in ours if f"{task}.{name}" in each.of}
+        return ours, named, answers
 
     def _renamed(self, task: str, samples: Samples) -> Samples:
         """Samples by the merged model's names: a parent may call its inputs otherwise, in the same order."""
@@ -256,6 +261,8 @@ class _Truth:
     """Rows whose task the gate names."""
     routed: int = 0
     """Labeled rows that are right, and whose task the gate names: a caller who does not know it gets these right."""
+    answered: int | None = None
+    """Labeled rows that are right in what the gate mixes of all tasks."""
     tokens: int = 0
     loss: float = 0.0
     parent_loss: float | None = None
@@ -267,6 +274,7 @@ class _Truth:
         theirs: Mapping[str, Tensor] | None,
         first: int,
         named: Tensor | None = None,
+        mixed: Mapping[str, Tensor] | None = None,
     ) -> None:
         if named is not None:
             self.rows, self.named = self.rows + len(named), self.named + int(named.sum())
@@ -286,6 +294,8 @@ class _Truth:
             self.right += int(right.sum())
             if named is not None:
                 self.routed += int((right & named).sum())
+            if mixed and self.port.name in mixed:
+                self.answered = (self.answered or 0) + int(self._right(mixed[self.port.name], labels).sum())
             if other is not None:
                 self.parent_right = (self.parent_right or 0) + int(self._right(other, labels).sum())
 
@@ -308,6 +318,8 @@ class _Truth:
             found["merged_accuracy"] = self.right / self.labeled
             if self.rows:
                 found["routed_accuracy"] = self.routed / self.labeled
+            if self.answered is not None:
+                found["answer_accuracy"] = self.answered / self.labeled
         if self.rows:
             found["gate_accuracy"] = self.named / self.rows
         if self.tokens:

@@ -17,6 +17,7 @@ from fxmerge.from_onnx.runtime import OnnxModel
 from fxmerge.io.files import weights_beside
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import export_onnx
+from fxmerge.output.parts import only, save_part
 
 SECONDS, WARM = 0.4, 2
 """How long each way is run, and how often before it counts."""
@@ -56,6 +57,21 @@ def latencies(merged: Program, parents: Sequence[Program], given: Sequence[Mappi
         with ThreadPoolExecutor(count) as pool:
             at_once = _median(lambda: list(pool.map(lambda run: run(), own)))
         return [*found, Timed("all parents at once", at_once, total, count)]
+
+
+def cut_latencies(
+    program: Program, wanted: Mapping[str, Sequence[str]], given: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Median milliseconds of parts of one program, each cut to the outputs that it is `wanted` for."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        whole, part = Path(folder) / "whole.onnx", Path(folder) / "part.onnx"
+        export_onnx(program, whole)
+        for name, outputs in wanted.items():
+            save_part(only(whole, None, outputs), part)
+            model = OnnxModel(part)
+            found[name] = round(_median(partial(model.run, {p.name: given[p.name] for p in model.inputs})), 4)
+    return found
 
 
 def _median(run: Callable[[], object]) -> float:

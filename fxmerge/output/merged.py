@@ -25,7 +25,8 @@ class Merged:
     """One model that does the work of all its parents.
 
     `merged(x)["mnist"]` is the task's output tensor, or a dict by output name where a parent has several;
-    `merged(x)["task"]` the probabilities of the tasks, in the order of `tasks`, if it was merged with a gate.
+    `merged(x)["task"]` the probabilities of the tasks, in the order of `tasks`, if it was merged with a gate, and
+    `merged(x)["logits"]` the answer for a row whose task is not known, if parents give `logits` and one was asked for.
     """
 
     program: Program
@@ -103,7 +104,11 @@ class Merged:
     def metadata(self) -> dict[str, str]:
         """What the written model says of itself: version, method, tasks, labels, parents' hashes, seed."""
         facts = self.facts
-        gate = facts.gate and {"output": facts.gate.output, "tasks": facts.gate.tasks, "after": facts.gate.after}
+        gate: dict[str, Any] = {}
+        if facts.gate:
+            gate = {"output": facts.gate.output, "tasks": facts.gate.tasks, "after": facts.gate.after}
+            if facts.gate.answers:
+                gate["answers"] = {each.output: {"how": each.how, "of": each.of} for each in facts.gate.answers}
         return {
             **({GATE: json.dumps(gate)} if gate else {}),
             "fxmerge.version": facts.fxmerge,

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fxmerge.io.files import weights_beside
+from fxmerge.output.onnx import LARGE
+
 
 @dataclass(frozen=True)
 class Part:
@@ -50,6 +53,19 @@ def cut(path: Path, tasks: Mapping[str, Sequence[str]]) -> tuple[Part | None, di
     return Part(_part(model, shared, read, sorted(passed)), tuple(read), tuple(sorted(passed))), heads
 
 
+def behind(path: Path, outputs: Sequence[str], given: Sequence[str]) -> Part:
+    """What makes some outputs of others: it reads the `given` ones, and what else these are not made from."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False))
+    writer = {name: k for k, node in enumerate(model.graph.node) for name in node.output if name}
+    reads = [tuple(_read(node)) for node in model.graph.node]
+    nodes = _needed(outputs, {name: k for name, k in writer.items() if name not in given}, reads)
+    fixed = {value.name for value in model.graph.initializer}
+    inputs = sorted({name for k in nodes for name in reads[k] if name in given or name not in {*writer, *fixed}})
+    return Part(_part(model, nodes, inputs, outputs), tuple(inputs), tuple(outputs))
+
+
 def only(path: Path, inputs: Sequence[str] | None, outputs: Sequence[str]) -> Any:
     """The model cut to some of its outputs, weights in it, its ports as they were; inputs are what it reads if None."""
     import onnx
@@ -62,6 +78,17 @@ def only(path: Path, inputs: Sequence[str] | None, outputs: Sequence[str]) -> An
     part.graph.input.extend(value for value in model.graph.input if value.name in inputs)
     part.graph.output.extend(value for value in model.graph.output if value.name in outputs)
     return part
+
+
+def save_part(model: Any, path: Path) -> None:
+    """Write it, weights over 1.5 GB beside."""
+    import onnx
+
+    large = model.ByteSize() > LARGE
+    onnx.save_model(
+        model, str(path), save_as_external_data=large, all_tensors_to_one_file=True,
+        location=weights_beside(path).name if large else None,
+    )  # fmt: skip
 
 
 def _needed(outputs: Sequence[str], writer: Mapping[str, int], reads: Sequence[tuple[str, ...]]) -> set[int]:

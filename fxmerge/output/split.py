@@ -13,13 +13,12 @@ from torch import Tensor
 from fxmerge.errors import OptionError
 from fxmerge.from_onnx.metadata import BY_TASK, GATE, TASKS, read_metadata, task_of
 from fxmerge.from_onnx.runtime import OnnxModel, RuntimeFailure
-from fxmerge.io.files import atomic_write, weights_beside
+from fxmerge.io.files import atomic_write
 from fxmerge.ir.difference import Difference, differences, largest, require
 from fxmerge.ir.program import Port
 from fxmerge.messages import listed, nearest
 from fxmerge.output.assets import pack, unpack
-from fxmerge.output.onnx import LARGE
-from fxmerge.output.parts import only
+from fxmerge.output.parts import only, save_part
 
 SIZES = ((3, 8), (2, 32), (1, 64), (1, 224))
 """Rows, and every other size that is free, that the part and the whole are compared at; those that the whole takes."""
@@ -40,7 +39,7 @@ def split(path: str | Path, task: str, out: str | Path, *, overwrite: bool = Fal
         )
     names = [port.name for port in whole.outputs if task_of(port.name, known.tasks) == task]
     with atomic_write(out, overwrite=overwrite) as draft:
-        _save(_part(Path(path), names, _metadata(whole.metadata, task, path)), draft)
+        save_part(_part(Path(path), names, _metadata(whole.metadata, task, path)), draft)
         found = _compared(OnnxModel(draft), whole, names)
         require(f"{task} alone is not what {path} computes", found, TOLERANCE, "nothing was written; please report it")
     return largest(found)
@@ -63,16 +62,6 @@ def _metadata(values: Mapping[str, str], task: str, path: str | Path) -> dict[st
         if name in kept:
             kept[name] = json.dumps({k: v for k, v in json.loads(kept[name]).items() if k == task})
     return {**kept, TASKS: json.dumps([task]), **pack(assets)}
-
-
-def _save(model: Any, path: Path) -> None:
-    import onnx
-
-    large = model.ByteSize() > LARGE
-    onnx.save_model(
-        model, str(path), save_as_external_data=large, all_tensors_to_one_file=True,
-        location=weights_beside(path).name if large else None,
-    )  # fmt: skip
 
 
 def _compared(part: OnnxModel, whole: OnnxModel, names: Sequence[str]) -> dict[str, Difference]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,6 +79,10 @@ class Knowledge(Protocol):
         self, program: Program, place: SharedPlace, mask: str | None, weight: Tensor, bias: Tensor, name: str
     ) -> Program:
         """The program with one more output, probabilities (rows, tasks), of the mean of a value."""
+        ...
+
+    def add_answer(self, program: Program, gate: str, parts: Sequence[str], tie: float | None, name: str) -> Program:
+        """The program with one more output: the `parts` mixed by `gate`, or, with a `tie`, the likeliest."""
         ...
 
     def spaces(self, program: Program, rules: RuleSet) -> Spaces:

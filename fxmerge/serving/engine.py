@@ -16,7 +16,7 @@ from fxmerge.from_onnx.runtime import OnnxModel, onnx_session
 from fxmerge.io.files import sha256, weights_beside
 from fxmerge.ir.program import Port
 from fxmerge.messages import listed, nearest, printable, reason
-from fxmerge.output.parts import Part, cut
+from fxmerge.output.parts import Part, behind, cut
 from fxmerge.serving.protocol import NAMES, Array, InferRequest, RequestError
 
 TRIED = (8, 32, 64, 224)
@@ -73,6 +73,7 @@ class Engine:
         self.notes: list[str] = []
         self._whole = self._trunk = Runner(whole.session)
         self._heads: dict[str, Runner] = {}
+        self._answers: Runner | None = None
         self._cut(path, device)
         self.batched, self.padded = self._one_batch(), self._padded()
         self._check_rows()
@@ -158,6 +159,10 @@ class Engine:
         ]
 
     def _values(self, fed: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+        if self._answers is not None and (last := [name for name in wanted if name in self._answers.outputs]):
+            values = self._values(fed, self._read(wanted))
+            values |= self._answers.run({**fed, **values}, last)
+            return {name: values[name] for name in wanted}
         heads: dict[Runner, list[str]] = {}
         for name in wanted:
             runner = self._runner(name)
@@ -171,6 +176,13 @@ class Engine:
             values |= runner.run(values, names)
         return {name: values[name] for name in wanted}
 
+    def _read(self, wanted: Sequence[str]) -> list[str]:
+        """The outputs that these are made of: an answer, of those of all tasks."""
+        if self._answers is None or not any(name in self._answers.outputs for name in wanted):
+            return list(wanted)
+        plain = [name for name in wanted if name not in self._answers.outputs]
+        return list(dict.fromkeys([*plain, *(name for name in self._answers.inputs if name in self.outputs)]))
+
     def _runner(self, output: str) -> Runner:
         head = self._heads.get(self.task_of.get(output, ""))
         return head if head is not None and output in head.outputs else self._trunk
@@ -178,7 +190,7 @@ class Engine:
     def inputs_of(self, wanted: Sequence[str]) -> list[str]:
         """The inputs that these outputs are computed from, as far as the model could be cut."""
         read: set[str] = set()
-        for runner in {self._runner(name) for name in wanted}:
+        for runner in {self._runner(name) for name in self._read(wanted)}:
             read |= set(runner.inputs)
             if runner is self._trunk or read & set(self._trunk.outputs):
                 read |= set(self._trunk.inputs)
@@ -203,16 +215,20 @@ class Engine:
         if len(self.tasks) < 2:
             return
         try:
-            alone = [name for name, task in self.task_of.items() if not task]  # a gate's
+            answers = self.metadata.answers
+            alone = [name for name, task in self.task_of.items() if not task and name not in answers]  # a gate's
             trunk, heads = cut(path, {**self.tasks, "": alone} if alone else self.tasks)
             self._heads = {task: self._open(part, device) for task, part in heads.items()}
+            if answers:
+                given = [name for name in self.outputs if name not in answers]
+                self._answers = self._open(behind(path, list(answers), given), device)
             if trunk is not None:
                 self._trunk = self._open(trunk, device)
             probe = next(self._probes({}, (3,)))
             if not _equal(self._values(probe.inputs, probe.outputs), self._whole.run(probe.inputs, probe.outputs)):
                 raise ValueError("trunk and heads give something else than the whole model")
         except Exception as error:
-            self._trunk, self._heads = self._whole, {}
+            self._trunk, self._heads, self._answers = self._whole, {}, None
             self.notes.append(f"all outputs are computed whatever is asked for: {reason(error)}")
         finally:
             del self._whole
