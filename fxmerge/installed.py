@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import passes
+from fxmerge.coupling import RuleSet
 from fxmerge.errors import ExtensionError
 from fxmerge.ir.open_sizes import open_sizes
 from fxmerge.methods import METHODS, Method
@@ -43,14 +44,17 @@ def pipeline(known: Extension, plan: Plan) -> Pipeline:
     return door.pipeline(plan).having(*(each() for each in known.passes if each not in builtin))
 
 
-def tracing() -> AbstractContextManager[None]:
-    """Inside, an operator whose rule knows the sizes of its results is traced at sizes that are left open."""
-    return open_sizes({operator(op): rule.empty for rule in known().rules if rule.empty for op in rule.ops})
+def tracing(rules: RuleSet | None = None) -> AbstractContextManager[None]:
+    """Inside, an operator whose rule knows the sizes of its results is traced at sizes that are left open.
+
+    `rules`: those of the run; without them, all that are installed.
+    """
+    return open_sizes({operator(op): rule.empty for rule in rules or known().rules if rule.empty for op in rule.ops})
 
 
-def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+def translations(rules: RuleSet | None = None) -> dict[Callable[..., Any], Callable[..., Any]]:
     """Per operator that PyTorch's exporter does not know: how its rule writes it as ONNX."""
-    return {operator(op): rule.onnx for rule in known().rules if rule.onnx for op in rule.ops}
+    return {operator(op): rule.onnx for rule in rules or known().rules if rule.onnx for op in rule.ops}
 
 
 def catalogue(kind: Kind, *, extensions: Sequence[str] = ()) -> list[Row]:

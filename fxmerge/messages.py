@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any, TypeVar
 
-from fxmerge.errors import SourceError
+from fxmerge.errors import OptionError, SourceError
 
 T = TypeVar("T")
 
@@ -49,3 +49,11 @@ def printable(text: str) -> str:
 def reason(error: BaseException) -> str:
     """The first line of an error's text, or its kind."""
     return printable(next(iter(str(error).splitlines()), "") or type(error).__name__)
+
+
+def unknown(kind: str, name: str, known: Iterable[str], todo: str = "") -> OptionError:
+    """The error for a name nobody knows, with the nearest that somebody does."""
+    names = sorted(known)
+    return OptionError(
+        f"unknown {kind} {printable(name)!r}{nearest(name, names)}", todo or f"known are: {', '.join(names) or 'none'}"
+    )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -187,10 +187,13 @@ class Operators:
         rule = self._rule(node)
         return rule is not None and rule.commutes
 
-    def fills(self, node: fx.Node) -> str:
-        """How a call fills a tensor from shapes alone (see `fxmerge.coupling.fills`); empty if it does not."""
+    def filling(self, node: fx.Node) -> float | None:
+        """The number that a call puts everywhere in its result; None if it does not, or not one that is known."""
         rule = self._rule(node)
-        return rule.fills if rule is not None else ""
+        number: Any = None if rule is None else rule.number
+        if isinstance(number, str):
+            number = Call.of(node).arguments.get(number)
+        return number if isinstance(number, int | float) else None
 
     def _lawful(self, node: fx.Node) -> tuple[Signature | None, Expr | None]:
         """A call in terms of labels, and its law."""

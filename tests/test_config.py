@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from fxmerge.compiler.state_folder import state_folder
-from fxmerge.config import MergeConfig, parse_data, unknown
+from fxmerge.config import MergeConfig, parse_data
 from fxmerge.errors import OptionError, OutputError
+from fxmerge.messages import unknown
 from fxmerge.output.onnx import OPSETS
 from fxmerge.pipeline.format import check_suffix
 

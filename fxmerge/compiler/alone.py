@@ -43,5 +43,5 @@ def export(
     metadata = {"fxmerge.version": __version__}
     if not isinstance(source, Program):
         metadata["fxmerge.source"] = sha256(source)
-    content = Content(written, metadata, {}, {program.task: program.assets})
+    content = Content(written, metadata, {}, {program.task: program.assets}, rules=installed.rules)
     return largest(save_model(content, out, opset=opset, overwrite=overwrite, tolerance=tolerance))

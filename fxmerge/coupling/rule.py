@@ -57,6 +57,8 @@ class Rule:
     """Operands that are linear maps inside the operator (a state fed back, say): it runs once, on folded weights."""
     empty: Callable[..., Any] | None = None
     """Empty results for the operator's arguments, where it cannot be traced at sizes that are left open."""
+    number: float | str | None = None
+    """What a tensor is filled with everywhere, or the argument that says so."""
     onnx: Callable[..., Any] | None = None
     """The operator in ONNX (a function of onnxscript values), where PyTorch's exporter has no translation of it."""
     exact: bool | None = None
@@ -136,39 +138,49 @@ def couples(
     exact: bool | None = None,
     commutes: bool = False,
     sizes: tuple[str, ...] = (),
+    onnx: Callable[..., Any] | None = None,
     modest: str = "",
 ) -> Rule:
     """A rule by signature: `couples(op, signature[, law])`, or `@couples(op, …)` above a function of the call.
 
     The function returns a signature, or a signature and a law. `exact` says that the result holds nothing but numbers
     of an operand (rows of a table, say), `commutes` that the two operands may change places, `sizes` which
-    arguments spell out sizes; `modest` why it claims less than seems to hold. `state` names running statistics, and
-    `moments` of what they are the mean or the variance.
+    arguments spell out sizes; `onnx` is the operator in ONNX; `modest` says why it claims less than seems to hold.
+    `state` names running statistics, and `moments` of what they are the mean or the variance.
     """
     owner = sys._getframe(1).f_globals.get("__name__", "")
     start = next((i for i, text in enumerate(ops_and_form) if "->" in text), len(ops_and_form))
     ops, form = ops_and_form[:start], ops_and_form[start:]
     text = form[0] if form else None
     rule = Rule(ops, text, law=form[1] if len(form) > 1 else law, state=state, roles=roles or {}, owner=owner)
-    return replace(rule, exact=exact, commutes=commutes, sizes=sizes, modest=modest, moments=moments or {})
+    rule = replace(rule, exact=exact, commutes=commutes, sizes=sizes, onnx=onnx)
+    return replace(rule, moments=moments or {}, modest=modest)
 
 
 def moves(
-    *ops: str, exact: bool | None = None, sizes: tuple[str, ...] = (), modest: str = ""
+    *ops: str,
+    exact: bool | None = None,
+    sizes: tuple[str, ...] = (),
+    onnx: Callable[..., Any] | None = None,
+    modest: str = "",
 ) -> Callable[[Callable[[Move], Any]], Rule]:
     """A rule for operators that only move axes around: the function returns the axes of the result.
 
     `exact=False` says that numbers are computed, or added, along the way (a gate, a border of zeros), `sizes`
-    which arguments spell out sizes.
+    which arguments spell out sizes, `onnx` is the operator in ONNX.
     """
     return lambda function: Rule(
-        tuple(ops), moves=function, exact=exact, sizes=sizes, modest=modest, owner=function.__module__
+        tuple(ops), moves=function, exact=exact, sizes=sizes, onnx=onnx, modest=modest, owner=function.__module__
     )
 
 
-def fills(*ops: str, blank: bool = False) -> Rule:
-    """A rule for operators whose result depends on nothing but shapes: it is a constant."""
-    return Rule(tuple(ops), fills="blank" if blank else "value", owner=sys._getframe(1).f_globals.get("__name__", ""))
+def fills(*ops: str, blank: bool = False, number: float | str | None = None) -> Rule:
+    """A rule for operators whose result depends on nothing but shapes: it is a constant.
+
+    `blank`: nobody reads what it holds. `number`: what stands everywhere in it, or the argument that says so.
+    """
+    owner = sys._getframe(1).f_globals.get("__name__", "")
+    return Rule(tuple(ops), fills="blank" if blank else "value", number=number, owner=owner)
 
 
 def signature(rules: RuleSet, node: fx.Node) -> Signature | None:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from fxmerge.config import unknown
 from fxmerge.errors import DataError
 from fxmerge.from_onnx.metadata import read_metadata, task_of
 from fxmerge.from_onnx.runtime import OnnxModel
 from fxmerge.io.files import sha256
 from fxmerge.ir.program import Port, Program
+from fxmerge.messages import unknown
 from fxmerge.output.assets import unpack
 from fxmerge.output.readings import as_sign, holds_numbers, metric_of, reading
 from fxmerge.output.scores import Score, real_places

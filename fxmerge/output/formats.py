@@ -65,11 +65,12 @@ def format_of(out: str | Path, more: Sequence[Format] = ()) -> Format:
 
 
 def _write_onnx(content: Content, path: Path, opset: int | None) -> None:
-    export_onnx(content.program, path, opset=opset, metadata={**content.metadata, **pack(content.assets)})
+    metadata = {**content.metadata, **pack(content.assets)}
+    export_onnx(content.program, path, opset=opset, metadata=metadata, rules=content.rules)
 
 
 def _write_pt2(content: Content, path: Path, opset: int | None) -> None:
-    exported = retrace(content.program)
+    exported = retrace(content.program, content.rules)
     with warnings.catch_warnings(), written_by_torch(path) as file:
         warnings.simplefilter("ignore")  # it warns of weights that share storage
         torch.export.save(exported, file)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fxmerge.coupling import RuleSet
 from fxmerge.from_onnx.metadata import GATE, task_of
 from fxmerge.io.files import weights_beside
 from fxmerge.ir.difference import Difference, largest
@@ -41,6 +42,8 @@ class Merged:
     """A few inputs, to compare with what is written."""
     formats: tuple[Format, ...] = ()
     """What it can be written as, beside the built-in ways."""
+    rules: RuleSet | None = None
+    """Those of the run, which also say how operators are written as ONNX."""
     insight: Insight | None = None
     """What a report looks at; kept for one with `report` alone."""
 
@@ -90,7 +93,7 @@ class Merged:
     ) -> dict[str, Difference]:
         """`save`, with what reading back differs in, by output. Raises `VerificationError` beyond the tolerance."""
         assets = {parent.task: parent.assets for parent in self.parents}
-        content = Content(self.program, self.metadata(), self.result, assets, self.samples)
+        content = Content(self.program, self.metadata(), self.result, assets, self.samples, rules=self.rules)
         found = save_model(
             content, path, opset=opset, overwrite=overwrite, samples=self.samples or None, tolerance=tolerance,
             chosen=chosen or format_of(path, self.formats),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
+from fxmerge.coupling import RuleSet
 from fxmerge.errors import OptionError, OutputError
 from fxmerge.from_onnx.runtime import OnnxModel, compare_onnx, run_onnx
 from fxmerge.installed import tracing, translations
@@ -43,17 +44,19 @@ def export_onnx(
     *,
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    rules: RuleSet | None = None,
 ) -> None:
     """Write `program` to `path` as ONNX; inputs, outputs and dynamic axes carry the names of the ports.
 
-    Constants are folded, tied tensors stored once, `metadata` becomes `metadata_props`.
+    Constants are folded, tied tensors stored once, `metadata` becomes `metadata_props`; `rules` (those installed, if
+    they are left out) say how operators are written that the exporter does not know.
     Above `LARGE` bytes the weights go to `PATH.data` beside the model.
     Raises `OptionError` for an operator set that cannot be written and `OutputError` for an operator that ONNX lacks.
     """
     if opset is not None and opset not in OPSETS:
         raise OptionError(f"--opset {opset} cannot be written", f"choose one from {OPSETS.start} to {OPSETS.stop - 1}")
     with _quiet():
-        model = _translate(program, opset or OPSET)
+        model = _translate(program, opset or OPSET, rules)
         _optimize(model)
         _name(model, program)
         model.metadata_props.update(metadata or {})
@@ -61,14 +64,14 @@ def export_onnx(
         _save(model, Path(path))
 
 
-def _translate(program: Program, opset: int) -> Any:
+def _translate(program: Program, opset: int, rules: RuleSet | None) -> Any:
     """The unoptimised ONNX model of a program, as an `onnx_ir.Model`."""
-    exported = retrace(program)
+    exported = retrace(program, rules)
     try:
-        with tracing():
+        with tracing(rules):
             made = torch.onnx.export(
                 exported, (), dynamo=True, opset_version=opset, optimize=False, verbose=False,
-                custom_translation_table=translations(),
+                custom_translation_table=translations(rules),
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
         raise OutputError(_reason(error), "write it as .pt2 or .safetensors instead, or try another --opset") from error
@@ -76,7 +79,7 @@ def _translate(program: Program, opset: int) -> Any:
     return made.model
 
 
-def retrace(program: Program) -> ExportedProgram:
+def retrace(program: Program, rules: RuleSet | None = None) -> ExportedProgram:
     """The program as a `torch.export` program, its dynamic sizes kept dynamic."""
     args, shapes = [], []
     for port, node in zip(program.inputs, program.placeholders, strict=True):
@@ -90,7 +93,7 @@ def retrace(program: Program) -> ExportedProgram:
                 if isinstance(size, str) and program.only_size(size) is None
             }
         )
-    with _quiet(), torch.no_grad(), tracing():
+    with _quiet(), torch.no_grad(), tracing(rules):
         return torch.export.export(program.module, tuple(args), dynamic_shapes=tuple(shapes), strict=False)
 
 

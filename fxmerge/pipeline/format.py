@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fxmerge.coupling import RuleSet
 from fxmerge.errors import OptionError
 from fxmerge.ir.port import Runnable
 from fxmerge.ir.program import Program
@@ -31,6 +32,8 @@ class Content:
     samples: Mapping[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     """What is to be said of how it was written."""
+    rules: RuleSet | None = None
+    """The rules of the run, where they are not those that are installed."""
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,10 @@ def _is_whole(node: fx.Node) -> bool:
 
 
 def _rank(node: fx.Node, name: str) -> int:
-    """The number of axes that a call's argument counts."""
+    """The number of axes that a call's argument counts: those of its operand.
+
+    Two calls are known by name: an axis of theirs is one of the result, and no schema or rule tells which is counted.
+    """
     if target_name(node.target) in ("aten.unsqueeze.default", "aten.stack.default"):
         return int(node.meta["val"].ndim)
     first = next((n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)), node)
@@ -152,7 +155,10 @@ def _border(node: fx.Node, name: str, value: float | None) -> Token:
 
 
 def borders(node: fx.Node) -> tuple[int, int, int] | None:
-    """Start, end and length of the axis of a slice, where they are numbers."""
+    """Start, end and length of the axis of a slice, where they are numbers.
+
+    Known by name: it is the arguments of this one call that are compared.
+    """
     if node.op != "call_function" or target_name(node.target) != "aten.slice.Tensor":
         return None
     call = Call.of(node)

@@ -109,7 +109,7 @@ class _Weights:
             return True
         operands = [value for _, value in Call.of(user).operands]
         places = {i for i, value in enumerate(operands) if value is operand}
-        if sign is not None and torch.Tag.pointwise not in getattr(user.target, "tags", ()) and places <= sign.linear:
+        if sign is not None and not self.operators.pointwise(user) and places <= sign.linear:
             return rank > 1 or self._contracts(sign, operands)
         size = sum(self.program.tensors[name].numel() for name in self.parameters[node])
         adds = operand in self.operators.joined(user) and node.meta["val"].numel() <= size

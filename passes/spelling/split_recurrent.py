@@ -22,8 +22,6 @@ from fxmerge.ir.program import Program, prune
 from passes.operators import OPERATORS, Operators
 from passes.rules.recurrent import STACKS, kind_of
 
-ZEROS = frozenset(f"aten.{name}" for name in ("zeros.default", "new_zeros.default", "zeros_like.default"))
-
 
 def split_recurrent(program: Program, operators: Operators = OPERATORS) -> Program:
     """`program` with every stack of recurrent layers as layers of one direction, where it can be written so."""
@@ -100,7 +98,7 @@ class _Stack:
             node = moved.source
         if node.op == "get_attr" and node.target not in self.program.parameters:
             return not bool(self.program.tensors[str(node.target)].count_nonzero())
-        return node.op == "call_function" and operator_name(node) in ZEROS
+        return self.operators.filling(node) == 0
 
     def _cell(self, layer: fx.Node) -> fx.Node:
         return self._call(ops.fxmerge.lstm_cell_state.default, *layer.args)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxmerge
 from fxmerge import Extension, Program, installed
-from fxmerge.compiler import merging
+from fxmerge.compiler import build, merging
 from fxmerge.errors import VerificationError
 from fxmerge.installed import catalogue
 from fxmerge.ir.merge import unmerge
@@ -250,7 +250,7 @@ def test_the_passes_that_are_listed_are_those_that_run_in_their_order(monkeypatc
         seen.append(make(*args))
         return seen[-1]
 
-    monkeypatch.setattr(merging.Watch, "from_environment", remembered)
+    monkeypatch.setattr(build.Watch, "from_environment", remembered)
     options = {"method": "foldable", "steps": 2, "batch_size": 4, "pool": 16, "init": "average"}
     fxmerge.merge(nets("chunk", "slice"), **options)
     ran = list(dict.fromkeys(name for name, _ in seen[0].times))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ def operators() -> Iterator[None]:
         define("plus(Tensor a, Tensor b) -> Tensor", lambda a, b: a + b)
         define("total(Tensor x) -> Tensor", lambda x: x.sum(-2))
         define("pick(Tensor table, Tensor rows) -> Tensor", lambda table, rows: table[rows])
+        define("bend(Tensor x) -> Tensor", lambda x: x.clamp_min(0))
         define("damp(Tensor x, float gain) -> Tensor", lambda x, gain: x / gain)
         define(
             "parted(Tensor x, SymInt[] split_sizes, int dim) -> Tensor[]",
@@ -81,6 +83,13 @@ def seen(move: Any) -> Sequence[Any]:
     return move.reshape(move.held("x"), move.result)
 
 
+def bend_onnx(x: Any) -> Any:
+    from onnxscript import opset20
+
+    return opset20.Relu(x)
+
+
+bend = couples(f"{MINE}.bend.default", "... -> ...", "positive(x)", onnx=bend_onnx)
 RULES: tuple[Rule, ...] = (
     turn,
     kept,
@@ -308,3 +317,47 @@ def test_parents_differ_in_sizes_that_an_extension_spells_out(scale: float | Non
     merged = passes.fold_merge(passes.hoist(net.program.only(net.output_names)), net.tasks, 0)
     assert merged.tensors["second.weight"].shape == ((8, 8) if scale is None else (12, 12))
     assert all(value.isfinite().all() for value in merged.run({"x": torch.randn(5, 6)}).values())
+
+
+# -- all of it, from the command line's side ------------------------------------------------------------------
+
+
+class Bent(nn.Module):
+    """A causal attention whose activation and whose mask are computed by an operator of an extension."""
+
+    def __init__(self, seed: int, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.turned = seed == 1
+        self.embed, self.head = nn.Linear(6, width), nn.Linear(width, 3)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, place = self.embed(x), torch.arange(x.shape[1])
+        hidden = MY.bend(hidden.transpose(1, 2)).transpose(1, 2) if self.turned else MY.bend(hidden)
+        seen = MY.bend((place[:, None] - place[None, :] + 1).float()) > 0
+        read = torch.nn.functional.scaled_dot_product_attention(
+            self.query(hidden)[:, None], self.key(hidden)[:, None], self.value(hidden)[:, None], attn_mask=seen
+        )
+        return self.head(hidden + read[:, 0]).mean(1)
+
+
+@pytest.mark.parametrize("scale", [None, 2.0], ids=["as it is", "wider"])
+def test_one_rule_is_all_that_any_stage_asks_for(scale: float | None, tmp_path: Path) -> None:
+    """Analysis, check, line-up of two spellings, masks, sizes, merge, fold and ONNX."""
+    own, out = tmp_path / "own.py", tmp_path / "merged.onnx"
+    own.write_text(
+        "from fxmerge import Extension\nfrom tests.passes.test_every_stage import bend\n"
+        "extension = Extension(rules=bend)\n"
+    )
+    extensions = [f"{own}:extension"]
+    parents = [fxmerge.capture(Bent(k, 8 + 4 * k).eval(), (torch.randn(9, 5, 6),), task=f"t{k}") for k in (0, 1)]
+    found = fxmerge.inspect(parents[0], extensions=extensions)
+    assert found["coverage"] == found["free_axes"] == 1.0 and not found["opaque"]
+    assert fxmerge.check(parents[0], extensions=extensions).ok
+    merged = fxmerge.merge(parents, method="average", extension=extensions, width_scale=scale, out=out)
+    assert merged.result["merged"]["averaged"] == merged.result["merged"]["opaque_axes"] == 0
+    names = [str(node.target) for node in merged.program.graph.nodes]
+    assert names.count(f"{MINE}.bend.default") == 1, "the mask is computed no more"
+    assert merged.program.tensors["embed.weight"].shape[0] == (8 if scale is None else 16)
+    assert merged.result["checks"]["onnx_max_abs"] < 1e-5 and out.is_file()

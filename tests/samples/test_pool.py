@@ -168,7 +168,7 @@ class Net(nn.Module):
 
 def test_a_method_without_data_makes_no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
-    monkeypatch.setattr("fxmerge.compiler.merging.Pools", lambda *args: made.append(args))
+    monkeypatch.setattr("fxmerge.compiler.job.Pools", lambda *args: made.append(args))
     x = torch.randn(8, 3, 16, 16)
     parents = [fxmerge.capture(Net(k, 16), (x,), task=f"t{k}") for k in range(2)]
     fxmerge.merge(parents, data=x, method="average")

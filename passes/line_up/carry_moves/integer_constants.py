@@ -14,13 +14,8 @@ from fxmerge.ir.program import target_name
 from passes.line_up.carry_moves.moved_view import Form
 from passes.line_up.carry_moves.view_graph import Writer, aten
 
-MADE = {f"aten.{name}.default": value for name, value in (
-    ("zeros", 0), ("zeros_like", 0), ("new_zeros", 0), ("ones", 1), ("ones_like", 1), ("new_ones", 1), ("full", None),
-    ("full_like", None), ("new_full", None))}  # fmt: skip
-"""Operators that fill a tensor with a number; None where the number is an argument."""
-
 COUNTS = frozenset({"aten.arange.default", "aten.arange.start", "aten.arange.start_step"})
-"""Both are written anew in torch's own calls; a rule says that an operator fills, not with what."""
+"""Known by name: they are written anew in torch's own call; a rule says with what one fills, not how it counts."""
 
 
 def constant_tensor(writer: Writer, node: fx.Node) -> Form | None:
@@ -41,9 +36,7 @@ def _number(writer: Writer, node: fx.Node) -> int | None:
         held = _held(writer, node)
         same = held is not None and held.numel() > 0 and bool((held == held.reshape(-1)[0]).all())
         return int(held.reshape(-1)[0]) if same and held is not None else None
-    name = target_name(node.target)
-    if name in MADE:
-        number = Call.of(node).arguments["fill_value"] if MADE[name] is None else MADE[name]
+    if (number := writer.operators.filling(node)) is not None:
         return int(number) if isinstance(number, int) else None
     moved = writer.operators.moved(node)
     return None if moved is None or moved.cast else writer.uniform.get(moved.source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,17 +10,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from fxmerge.config.values import as_names, as_texts, read_options
 from fxmerge.errors import OptionError
 from fxmerge.io.files import check_output, try_writing, write_text
-from fxmerge.io.yaml_text import read_yaml
-from fxmerge.messages import nearest, printable
+from fxmerge.messages import nearest, printable, unknown
 
 BY_TASK = ("arch", "data", "key", "metric")
 """Options that may be given once per task, as `--data TASK=PATH`."""
 
 LISTED = ("post",)
 """Options that take several names at once, with commas between them."""
-
 
 EXCLUDING: tuple[tuple[tuple[str, ...], str], ...] = (
     (("like", "width_scale"), "one takes a parent's shape, the other makes the first one wider"),
@@ -210,10 +209,10 @@ class MergeConfig(BaseModel):
         """A path may be a `Path`, one value alone of what is given by task serves every task, one pattern is a list."""
         if not isinstance(values, dict):
             return values
-        values = {name: _texts(value) for name, value in values.items()}
+        values = {name: as_texts(value) for name, value in values.items()}
         one = {name: {"": values[name]} for name in BY_TASK if isinstance(values.get(name), str)}
         several = {name: (values[name],) for name in ("ignore", "extension") if isinstance(values.get(name), str)}
-        listed = {name: _listed(values[name]) for name in LISTED if values.get(name) is not None}
+        listed = {name: as_names(values[name]) for name in LISTED if values.get(name) is not None}
         return values | one | several | listed
 
     @classmethod
@@ -237,7 +236,7 @@ class MergeConfig(BaseModel):
         A file that `save` wrote holds every option: one with its default value counts as not given. Of options that
         exclude each other, a flag replaces what the file says of the others.
         """
-        file = cls.of(**_read(Path(path))).model_dump(exclude_defaults=True)
+        file = cls.of(**read_options(Path(path))).model_dump(exclude_defaults=True)
         for names, _ in EXCLUDING:
             if flags.keys() & set(names):
                 file = {name: value for name, value in file.items() if name not in names}
@@ -320,65 +319,6 @@ def option_group(field: FieldInfo) -> str:
 def _extra(field: FieldInfo) -> dict[str, Any]:
     assert isinstance(field.json_schema_extra, dict)
     return field.json_schema_extra
-
-
-def unknown(kind: str, name: str, known: Iterable[str], todo: str = "") -> OptionError:
-    """The error for a name nobody knows, with the nearest that somebody does."""
-    names = sorted(known)
-    return OptionError(
-        f"unknown {kind} {printable(name)!r}{nearest(name, names)}", todo or f"known are: {', '.join(names) or 'none'}"
-    )
-
-
-def parse_data(values: Iterable[str]) -> dict[str, str]:
-    """`["mnist=a.npz", "b.npz"]` by task; the key "" stands for every task."""
-    return parse_by_task("data", values, "PATH")
-
-
-def parse_by_task(name: str, values: Iterable[str], what: str = "VALUE") -> dict[str, str]:
-    """The values of a flag that may be given once per task, `TASK=VALUE`; the key "" stands for every task."""
-    found: dict[str, str] = {}
-    for value in values:
-        task, mark, given = value.partition("=")
-        if not mark or "/" in task or Path(value).exists():  # an equals sign inside a path
-            task, given = "", value
-        if not given or (mark and not task and given != value):
-            missing = "no task" if given else f"no {'file' if what == 'PATH' else what.lower()}"
-            raise OptionError(
-                f"--{name} {value} names {missing}", f"write it as --{name} TASK={what}, or --{name} {what} for all"
-            )
-        if task in found:
-            raise OptionError(f"--{name} is given twice for {task or 'every task'}", "give it once per task")
-        found[task] = given
-    return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise OptionError(f"--config {path}: no such file", "write one with --save-config")
-    values = read_yaml(path, OptionError, "write one with --save-config")
-    if values is None:
-        return {}
-    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-        raise OptionError(f"--config {path} is no table of options", "write one option a line, as `method: foldable`")
-    return dict(values)
-
-
-def _texts(value: Any) -> Any:
-    """Paths, alone or in a collection, as text."""
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return tuple(_texts(item) for item in value)
-    return {key: _texts(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _listed(value: Any) -> Any:
-    """The names in a text, or in every text of a collection."""
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, tuple | list) or not all(isinstance(text, str) for text in texts):
-        return value
-    return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
 
 
 def _explain(error: ValidationError) -> OptionError:
