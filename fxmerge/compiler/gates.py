@@ -20,7 +20,7 @@ from fxmerge.compiler.gate_answers import notes_of as told_of_answers
 from fxmerge.coupling import RuleSet
 from fxmerge.errors import OptionError
 from fxmerge.installed import knowledge
-from fxmerge.ir.difference import Difference, difference
+from fxmerge.ir.difference import Difference, difference, floor, require
 from fxmerge.ir.program import Program
 from fxmerge.ir.shared import SharedPlace, shared_places
 from fxmerge.ir.supernet import SuperNet
@@ -38,6 +38,8 @@ GOOD = 0.99
 """Behind a place of this accuracy none is tried."""
 LOW = 0.9
 """A lower accuracy is worth a note."""
+TOLERANCE = 1e-4
+"""Of the outputs that are added, against the same in float64."""
 ROWS = 1000
 """Samples of a task at most: more change little."""
 
@@ -148,6 +150,7 @@ def trained(
     if gate.answers:
         folded |= checked(made, supernet, gate, few)
         gate = timed(made, supernet, gate, few)
+    require("what the gate adds is not what was fitted", folded, max(TOLERANCE, floor(made)), "please report it")
     return made, gate, folded
 
 

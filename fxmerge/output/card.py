@@ -15,6 +15,9 @@ CHECKS = (
 )
 
 
+ANSWERS = {"choose": "the likeliest task's output", "mix": "all tasks' outputs weighed by these probabilities"}
+
+
 def model_card(facts: Mapping[str, Any], classes: Mapping[str, str], inputs: Sequence[str] = ()) -> str:
     """Markdown with a metadata block, from what `Result.as_dict` says; `classes`: by task, what loads its folder.
 
@@ -117,6 +120,7 @@ def _gate(gate: Mapping[str, Any]) -> list[str]:
         f"A linear map of the mean of what `{gate['after']}` gives, then softmax, is the probability of each task, in"
         f" the order {', '.join(gate['tasks'])} (right for {_share(gate['accuracy'])} of held-back samples). No class"
         f" of transformers has it: its weights are the tensors `{gate['output']}.weight` and `{gate['output']}.bias`.",
+        *(f"Nor has one `{a['output']}`, {ANSWERS[a['how']]}: {', '.join(a['of'])}." for a in gate.get("answers", ())),
         "",
     ]
 
