@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations, product
 
+import numpy as np
 import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
@@ -11,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fxmerge.methods.alignment import matches
+from fxmerge.methods.alignment.evidence import Sums
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -26,6 +28,24 @@ def test_an_order_is_the_best_of_all(shape: tuple[int, int]) -> None:
     wide = given if shape[0] <= shape[1] else given.T
     every = (sum(float(wide[i, j]) for i, j in enumerate(p)) for p in permutations(range(wide.shape[1]), len(wide)))
     assert float((found * given).sum()) == pytest.approx(max(every))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_given_features_the_order_is_the_best_of_all_by_their_correlation(signed: bool) -> None:
+    """Features of 40 rows in two batches, those of the second parent in another order, with signs and noise."""
+    first = drawn(40, 4)
+    second = first[:, [2, 0, 3, 1]] * torch.tensor([1.0, -1.0, 1.0, -1.0] if signed else [1.0] * 4).double()
+    second = 3.0 * second + drawn(40, 4, seed=1) + 5.0
+    sums = Sums.empty(8)
+    for rows in torch.cat([first, second], 1).split(25):
+        sums.add(rows)
+    common = sums.correlation[:4, 4:]
+    np.testing.assert_allclose(common, np.corrcoef(first.T, second.T)[:4, 4:], atol=1e-12)
+    fit = matches.signed_permutation if signed else matches.permutation
+    score = common.abs() if signed else common
+    best = max(permutations(range(4)), key=lambda order: sum(float(score[i, j]) for i, j in enumerate(order)))
+    assert fit(common).abs().argmax(1).tolist() == list(best) == [1, 3, 0, 2]
+    assert float((fit(common) * common).sum()) == pytest.approx(sum(float(score[i, j]) for i, j in enumerate(best)))
 
 
 def test_signs_are_found_where_signed_similarity_misses_them() -> None:

@@ -33,7 +33,7 @@ def crossed(name: str, value: Tensor) -> Tensor:
     return value[HEADS] if ".query." in name or ".key." in name else value
 
 
-@pytest.mark.parametrize("method", ["permute{on=weights}", "rotate", "zipit"])
+@pytest.mark.parametrize("method", ["permute{on=weights}", "rotate", "zipit", "transport{reg=0}"])
 @pytest.mark.parametrize("change", [flipped, crossed])
 def test_it_is_not_undone_and_not_claimed(change: Callable[[str, Tensor], Tensor], method: str) -> None:
     first, x = parent("vit", 1, "a")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import permutations
 
+import numpy as np
+import ot
 import pytest
 import torch
 
@@ -25,6 +27,19 @@ def test_distances_are_those_between_standardized_features() -> None:
     values, similarity = features(40, 5, 7)
     expected = torch.cdist(values[0].T, values[1].T)
     torch.testing.assert_close(distances(similarity, 0, 1), expected / expected.max())
+
+
+@pytest.mark.parametrize("reg", [0.0, 0.05, 0.08])
+def test_ways_there_and_back_are_normalised_plans_of_the_library(reg: float) -> None:
+    """U = the rows of the plan over their sums, M = its columns over theirs (Imfeld et al. 2024), widths 6 and 4."""
+    values, similarity = features(40, 6, 4)
+    cost = torch.cdist(values[0].T, values[1].T).numpy()
+    masses = np.full(6, 1 / 6), np.full(4, 1 / 4)
+    plan = ot.sinkhorn(*masses, cost / cost.max(), reg, stopThr=1e-12) if reg else ot.emd(*masses, cost / cost.max())
+    carriers = Plan(0, reg)(Site("s", "mlp", 6, (6, 4), "permutation", None), similarity, owner=False)
+    expected = torch.from_numpy(plan / plan.sum(1, keepdims=True)), torch.from_numpy((plan / plan.sum(0)).T)
+    torch.testing.assert_close(carriers.to[1], expected[0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(carriers.back[1], expected[1], atol=1e-6, rtol=1e-6)
 
 
 def test_exact_plans_are_the_cheapest_orders() -> None:
