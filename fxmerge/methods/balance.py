@@ -36,7 +36,7 @@ def best_balance(job: Job, solve: Solve) -> Balance:
     short = replace(job, pool=pools.trial(pools.kinds[0], 1.0), progress=silent, notes=[])
     if pools.held_back < FEWEST:
         return equal
-    with judge(job, job.supernet) as score:
+    with judge(job, job.supernet, own=True) as score:
         scores = {equal: score(solve(short, equal)[1])}
         for step in STEPS if scores[equal] < ENOUGH else ():
             best = max(scores, key=lambda tried: scores[tried])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from fxmerge.training.fit import labels_of, score_labelled
 from fxmerge.training.pool import Pool
 
 Judge = Callable[[Program], float]
-"""Mean score of what the loss compares: 1 is perfect, 0 the best constant answer."""
+"""Score of what the loss compares, over tasks: 1 is perfect, 0 the best constant answer."""
 
 
 @contextmanager
@@ -46,6 +47,14 @@ def judge(job: Job, supernet: SuperNet, own: bool = False) -> Iterator[Judge]:
                 score_labelled(program.only(names).module, known, job.settings)
                 for (_, names), known in zip(tasks, labels, strict=True)
             ]
-            return sum(sum(scores) / len(scores) for scores in found) / len(found)
+            return over_tasks([sum(scores) / len(scores) for scores in found])
 
         yield score
+
+
+def over_tasks(scores: Sequence[float]) -> float:
+    """One score of those of all tasks: a task that is lost is not made good by another that is kept.
+
+    One less the root of the mean square of their errors.
+    """
+    return 1 - math.sqrt(sum((1 - score) ** 2 for score in scores) / len(scores))

@@ -7,6 +7,7 @@ One U per channel cannot say what a patch says. So W* is no fold of the parents'
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxmerge.ir.maps import AxisMap
+from fxmerge.ir.merge import fold
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.map_nodes import Merge, Unmerge
 
@@ -34,6 +37,10 @@ class Kernel:
     """What the template calls it."""
     bias: str
     """What the template calls what is added, if anything is."""
+    parents: tuple[fx.Node, ...]
+    """The parents' kernels."""
+    maps: tuple[tuple[str, int], ...]
+    """The maps that would fold them, and the axis of each."""
 
     @classmethod
     def of(cls, node: fx.Node, supernet: SuperNet, every: bool = False) -> Kernel | None:
@@ -61,11 +68,13 @@ class Kernel:
         k = merged.parents.index(merged.folds.template)
         weight = calls[k][position]
         shape = list(weight.meta["val"].shape)
-        for axis, axis_map in zip(weights[0].axes, weights[0].maps, strict=True):
-            shape[axis] = supernet.program.maps[str(axis_map.target)].size
+        maps = tuple((str(m.target), axis) for m, axis in zip(weights[0].maps, weights[0].axes, strict=True))
+        for axis_map, axis in maps:
+            shape[axis] = supernet.program.maps[axis_map].size
         biases = tuple(n for n in calls[k] if n in tensors and n is not weight)
         name, bias = (supernet.program.origins[str(n.target)][1] for n in (weight, biases[0] if biases else weight))
-        found = cls(merged.calls[k], read[k][0], source, weight, biases, tuple(shape), name, bias)
+        theirs = tuple(own[position] for own in calls)
+        found = cls(merged.calls[k], read[k][0], source, weight, biases, tuple(shape), name, bias, theirs, maps)
         return found if found._is_linear(merged.axis) else None
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -76,6 +85,12 @@ class Kernel:
         target: Any = self.call.target
         result: Tensor = target(*args, **kwargs)
         return result
+
+    def folded(self, tensors: Mapping[str, Tensor], maps: Mapping[str, AxisMap], parents: Sequence[int]) -> Tensor:
+        """The kernel that the maps give, as a matrix (writes × features)."""
+        names, axes = zip(*self.maps, strict=True)
+        wide = [tensors[str(n.target)].detach().double() for n in self.parents]
+        return fold(wide, [maps[name] for name in names], axes, parents).flatten(1)
 
     def solved(self, matrix: Tensor, constant: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """By the template's names: the kernel that is this matrix (writes × features), and its bias if it has one."""

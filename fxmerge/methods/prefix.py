@@ -1,6 +1,7 @@
 """Solve a SuperNet from front to back: every map is fitted to what the merged prefix really delivers.
 
-    unmerge(x, U, k)                 U: ridge regression from the merged x to what parent k sees there
+    unmerge(x, U, k)                 U: ridge regression from the merged x to what parent k sees there, drawn to the
+                                 regression from the x that there would be without the errors made so far
     x + merge([W_k unmerge(y)], M)   corrected: ridge regression from y to what the stream should be, less what it is
 
 What a parent sees, and what a stream should be, come from the parents' own values; biases take the constants. A
@@ -11,6 +12,7 @@ M W side by side having full rank), otherwise into M, drawn to the basis that wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -32,6 +34,8 @@ LAST = 0.1
 """Share of the penalty where tasks read their final features: no error made there is made worse by what follows."""
 FULL = 1e-6
 """Directions that maps reach by less than this share count as not reached: what a norm subtracts needs nothing."""
+EXACT = 1e-6
+"""Penalty of the regressions that know no error of a prefix: those that the others are drawn to."""
 
 
 class Prefix:
@@ -57,6 +61,7 @@ class Prefix:
         self.shifts: dict[tuple[str, int], Tensor] = {}
         """By unmerge map and parent: what the parent sees besides U times the merged value."""
         self.solved: set[tuple[str, int]] = set()
+        self.ideal = self._ideal()
         for node in supernet.program.graph.nodes:
             for k, theirs in self.goals.asked(node):
                 self.parents[k].hold(theirs)
@@ -68,9 +73,15 @@ class Prefix:
         for node in self.supernet.program.graph.nodes:
             if node.op == "output":
                 break
+            if node in self.ideal.replaced:
+                self.ideal.of(node)
+                for k, theirs in enumerate(self.supernet.twins[node.name]):
+                    self.parents[k].release(theirs)
             unmerged, merged = Unmerge.of(node), Merge.of(node)
-            if unmerged and (unmerged.name, unmerged.k) not in self.solved:
-                self._read(node, unmerged)
+            if unmerged:
+                if (unmerged.name, unmerged.k) not in self.solved:
+                    self._read(node, unmerged)
+                self.ideal.release(unmerged.source)
             if merged:
                 for call in merged.calls:
                     self.merged.of(call)
@@ -87,6 +98,28 @@ class Prefix:
             for k, theirs in self.goals.asked(node):
                 self.parents[k].release(theirs)
         return self.tensors
+
+    def _ideal(self) -> Values:
+        """The merged values if every call wrote what the bases make of the parents' own: without errors of a prefix."""
+        net = self.supernet
+        joins = {n: m for n in net.program.graph.nodes if (m := Merge.of(n)) and n.name in net.twins}
+        for node in joins:
+            for k, theirs in enumerate(net.twins[node.name]):
+                self.parents[k].hold(theirs)
+        sources = [u.source for n in net.program.graph.nodes if (u := Unmerge.of(n))]
+        written = {node: partial(self._written, node, merged) for node, merged in joins.items()}
+        return Values(self.merged.program, self.batches, sources, written, self.merged.tensors)
+
+    def _written(self, node: fx.Node, merged: Merge, batch: int) -> Tensor:
+        """What the bases make on a batch of what the parents write where a merge node stands."""
+        axis_map, twins = self._map(merged), self.supernet.twins[node.name]
+        own = {k: self.parents[k].of(twins[k])[batch] for k in merged.parents}
+        return torch.stack([axis_map.to_merged(value, k, merged.axis) for k, value in own.items()]).sum(0)
+
+    def _map(self, merged: Merge) -> AxisMap:
+        axis_map = self.supernet.program.maps[merged.name]
+        assert isinstance(axis_map, AxisMap)
+        return axis_map
 
     # -- norms -----------------------------------------------------------------------------------------
 
@@ -144,21 +177,25 @@ class Prefix:
             return
         k, name = unmerged.k, unmerged.name
         self.solved.add((name, k))
-        seen, given = self.parents[k].of(theirs), self.merged.of(unmerged.source)
+        seen, sources = self.parents[k].of(theirs), [v.of(unmerged.source) for v in (self.ideal, self.merged)]
         calls = readers(node)
         biased = bool(calls) and all(self._bias(call) is not None for call in calls)
         last = not any(Merge.of(user) for call in calls for user in call.users)
         strength = self.ridge * (LAST if last else 1.0)
         shift = torch.zeros(node.meta["val"].shape[unmerged.axis], dtype=torch.float64)
         for block in self.blocks[name]:
-            moments = Moments.empty(len(block.merged), len(block.own[k]))
-            for i, (x, y) in enumerate(zip(given, seen, strict=True)):
-                rows = self.rows.of(x, unmerged.axis, i), self.rows.of(y, unmerged.axis, i)
-                moments.add(rows[0][:, block.merged], rows[1][:, block.own[k]])
-            matrix, shift[block.own[k]] = moments.ridge(strength, biased)
+            ideal, real = (self._moments(unmerged.axis, block, k, source, seen) for source in sources)
+            matrix, shift[block.own[k]] = real.ridge(strength, biased, ideal.ridge(EXACT, biased)[0])
             block.set_one(k, matrix)
         if biased:
             self.shifts[name, k] = shift
+
+    def _moments(self, axis: int, block: Block, k: int, given: Sequence[Tensor], seen: Sequence[Tensor]) -> Moments:
+        """Of what parent k sees along a block of an axis, beside the merged values that it is told from."""
+        moments = Moments.empty(len(block.merged), len(block.own[k]))
+        for i, (x, y) in enumerate(zip(given, seen, strict=True)):
+            moments.add(self.rows.of(x, axis, i)[:, block.merged], self.rows.of(y, axis, i)[:, block.own[k]])
+        return moments
 
     def _bias(self, call: fx.Node) -> fx.Node | None:
         """The tensor that a parent's call adds to what it writes, if nothing else uses it."""
@@ -227,9 +264,7 @@ class Prefix:
     def _wanted(self, node: fx.Node, merged: Merge) -> list[Tensor]:
         """Per batch, as rows: what a merge node should write, less what is there already."""
         chain, other, axis = self.goals.chains[node], self.goals.other(node), merged.axis
-        axis_map = self.supernet.program.maps[merged.name]
-        assert isinstance(axis_map, AxisMap)
-        twins = self.supernet.twins[self.goals.goal(node)]
+        axis_map, twins = self._map(merged), self.supernet.twins[self.goals.goal(node)]
         found = []
         for i in range(len(self.batches)):
             rows = {k: self.rows.of(self.parents[k].of(twins[k])[i], axis, i) for k in merged.parents}
@@ -295,7 +330,9 @@ class Prefix:
             moments.add(self.rows.of(kernel.features(given[i]), axis, i), goal)
             before += float((self.rows.of(self.merged.of(node)[i], axis, i) - goal).square().sum())
         biased = bool(kernel.biases) or chain.bias is not None
-        found, constant = moments.ridge(self.ridge, biased)
+        maps = {name: m for name, m in self.merged.program.maps.items() if isinstance(m, AxisMap)}
+        by_maps = kernel.folded(self.tensors, maps, merged.parents)
+        found, constant = moments.ridge(self.ridge, biased, by_maps)
         if moments.error(found, constant) > before:
             return
         solved = kernel.solved(found, constant, given[0].dtype)

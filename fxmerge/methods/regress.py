@@ -84,17 +84,19 @@ class Moments:
         self.y += y.sum(0)
         self.yy += float(y.square().sum())
 
-    def ridge(self, strength: float, intercept: bool) -> tuple[Tensor, Tensor]:
+    def ridge(self, strength: float, intercept: bool, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(targets × features, targets): what times x, plus what, comes nearest to y.
 
-        The penalty is `strength` times the mean square of a feature (about its mean, with an intercept).
+        The penalty is `strength` times the mean square of a feature (about its mean, with an intercept), on what
+        differs from the `prior`, or from zero.
         """
         xx, xy = self.xx, self.xy
         if intercept:
             xx = xx - torch.outer(self.x, self.x) / self.count
             xy = xy - torch.outer(self.x, self.y) / self.count
         level = strength * float(xx.diagonal().mean()) + 1e-12 * float(xx.diagonal().max()) + 1e-30
-        found = torch.linalg.solve(xx + level * torch.eye(len(xx), dtype=xx.dtype), xy).T
+        drawn = xy if prior is None else xy + level * prior.T
+        found = torch.linalg.solve(xx + level * torch.eye(len(xx), dtype=xx.dtype), drawn).T
         rest = (self.y - found @ self.x) / self.count
         return found, rest if intercept else torch.zeros_like(rest)
 
@@ -122,7 +124,8 @@ def eliminate(moments: Sequence[Moments], units: Sequence[Tensor], keep: int, st
     """The units (columns of the features each) that are kept when the others are dropped, worst loss last.
 
     One at a time goes the unit whose loss raises least the error of regressing the targets on what is left, summed over
-    `moments` (each as a share of its own targets' size); where there are many, a sixteenth of the surplus at a time.
+    `moments` (each as a share of its own targets' size); where there are many, a sixteenth of the surplus at a time,
+    but none that costs more than those that stay since its like (a copy, say) went.
     With P the inverse of the features' moment and B = P·(moment with the targets), dropping the columns g costs
     tr(B_gᵀ (P_gg)⁻¹ B_g), after which P and B are down-dated.
     """
@@ -133,16 +136,21 @@ def eliminate(moments: Sequence[Moments], units: Sequence[Tensor], keep: int, st
         level = strength * float(one.xx.diagonal().mean()) + 1e-30
         inverse = torch.linalg.inv(one.xx + level * torch.eye(len(one.xx), dtype=one.xx.dtype))
         states.append([inverse, inverse @ one.xy, 1.0 / max(float((one.xy * (inverse @ one.xy)).sum()), 1e-30)])
-    while len(left) > keep:
-        costs = torch.zeros(len(left), dtype=torch.float64)
-        for inverse, weights, share in states:
-            costs += share * _costs(inverse, weights, columns, left)
-        surplus = len(left) - keep
+
+    def costs(of: list[int]) -> Tensor:
+        found = [share * _costs(inverse, weights, columns, of) for inverse, weights, share in states]
+        return torch.stack(found).sum(0)
+
+    while (surplus := len(left) - keep) > 0:
+        found = costs(left)
+        ranked = torch.argsort(found).tolist()
         batch = max(1, surplus // 16)
-        for place in sorted(torch.argsort(costs)[:batch].tolist(), reverse=True):
-            gone = units[left.pop(place)]
-            for state in states:
-                _drop(state, gone)
+        most = float(found[ranked[min(batch, len(left) - 1)]])
+        for number, unit in enumerate([left[place] for place in ranked[:batch]]):
+            if number == 0 or float(costs([unit])) <= most:
+                left.remove(unit)
+                for state in states:
+                    _drop(state, units[unit])
     return left
 
 

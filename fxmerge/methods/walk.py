@@ -22,20 +22,32 @@ Visit = Callable[[fx.Node], None]
 class Values:
     """A program run node by node on several batches at once; a value lives until its last reader has run."""
 
-    def __init__(self, program: Program, batches: Sequence[Batch], kept: Iterable[fx.Node] = ()) -> None:
+    def __init__(
+        self,
+        program: Program,
+        batches: Sequence[Batch],
+        kept: Iterable[fx.Node] = (),
+        replaced: Mapping[fx.Node, Callable[[int], Tensor]] | None = None,
+        tensors: dict[str, Tensor] | None = None,
+    ) -> None:
+        """With `replaced` only what is `kept` is run, and what that is computed from; `tensors` may be another's."""
+        kept = list(kept)
         self.program = program
-        self.tensors = dict(program.tensors)
+        self.tensors = dict(program.tensors) if tensors is None else tensors
         """What `get_attr` nodes give; a method may change them as it goes."""
-        self.order = [node for node in program.graph.nodes if node.op != "output"]
-        self.replaced: dict[fx.Node, Callable[[int], Tensor]] = {}
+        self.replaced = dict(replaced or {})
         """What to compute on a batch in the place of a node's own call."""
+        self.order = [node for node in program.graph.nodes if node.op != "output"]
+        if replaced is not None:
+            self.order = _needed(self.order, kept, replaced)
         self.next = 0
         self.batches = batches
         self.held: dict[fx.Node, int] = {}
         for node in kept:
             self.hold(node)
         self.values: dict[fx.Node, list[Any]] = {}
-        self.unread = {node: sum(user.op != "output" for user in node.users) for node in self.order}
+        run = set(self.order) - self.replaced.keys()
+        self.unread = {node: sum(user in run for user in node.users) for node in self.order}
         self.inputs = {node: port.name for node, port in zip(program.placeholders, program.inputs, strict=True)}
 
     def hold(self, node: fx.Node) -> None:
@@ -58,7 +70,7 @@ class Values:
         self.next += 1
         with torch.no_grad():
             self.values[node] = [self.value(node, i) for i in range(len(self.batches))]
-        for needed in set(node.all_input_nodes):
+        for needed in set(node.all_input_nodes) if node not in self.replaced else ():
             self.unread[needed] -= 1
             self._drop(needed)
 
@@ -87,3 +99,14 @@ class Values:
     def _drop(self, node: fx.Node) -> None:
         if self.unread.get(node, 0) <= 0 and self.held.get(node, 0) <= 0 and node.op == "call_function":
             self.values.pop(node, None)
+
+
+def _needed(order: Sequence[fx.Node], wanted: Iterable[fx.Node], given: Iterable[fx.Node]) -> list[fx.Node]:
+    """What is wanted and what it is computed from, as far as it is not given, in order."""
+    stop, needed, todo = set(given), set[fx.Node](), list(wanted)
+    while todo:
+        node = todo.pop()
+        if node not in needed:
+            needed.add(node)
+            todo += [] if node in stop else node.all_input_nodes
+    return [node for node in order if node in needed]

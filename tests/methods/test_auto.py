@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -65,6 +66,15 @@ def test_trials_leave_the_starts_as_they_were() -> None:
     searched = fxmerge.merge(programs, data=data, **options)
     alone = fxmerge.merge(programs, data=data, **options, init=searched.result["init"])
     assert all(torch.equal(value, alone.state_dict()[name]) for name, value in searched.state_dict().items())
+
+
+def test_a_start_that_is_exact_is_kept() -> None:
+    program, x = parent("mlp", 3, "a")
+    twin = dataclasses.replace(program, task="b")
+    result = fxmerge.merge([program, twin], data={"a": x, "b": x}, **SHORT)
+    assert any(note.startswith("the start is kept") for note in result.result["notes"])
+    given = program.run(x)["logits"]
+    assert all(torch.allclose(found, given, atol=1e-5) for found in result(*x.values()).values())
 
 
 def test_without_polish_the_closed_form_is_the_result() -> None:

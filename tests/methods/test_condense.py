@@ -90,9 +90,7 @@ def merged(parents: list[tuple[Program, Inputs]], method: str) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_parent_merged_with_itself_is_itself(family: str) -> None:
     first, x = parent(family, 3, "a")
-    both = merged(
-        [(first, x), (dataclasses.replace(first, task="b"), x)], "condense{ridge=1e-8,rows=200,balance=[1 1]}"
-    )
+    both = merged([(first, x), (dataclasses.replace(first, task="b"), x)], EQUAL)
     some = {name: value[:32] for name, value in x.items()}
     given = first.run(some)["logits"]
     for found in both(*some.values()).values():

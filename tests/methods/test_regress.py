@@ -40,6 +40,20 @@ def test_a_penalty_draws_to_nothing(data: tuple[torch.Tensor, torch.Tensor]) -> 
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+def test_a_penalty_draws_to_what_is_given(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    wanted = torch.arange(15, dtype=torch.float64).reshape(3, 5)
+    misses = [float((moments(*data).ridge(strength, True, wanted)[0] - wanted).norm()) for strength in (0.1, 10.0, 1e4)]
+    assert misses[0] > misses[1] > misses[2] and misses[2] < 0.01
+
+
+def test_of_many_copies_one_each_stays() -> None:
+    torch.manual_seed(3)
+    x = torch.randn(400, 64, dtype=torch.float64)
+    y = x @ torch.randn(64, 20, dtype=torch.float64)
+    kept = eliminate([moments(torch.cat((x, x), 1), y)], list(torch.arange(128).reshape(128, 1)), 64)
+    assert sorted(unit % 64 for unit in kept) == list(range(64))
+
+
 def test_units_are_kept_as_by_trying_all() -> None:
     torch.manual_seed(1)
     x = torch.randn(200, 8, dtype=torch.float64) * torch.tensor([1, 1, 3, 1, 0.1, 0.1, 2, 2])
