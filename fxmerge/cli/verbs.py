@@ -25,7 +25,7 @@ from fxmerge.cli.serve import serve
 from fxmerge.compiler.state_folder import state_folder
 from fxmerge.config import MergeConfig, parse_by_task, parse_data
 from fxmerge.errors import OptionError
-from fxmerge.io.files import check_output, write_text
+from fxmerge.io.files import check_output
 
 app = typer.Typer(
     name="fxmerge", rich_markup_mode="rich", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -108,12 +108,11 @@ def merge(
     from fxmerge.compiler import inspection
 
     with state_folder(config, lambda told: note([told], quiet)) as config:
-        merged = compiler.merge(config.parents, config=config, stages=bars(quiet))
+        merged = compiler.merge(
+            config.parents, config=config, stages=bars(quiet),
+            page=lambda merged, config: report_page.html(merged.result, config, merged),
+        )  # fmt: skip
     note(merged.result["notes"], quiet)
-    if config.result:
-        write_text(config.result, json.dumps(merged.result, indent=1), overwrite=config.overwrite)
-    if config.report:
-        write_text(config.report, report_page.html(merged.result, config, merged), overwrite=config.overwrite)
     if verbose:
         note(inspection.refusals(merged.parents, extensions=config.extension), quiet)
         note([f"{stage} took {duration(seconds)}" for stage, seconds in merged.result["seconds"].items()], quiet)
@@ -153,14 +152,11 @@ def compare(
     found = comparison.compare(
         config.parents, methods, config=config, stages=lambda text: bars(quiet, text),
         done=lambda row, number, total: tell.print(Text(table.progress(row, number, total), style="dim")),
+        page=lambda best, config, rows: html(best.result, config, best, rows),
     )  # fmt: skip
     if verbose:
         for row in found.rows:
             note([f"{row.method}: {note}" for note in row.result.get("notes", ())], quiet)
-    if config.result:
-        write_text(config.result, json.dumps(found.as_dict(), indent=1), overwrite=config.overwrite)
-    if config.report and found.best is not None:
-        write_text(config.report, html(found.best.result, config, found.best, found.rows), overwrite=config.overwrite)
     if as_json:
         print(json.dumps(found.as_dict(), indent=1))
     elif not quiet:

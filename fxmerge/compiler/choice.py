@@ -66,7 +66,7 @@ def _declared(method: Method) -> dict[str, Any]:
 
 
 def _fields(cls: type[Any]) -> dict[str, Any]:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.name not in OF_EVERY_METHOD and f.init}
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fxmerge.compiler.choice import chosen, options_of
-from fxmerge.compiler.merging import merge
+from fxmerge.compiler.merging import merge_alone
 from fxmerge.compiler.metrics_log import metrics_log
 from fxmerge.compiler.parents import Parent
-from fxmerge.config import MergeConfig
+from fxmerge.config import MergeConfig, no_page
 from fxmerge.errors import DataError, FxmergeError, OptionError
 from fxmerge.installed import known
+from fxmerge.io.files import write_text
 from fxmerge.messages import listed
 from fxmerge.methods.base import Method
 from fxmerge.output.formats import ONNX, format_of
@@ -85,6 +87,7 @@ def compare(
     config: MergeConfig | None = None,
     stages: Callable[[str], Stages] | None = None,
     done: Callable[[Row, int, int], None] | None = None,
+    page: Callable[[Merged, MergeConfig, Sequence[Row]], str] | None = None,
     **options: Any,
 ) -> Comparison:
     """Merge the same parents by several methods, on the same samples and with the same seed.
@@ -92,9 +95,13 @@ def compare(
     `methods`: names, with options as in `foldable{steps=100}`; one text may hold several between commas. `options` are
     fields of `MergeConfig`; each goes to the methods that have it. With `out`, the best is written there.
     A method that fails is a row with its reason; if all do, the first one's error is raised. `done` is called after
-    each with its row, its number from one, and how many there are.
+    each with its row, its number from one, and how many there are. Figures are written where `result` says; a `report`
+    is drawn by `page`, which the command line has.
     """
     config = (config or MergeConfig()).with_options(**options)
+    config.check_compared()
+    if config.report and page is None:
+        raise no_page()
     texts = [each.strip() for each in (COMMAS.split(methods) if isinstance(methods, str) else methods)]
     configs = dict(zip(texts, _configs(config, texts), strict=True))
     if config.out:
@@ -106,7 +113,7 @@ def compare(
         for number, (text, own) in enumerate(configs.items(), 1):
             watched = log.watching(stages(text) if stages else None, method=text)
             try:
-                merged = merge(parents, data=data, config=own, stages=watched)
+                merged = merge_alone(parents, data=data, config=own, stages=watched)
             except FxmergeError as error:
                 errors.append(error)
                 row = Row(text, failed=error.what)
@@ -123,7 +130,12 @@ def compare(
     if len(errors) == len(rows):
         raise errors[0]
     found = Comparison(tuple(rows), best and best[1], best and best[0].method, config.seed)
-    return _written(found, config) if config.out else found
+    found = _written(found, config) if config.out else found
+    if config.result:
+        write_text(config.result, json.dumps(found.as_dict(), indent=1), overwrite=config.overwrite)
+    if config.report and found.best is not None and page is not None:
+        write_text(config.report, page(found.best, config, found.rows), overwrite=config.overwrite)
+    return found
 
 
 def _configs(config: MergeConfig, methods: Sequence[str]) -> list[MergeConfig]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -19,8 +20,9 @@ from fxmerge.compiler.job import OneBase, behind, job_of, outcome_of, plan_of
 from fxmerge.compiler.metrics_log import metrics_log
 from fxmerge.compiler.parents import Parent, load_parents, unsized_in
 from fxmerge.compiler.sizes import merge_to_size
-from fxmerge.config import MergeConfig
+from fxmerge.config import MergeConfig, no_page
 from fxmerge.installed import known
+from fxmerge.io.files import write_text
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import unsized
 from fxmerge.ir.supernet import SuperNet
@@ -45,17 +47,32 @@ def merge(
     data: Any = None,
     config: MergeConfig | None = None,
     stages: Stages | None = None,
+    page: Callable[[Merged, MergeConfig], str] | None = None,
     **options: Any,
 ) -> Merged:
     """Merge two or more parents into one model of one model's size.
 
     `parents`: programs, or SOURCEs. `data`: unlabeled samples by task (a tensor for a single input, a dict of tensors
     by input name, or a path), or one of these for all tasks; without it, the samples inside the parents are used.
-    `options` are fields of `MergeConfig` and override it. With `out`, the model is written there, whole or not at all.
+    `options` are fields of `MergeConfig` and override it. With `out`, the model is written there, whole or not at all,
+    and the figures where `result` says; a `report` is drawn by `page`, which the command line has.
     Raises `FxmergeError`s; `VerificationError` if a check fails, and then nothing is written.
     """
     config = (config or MergeConfig()).with_options(**options)
     config.check_options()
+    config.check_files()
+    if config.report and page is None:
+        raise no_page()
+    merged = merge_alone(parents, data=data, config=config, stages=stages)
+    if config.result:
+        write_text(config.result, json.dumps(merged.result, indent=1), overwrite=config.overwrite)
+    if config.report and page is not None:
+        write_text(config.report, page(merged, config), overwrite=config.overwrite)
+    return merged
+
+
+def merge_alone(parents: Sequence[Parent], *, data: Any, config: MergeConfig, stages: Stages | None) -> Merged:
+    """`merge`, its options checked; figures are left to whoever asks."""
     with metrics_log(config) as log:
         merged = _merge(parents, data=data, config=config.with_options(log=None), stages=log.watching(stages))
     merged.facts = replace(merged.facts, notes=(*merged.facts.notes, *log.notes))

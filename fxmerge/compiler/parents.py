@@ -38,6 +38,12 @@ def load_parents(given: Sequence[Parent], config: MergeConfig, data: Any) -> lis
         for parent, task in zip(given, tasks, strict=True)
     ]
     _check(programs, config)
+    bare = any(not isinstance(parent, Program) and _is_bare(parent) for parent in given)
+    if config.batch_axis is not None and not bare and not any(program.turned for program in programs):
+        raise OptionError(
+            f"--batch-axis {config.batch_axis}: every parent takes its batch on the first axis",
+            "leave it out, or say it where the model is traced: fxmerge capture --batch-axis N",
+        )
     return programs
 
 
@@ -58,6 +64,11 @@ def samples_of(program: Program, value: Any, config: MergeConfig) -> Samples:
         return Samples(rows_first({program.inputs[0].name: value}, program, config.batch_axis))
     if isinstance(value, Mapping):
         return Samples(rows_first(named_tensors(value), program, config.batch_axis))
+    if not isinstance(value, str | Path):
+        raise DataError(
+            f"the samples of {program.task} are a {type(value).__name__}",
+            "give a tensor, a dict of tensors by input name, or a path; or a dict with one of these for each task",
+        )
     return load_samples(value, program, Reading(batch_axis=config.batch_axis, strict=config.strict_data, labels=False))
 
 
@@ -82,7 +93,7 @@ def teacher_notes(lined: Sequence[Program], template: int) -> list[str]:
 def _read(source: str | Path, task: str, config: MergeConfig, samples: Any) -> Program:
     """The program of a SOURCE. What holds no samples of its own, as a state dict, is traced on those of the task."""
     weights = _takes_weights(source)  # what is said for all parents is for those that can use it
-    bare = weights or sources.kind_of(Path(source), str(source)) == "factory"
+    bare = _is_bare(source)
     return sources.load(
         source,
         arch=config.arch.get(task) or (config.arch.get("") if weights else None),
@@ -93,6 +104,11 @@ def _read(source: str | Path, task: str, config: MergeConfig, samples: Any) -> P
         batch_axis=config.batch_axis if bare else None,
         extensions=config.extension,
     )
+
+
+def _is_bare(source: str | Path) -> bool:
+    """Whether a source holds no trace, and is traced here."""
+    return _takes_weights(source) or sources.kind_of(Path(source), str(source)) == "factory"
 
 
 def _takes_weights(source: Parent) -> bool:

@@ -46,7 +46,8 @@ class MergeConfig(BaseModel):
     Paths in a file are taken from the working directory, as flags are.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)  # blocks and tasks are named so
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
+    # blocks and tasks may be named by numbers
 
     parents: tuple[str, ...] = option((), "Models to merge, two or more.", "argument", metavar="SOURCE SOURCE...")
     arch: dict[str, str] = option(
@@ -278,7 +279,7 @@ class MergeConfig(BaseModel):
         """Raise `OptionError` or `OutputError` if one of the outputs cannot be written. Creates nothing."""
         if self.out is None and not self.dry_run:
             raise OptionError("--out is missing", "add --out merged.onnx")
-        self._check_files()
+        self.check_files()
 
     def check_compared(self) -> None:
         """The same for a comparison, which needs no output and has flags of `merge` that say nothing to it."""
@@ -286,9 +287,10 @@ class MergeConfig(BaseModel):
             if self.given(name):
                 flag = f"--{name.replace('_', '-')}"
                 raise OptionError(f"{flag} is of `fxmerge merge`", f"leave out {flag}; --methods names what to compare")
-        self._check_files()
+        self.check_files()
 
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
+        """Raise `OptionError` or `OutputError` if two of them are one file, or one cannot be written."""
         given = {flag: getattr(self, flag) for flag in ("out", "result", "report", "log") if getattr(self, flag)}
         seen: dict[Path, str] = {Path(parent).resolve(): "a parent" for parent in self.parents}
         for flag, path in given.items():
@@ -309,6 +311,13 @@ def check_excluding(groups: Iterable[tuple[tuple[str, ...], str]], given: Collec
         one, two, *_ = [f"--{name.replace('_', '-')}" for name in names if name in given] + ["", ""]
         if two:
             raise OptionError(f"{one} and {two} exclude each other: {why}", "keep one of them")
+
+
+def no_page() -> OptionError:
+    """The error for a report that nobody can draw."""
+    return OptionError(
+        "a report is drawn by the command line alone", "leave out report, or: fxmerge merge --report FILE"
+    )
 
 
 def option_group(field: FieldInfo) -> str:

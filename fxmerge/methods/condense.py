@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxmerge.bounds import Amount, Count, Positive
 from fxmerge.errors import OptionError
 from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
@@ -41,11 +42,11 @@ class Condense:
     needs_data: ClassVar[bool] = True
     about: ClassVar[About] = About(groups=("permutation", "orthogonal", "free"))
 
-    ridge: float = 1e-2
+    ridge: Amount = 1e-2
     """Penalty of the regressions, as a share of the mean square of a feature."""
-    rows: int = 1500
+    rows: Count = 1500
     """Inputs that are looked at, of all tasks together."""
-    balance: tuple[float, ...] = ()
+    balance: tuple[Positive, ...] = ()
     """Per parent: the size of its streams before a common basis is taken; one for each when empty."""
 
     def __call__(self, job: Job) -> Outcome:

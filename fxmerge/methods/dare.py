@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
+from fxmerge.bounds import Part
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Job
 from fxmerge.methods.task_vectors import TaskVectors
-from fxmerge.methods.ties import check_share
 from fxmerge.methods.trunks import Trunks, Weights
 
 
@@ -23,11 +23,8 @@ class Dare(TaskVectors):
     about: ClassVar[About] = About("Yu et al., ICML 2024, §3.2", parents="one base", widths=False, tuned=True)
     usual: ClassVar[float] = 0.4
 
-    density: float = 0.1
+    density: Part = 0.1
     """Share of each parent's changes that are kept; the paper drops nine in ten."""
-
-    def __post_init__(self) -> None:
-        check_share("dare", "density", self.density)
 
     def direction(self, trunks: Trunks, job: Job) -> Weights:
         generator = torch.Generator().manual_seed(job.settings.seed)

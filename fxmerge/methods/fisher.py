@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxmerge.bounds import Count
 from fxmerge.ir.maps import Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
@@ -35,9 +36,9 @@ class Fisher:
     needs_data: ClassVar[bool] = True
     about: ClassVar[About] = About("Matena & Raffel, NeurIPS 2022, §3", parents="one base", widths=False)
 
-    rows: int = 256
+    rows: Count = 256
     """Samples of a task that are looked at."""
-    draws: int = 4
+    draws: Count = 4
     """Answers drawn for every sample."""
     normalize: bool = True
     """Divide each parent's numbers by their mean, so that unsure parents do not count for more."""

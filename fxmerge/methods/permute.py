@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from fxmerge.bounds import Count
 from fxmerge.errors import DataError
 from fxmerge.ir.maps import Form
 from fxmerge.ir.supernet import SuperNet
@@ -67,7 +68,7 @@ class Permute:
     """Whether residual streams are put in order too; auto: where that holds on samples it was not found on."""
     heads: Heads = "respected"
     """Whether values keep their head; free: units go where they fit best, which attention does not allow."""
-    rows: int = 1500
+    rows: Count = 1500
     """Inputs that are looked at, of all tasks together."""
 
     def __call__(self, job: Job) -> Outcome:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
+from fxmerge.bounds import Amount, Count
 from fxmerge.errors import OptionError
 from fxmerge.ir.maps import AxisMap, Form
 from fxmerge.ir.program import Program
@@ -51,9 +52,9 @@ class Pleas:
 
     align: Literal["auto", "permute", "transport", "rotate", "zipit"] = "auto"
     """auto: orders, or partial matches where the merged model is wider than all parents."""
-    ridge: float = 1e-3
+    ridge: Amount = 1e-3
     """Penalty of the regressions, as a share of the mean square of a feature."""
-    rows: int = 1500
+    rows: Count = 1500
     """Inputs that are looked at, of all tasks together."""
 
     def __call__(self, job: Job) -> Outcome:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from fxmerge.errors import OptionError
+from fxmerge.bounds import Count, Share
 from fxmerge.ir.maps import AxisMap, Form
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
@@ -37,9 +37,9 @@ class RegMean:
     needs_data: ClassVar[bool] = True
     about: ClassVar[About] = About("Jin et al., ICLR 2023, §3", parents="one base", widths=False)
 
-    shrink: float = 0.9
+    shrink: Share = 0.9
     """What off-diagonal entries of every G are multiplied with."""
-    rows: int = 1000
+    rows: Count = 1000
     """Samples of a task that are looked at."""
 
     def __call__(self, job: Job) -> Outcome:
@@ -61,8 +61,6 @@ class RegMean:
 
     def _solved(self, job: Job, kernels: bool) -> tuple[SuperNet, dict[str, Tensor]]:
         require_alike(job.supernet, self.name)
-        if not 0 <= self.shrink <= 1:
-            raise OptionError(f"regmean: shrink {self.shrink:g} is no share", "give a number from 0 to 1")
         net = job.supernet.start([1.0] * len(job.supernet.parents), "fixed")
         if not net.together:
             job.notes.append("regmean: parents with inputs of their own are not regressed yet: merged by average")

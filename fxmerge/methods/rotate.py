@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fxmerge.bounds import Count
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.alignment import matches
@@ -39,7 +40,7 @@ class Rotate(Permute):
         "generalised linear mode connectivity, NeurIPS 2025", tuned=True, groups=("permutation", "sign", "orthogonal")
     )
 
-    sweeps: int = 5
+    sweeps: Count = 5
     """Of coordinate descent over all spaces."""
 
     def layout(self, supernet: SuperNet) -> Layout:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxmerge.errors import OptionError
+from fxmerge.bounds import Part
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Job
 from fxmerge.methods.task_vectors import TaskVectors
@@ -26,11 +26,8 @@ class Ties(TaskVectors):
     )
     usual: ClassVar[float] = 1.0
 
-    density: float = 0.2
+    density: Part = 0.2
     """Share of each parent's changes that are kept: the largest of its whole trunk."""
-
-    def __post_init__(self) -> None:
-        check_share("ties", "density", self.density)
 
     def direction(self, trunks: Trunks, job: Job) -> Weights:
         kept = [trimmed(change, self.density) for change in trunks.changes()]
@@ -59,12 +56,6 @@ def sign_of_sum(side: Tensor) -> Tensor:
     """Over the first axis; zero where entries cancel, as changes from the average of all do, up to rounding."""
     total = side.sum(0)
     return torch.where(total.abs() <= 1e-9 * side.abs().sum(0), 0.0, total).sign()
-
-
-def check_share(method: str, option: str, value: float) -> None:
-    """Raise `OptionError` unless a share is above zero and at most one."""
-    if not 0 < value <= 1:
-        raise OptionError(f"{method}: {option} {value:g} is no share", "give a number above 0 and at most 1")
 
 
 TIES = Ties()

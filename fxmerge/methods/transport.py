@@ -12,6 +12,7 @@ import ot
 import torch
 from torch import Tensor
 
+from fxmerge.bounds import Amount
 from fxmerge.methods.about import About
 from fxmerge.methods.alignment.layout import Site
 from fxmerge.methods.alignment.matches import Similarity
@@ -120,7 +121,7 @@ class Transport(Permute):
         "Imfeld et al., ICLR 2024; Singh and Jaggi, NeurIPS 2020", tuned=True, groups=("permutation", "free")
     )
 
-    reg: float = 0.08
+    reg: Amount = 0.08
     """Entropy of the plans, as a share of the largest distance; 0 for exact transport."""
 
     def decision(self, template: int) -> Order:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxmerge.bounds import Count, Share
 from fxmerge.errors import DataError
 from fxmerge.ir.maps import Form
 from fxmerge.ir.supernet import SuperNet
@@ -93,13 +94,13 @@ class ZipIt:
     needs_data: ClassVar[bool] = True
     about: ClassVar[About] = About("Stoica et al., ICLR 2024, §4", groups=("permutation", "free"))
 
-    inside: float = 0.125
+    inside: Share = 0.125
     """Largest share of joins inside one model."""
-    discount: float = 0.3
+    discount: Share = 0.3
     """What a group's correlations are multiplied with each time it is joined."""
     heads: Heads = "respected"
     """Whether values are zipped within heads that are matched as wholes, or (free) across heads."""
-    rows: int = 1500
+    rows: Count = 1500
     """Inputs that are looked at, of all tasks together."""
 
     def __call__(self, job: Job) -> Outcome:

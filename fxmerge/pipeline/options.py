@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from fxmerge.bounds import Within
 from fxmerge.errors import OptionError
 from fxmerge.messages import nearest
 
@@ -66,8 +68,16 @@ def _read(text: str, kind: Any) -> Any:
         return _one_of(text, {"none": None})
     if kind is bool:
         return _one_of(text, {"true": True, "false": False})
-    if kind in (int, float):
-        return kind(text)
+    if get_origin(kind) is Annotated:
+        inner, *bounds = get_args(kind)
+        value = _read(text, inner)
+        if not all(each.holds(value) for each in bounds if isinstance(each, Within)):
+            raise ValueError(text)
+        return value
+    if kind is int:
+        return int(text)
+    if kind is float:
+        return _finite(float(text))
     if get_origin(kind) is Literal:
         return _one_of(text, {shown(value): value for value in get_args(kind)})
     if get_origin(kind) is tuple:
@@ -83,6 +93,12 @@ def _sequence(text: str, kind: Any) -> tuple[Any, ...]:
     return tuple(_read(item, kind) for item in text[1:-1].split())
 
 
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(value)
+    return value
+
+
 def _one_of(text: str, values: Mapping[str, Any]) -> Any:
     if text not in values:
         raise ValueError(text)
@@ -95,6 +111,9 @@ def _kind_text(kind: Any) -> str:
     for choice in _choices(kind):
         if get_origin(choice) is Literal:
             parts += [shown(value) for value in get_args(choice)]
+        elif get_origin(choice) is Annotated:
+            inner, *bounds = get_args(choice)
+            parts.append(" ".join([_kind_text(inner), *(str(b) for b in bounds if isinstance(b, Within))]))
         elif get_origin(choice) is tuple:
             parts.append(f"[a list of {_kind_text(get_args(choice)[0])}]")
         else:

@@ -316,7 +316,7 @@ def _no_program(each: Pass, value: object, known: Owners) -> NoReturn:
 
 
 def _option_types(cls: type[Pass]) -> dict[str, Any]:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 

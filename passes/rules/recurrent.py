@@ -9,6 +9,7 @@ reads the layer; gates (sigmoid) keep their rows. With relu a unit may be scaled
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fxmerge.coupling import Rule
 from fxmerge.coupling.axes import Axis, twin
@@ -31,6 +32,9 @@ GATES: Mapping[str, tuple[str, ...]] = {
 STACKS = tuple(f"aten.{kind}.input" for kind in GATES)
 """Layers upon layers in one call, as torch.export writes them."""
 
+CELLS = tuple(f"aten.{kind}_cell.default" for kind in GATES)
+"""One step of one layer."""
+
 LAYERS = tuple(f"fxmerge.{kind}.default" for kind in GATES)
 """One layer in one direction (see `passes.spelling.recurrent_layer`)."""
 
@@ -49,8 +53,8 @@ Products = Mapping[str, tuple[str, Axis, Axis | None]]
 
 
 def kind_of(name: str) -> str:
-    """The kind of layer an operator runs: "aten.gru.input" and "fxmerge.gru.default" run "gru"."""
-    return "lstm" if name == LAST_CELL else name.split(".")[1]
+    """The kind of layer: "gru" of "aten.gru.input", "aten.gru_cell.default" and "fxmerge.gru.default"."""
+    return "lstm" if name == LAST_CELL else name.split(".")[1].removesuffix("_cell")
 
 
 def _gates(move: Move, written: Mapping[str, Axis], products: Products) -> Axis:
@@ -109,6 +113,25 @@ def _start(move: Move, name: str, batch: Axis, hidden: Sequence[Axis]) -> None:
 
 layer = Rule(LAYERS, moves=_layer, inner=INNER, exact=False, owner=__name__)
 last_cell = Rule((LAST_CELL,), moves=_last_cell, inner=INNER, exact=False, owner=__name__)
+
+
+# -- one step of one layer, its input included ---------------------------------------------------------------
+
+
+def _step(move: Move) -> Sequence[Any]:
+    if len(move.axes("input")) != 2:
+        raise RuleRefusal("a cell on one row alone has no rule: give it a batch")
+    (batch, below), (rows, reads), (fed, columns) = (move.axes(name) for name in ("input", "w_ih", "w_hh"))
+    written = {"w_ih": rows, "w_hh": fed, **_vectors(move, "b_ih", "b_hh")}
+    hidden = _gates(move, written, {"w_ih": ("input", reads, below), "w_hh": ("hidden", columns, None)})
+    for state in (operand for operand, _ in move.operands if operand.startswith("hx")):
+        _start(move, state, batch, [hidden])
+    move.rigid(batch)
+    each = [batch, hidden]
+    return [each] * len(move.results) if len(move.results) > 1 else each
+
+
+cell = Rule(CELLS, moves=_step, exact=False, owner=__name__)
 
 
 # -- a stack of layers in one or both directions, as torch has it --------------------------------------------

@@ -3,7 +3,7 @@
     assertions, dropout, aliases, casts to the same dtype, slices of everything   -->   nothing
     view                                                                          -->   reshape
     addmm, matmul with a weight, written-out norms, activations and attention     -->   one operator each
-    stacks of recurrent layers                                                    -->   one call a layer and direction
+    stacks of recurrent layers, and cells                                         -->   one call a layer and direction
 
 What is written how is said by rewrites (see `passes.rewrites`).
 """
@@ -22,6 +22,7 @@ from passes.operators import Operators
 from passes.rewrites import REWRITES
 from passes.rewrites.common import called
 from passes.rules import BUILTIN
+from passes.spelling.cells_as_layers import cells_as_layers
 from passes.spelling.split_recurrent import split_recurrent
 
 REWRITTEN = ("aten.permute.default", "aten.reshape.default", "aten.copy.default")
@@ -39,7 +40,9 @@ def normalize(
 ) -> Program:
     """`program` without calls that do nothing, and with each operator in its one spelling."""
     operators = Operators(rules)
-    return split_recurrent(apply(without_no_ops(program, operators), rewrites, trace, rules), operators)
+    return split_recurrent(
+        cells_as_layers(apply(without_no_ops(program, operators), rewrites, trace, rules)), operators
+    )
 
 
 def without_no_ops(program: Program, operators: Operators) -> Program:

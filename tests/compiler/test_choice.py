@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,13 @@ def test_a_method_that_declares_nothing_and_needs_data_trains() -> None:
         ({"method": "foldable{rank=2}", "rank": 2}, r"rank is given twice"),
         ({"method": "foldable{rnak=2}"}, r"foldable has no option 'rnak', did you mean 'rank'\?"),
         ({"method": "foldable{rank=-2}"}, r"--rank -2: input should be greater than or equal to 0"),
+        ({"method": "condense{rows=0}"}, r"condense: rows cannot be '0'\nit is a whole number at least 1"),
+        ({"method": "condense{ridge=nan}"}, r"condense: ridge cannot be 'nan'\nit is a number at least 0"),
+        ({"method": "condense{balance=[1 -1]}"}, r"balance cannot be .*\nit is \[a list of a number above 0\]"),
+        ({"method": "zipit{inside=60}"}, r"zipit: inside cannot be '60'\nit is a number at least 0 and at most 1"),
+        ({"method": "dare{scale=inf}"}, r"dare: scale cannot be 'inf'\nit is a number or auto"),
+        ({"budget": float("inf")}, r"--budget inf: input should be a finite number"),
+        ({"inner": float("inf")}, r"--inner inf: input should be a finite number"),
         ({"method": "foldable{dtype=half}"}, r"foldable: dtype cannot be 'half'\nit is float32 or bfloat16"),
         ({"method": "foldable{rank=2"}, r"cannot read the method"),
         ({"method": "power{exponnt=2}"}, r"power has no option 'exponnt', did you mean 'exponent'\?"),
@@ -139,6 +147,26 @@ def test_the_same_is_refused_from_everywhere(
     flags = [f"--{n.replace('_', '-')}" + ("" if v is True else f"={v}") for n, v in options.items()]
     assert main(["merge", "a.pt", "b.pt", *flags, "--dry-run"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_or_has_no_effect_is_refused_from_python_too(parents: Parents, tmp_path: Path) -> None:
+    programs, out = parents("mlp", 2), str(tmp_path / "m.json")
+    for options, message in (
+        ({"out": f"{tmp_path}/m.onxn"}, r"'\.onxn' cannot be written, did you mean '\.onnx'"),
+        ({"result": out, "report": out}, "--report .* is --result too"),
+        ({"report": out}, "a report is drawn by the command line alone\nleave out report"),
+        ({"result": f"{tmp_path}/none/m.json"}, "none does not exist"),
+        ({"batch_axis": 1}, "--batch-axis 1: every parent takes its batch on the first axis"),
+        ({"data": [1, 2]}, "the samples of .* are a list\ngive a tensor, a dict of tensors"),
+    ):
+        with pytest.raises(fxmerge.FxmergeError, match=message):
+            fxmerge.merge(programs, method="average", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_are_written_from_python_too(parents: Parents, tmp_path: Path) -> None:
+    merged = fxmerge.merge(parents("mlp", 2), method="average", result=str(tmp_path / "m.json"))
+    assert (tmp_path / "m.json").read_text() == json.dumps(merged.result, indent=1)
 
 
 def test_flags_replace_what_a_file_says_of_the_same_thing(tmp_path: Path) -> None:

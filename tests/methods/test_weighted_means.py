@@ -157,5 +157,5 @@ def test_other_shapes_and_shares_are_refused() -> None:
     for method in ("regmean", "fisher"):
         with pytest.raises(OptionError, match=f"{method} takes parents of one shape"):
             fxmerge.merge([wide, narrow], data=data, method=method)
-    with pytest.raises(OptionError, match=r"regmean: shrink 1\.5 is no share"):
+    with pytest.raises(OptionError, match=r"regmean: shrink cannot be '1\.5'"):
         fxmerge.merge([wide, wide.evolve(task="t16")], data=data, method="regmean{shrink=1.5}")

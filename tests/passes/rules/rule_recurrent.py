@@ -33,16 +33,26 @@ def _layer(kind: str, biased: bool, start: bool, reverse: bool) -> Call:
     return z(T, B, gates), z(gates, U), z(gates) if biased else None, *states, reverse
 
 
-RECURRENT: dict[str, list[Call]] = {
-    f"{kind}.input": [
-        _stack(kind, 1, 1, biased=True, batch_first=False, start=True),
-        _stack(kind, 2, 2, biased=False, batch_first=True, start=True),
-    ]
-    for kind in GATES
-} | {
-    f"fxmerge.{name}.default": [
-        _layer(kind, biased=True, start=False, reverse=False),
-        _layer(kind, biased=False, start=True, reverse=True),
-    ]
-    for name, kind in (*((k, k) for k in GATES), ("lstm_cell_state", "lstm"))
-}
+def _cell(kind: str, biased: bool) -> Call:
+    gates, states = GATES[kind] * U, [z(B, U) for _ in range(2 if kind == "lstm" else 1)]
+    biases = (z(gates), z(gates)) if biased else (None, None)
+    return z(B, C), states if kind == "lstm" else states[0], z(gates, C), z(gates, U), *biases
+
+
+RECURRENT: dict[str, list[Call]] = (
+    {
+        f"{kind}.input": [
+            _stack(kind, 1, 1, biased=True, batch_first=False, start=True),
+            _stack(kind, 2, 2, biased=False, batch_first=True, start=True),
+        ]
+        for kind in GATES
+    }
+    | {f"{kind}_cell.default": [_cell(kind, biased=True), _cell(kind, biased=False)] for kind in GATES}
+    | {
+        f"fxmerge.{name}.default": [
+            _layer(kind, biased=True, start=False, reverse=False),
+            _layer(kind, biased=False, start=True, reverse=True),
+        ]
+        for name, kind in (*((k, k) for k in GATES), ("lstm_cell_state", "lstm"))
+    }
+)

@@ -63,6 +63,20 @@ class Classifier(nn.Module):
         return self.head(hidden.transpose(0, 1).reshape(ids.shape[0], -1))
 
 
+class Cells(nn.Module):
+    """A cell, once for every time, and a head on what it is at the end."""
+
+    def __init__(self, cell: Callable[[int], nn.Module], width: int) -> None:
+        super().__init__()
+        self.cell, self.head = cell(width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state: Any = None
+        for given in x.unbind(1):
+            state = self.cell(given, state)
+        return self.head(sum(state) if isinstance(state, tuple) else state)
+
+
 def last(_: Tensor, state: Any) -> Tensor:
     return (state[0] if isinstance(state, tuple) else state)[-1]
 
@@ -94,6 +108,9 @@ NETS: Mapping[str, Callable[[int], nn.Module]] = {
     "gru-2-sum": lambda u: Net(nn.GRU(INPUTS, u, 2, batch_first=True), u, rows),
     "tanh-3-both": lambda u: Net(nn.RNN(INPUTS, u, 3, bidirectional=True, batch_first=True), 2 * u, both),
     "relu-last": lambda u: Net(nn.RNN(INPUTS, u, nonlinearity="relu", batch_first=True), u, last),
+    "lstm-cell": lambda u: Cells(lambda u: nn.LSTMCell(INPUTS, u), u),
+    "gru-cell": lambda u: Cells(lambda u: nn.GRUCell(INPUTS, u, bias=False), u),
+    "relu-cell": lambda u: Cells(lambda u: nn.RNNCell(INPUTS, u, nonlinearity="relu"), u),
     "encoder": Encoder,
     "between": Between,
 }

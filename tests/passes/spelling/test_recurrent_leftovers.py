@@ -69,7 +69,7 @@ PAIRS: dict[str, tuple[Callable[[], Net], Callable[[], Net], str]] = {
     "weight norm": (lambda: Net(normed=True), lambda: Net(normed=True), ""),
     "weight norm and plain": (lambda: Net(normed=True), Net, ""),
     "by hand": (ByHand, ByHand, ""),
-    "a cell": (Cell, Cell, "no rule for aten.lstm_cell.default"),
+    "a cell": (Cell, Cell, ""),
     "projected states": (lambda: Net(projected=4), lambda: Net(projected=4), "proj_size"),
 }
 
