@@ -13,6 +13,7 @@ from fxmerge.methods.about import about_of
 from fxmerge.methods.base import Method
 from fxmerge.pipeline.extension import BUILTIN_OWNER
 
+SAMPLES = {"yes": "needs samples", "optional": "samples optional", "no": "no samples"}
 ROOMY = 160
 """Columns from which a method takes one line."""
 HEADINGS = ("method", "what", "", "samples", "trained", "parents", "looks for", "source")
@@ -23,11 +24,11 @@ def described(method: Method, owner: str) -> dict[str, Any]:
     about = about_of(method)
     facts = None if about is None else {
         "trained": about.trained, "parents": about.parents, "widths": about.widths, "depths": about.depths,
-        "groups": list(about.groups), "source": about.source,
+        "groups": list(about.groups), "source": about.source, "uses_data": method.needs_data or about.tuned,
     }  # fmt: skip
     return {
         "name": method.name, "owner": owner, "summary": method.summary, "needs_data": method.needs_data,
-        **(facts or dict.fromkeys(("trained", "parents", "widths", "depths", "groups", "source"))),
+        **(facts or dict.fromkeys(("trained", "parents", "widths", "depths", "groups", "source", "uses_data"))),
     }  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def listed(found: Iterable[tuple[Method, str]], width: int) -> RenderableType:
     indent = 2 + max(len(name) for name, *_ in rows)
     parts: list[RenderableType] = []
     for name, what, owner, samples, trained, *rest in rows:
-        needs = ["needs samples" if samples == "yes" else "no samples", *(["trained"] if trained == "yes" else [])]
+        needs = [SAMPLES[samples], *(["trained"] if trained == "yes" else [])]
         facts = " · ".join([*needs, *(each for each in rest if each)])
         table = Table.grid()
         table.add_column(width=indent)
@@ -60,5 +61,7 @@ def _row(method: Method, owner: str) -> tuple[str, ...]:
     whose = "" if owner == BUILTIN_OWNER else f"from {owner}"
     known = ("", "", "", "")
     if about is not None:
-        known = ("yes" if about.trained else "no", about.suits, ", ".join(about.groups), about.source)
-    return (method.name, method.summary, whose, "yes" if method.needs_data else "no", *known)
+        own = "fxmerge's own" if owner == BUILTIN_OWNER else ""
+        known = ("yes" if about.trained else "no", about.suits, ", ".join(about.groups), about.source or own)
+    samples = "yes" if method.needs_data else "optional" if about is not None and about.tuned else "no"
+    return (method.name, method.summary, whose, samples, *known)

@@ -59,7 +59,7 @@ class Permute:
     )
     needs_data: ClassVar[bool] = False
     about: ClassVar[About] = About(
-        "Ainsworth et al., ICLR 2023; Verma & Elbayad 2024", tuned=True, groups=("permutation", "sign")
+        "Ainsworth et al., ICLR 2023, §3; Verma & Elbayad 2024", tuned=True, groups=("permutation", "sign")
     )
 
     on: Literal["auto", "activations", "weights"] = "auto"

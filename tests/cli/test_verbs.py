@@ -222,12 +222,15 @@ def test_methods_say_what_they_need_in_any_width(
     assert found["average"] | {"summary": ""} == {
         "name": "average", "owner": "fxmerge", "summary": "", "needs_data": False, "trained": False,
         "parents": "any", "widths": True, "depths": True, "groups": ["identity"],
-        "source": "the baseline of every paper",
+        "source": "the baseline of every paper", "uses_data": False,
     }  # fmt: skip
+    optional = {name for name, each in found.items() if each["uses_data"] and not each["needs_data"]}
+    assert {"permute", "rotate", "transport", "task-arithmetic"} <= optional
     assert all(each["trained"] is not None for each in found.values()), "a built-in method says nothing of itself"
     monkeypatch.setenv("COLUMNS", "120")
     _, out, _ = run(capsys, "methods")
     assert "needs samples · trained · any width and depth · free · Kinderman et al., TMLR 2025, §4" in out
+    assert "samples optional · any width and depth · permutation, sign" in out and "fxmerge's own" in out
 
 
 def test_demo_hands_its_flags_on(
