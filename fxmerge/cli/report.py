@@ -128,9 +128,9 @@ def gate_line(gate: Mapping[str, Any]) -> str:
 
 def _answers(gate: Mapping[str, Any]) -> Iterator[str]:
     """What each answer is made of, what it holds of every task, and how long it takes."""
-    ways = {"choose": "the likeliest task's", "mix": "all tasks' weighed by it"}
+    ways = {"choose": "that of the likeliest task", "mix": "those of all tasks weighed by it"}
     for answer in gate.get("answers", ()):
-        yield f"{answer['output']} is {ways[answer['how']]} {answer['output']}"
+        yield f"{answer['output']} is {ways[answer['how']]}"
     if weights := gate.get("weights"):
         own = ", ".join(f"{number:,} of {name}" for name, number in weights.items() if name != "shared")
         yield f"that does not fold: {len(weights) - 1} sets of weights, {own}, beside {weights['shared']:,} shared"

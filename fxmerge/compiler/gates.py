@@ -77,8 +77,9 @@ def require_shared(
     answers_of(supernet, {port.name: port for port in folded.outputs}, how)
 
 
-def places_of(program: Program, supernet: SuperNet, rules: RuleSet) -> list[SharedPlace]:
-    """Where a gate of this folded program may read, the earliest first. Raises `OptionError` if nothing is shared."""
+def places_of(program: Program, supernet: SuperNet, rules: RuleSet, how: How = "none") -> list[SharedPlace]:
+    """Where a gate of this folded program may read, the earliest first: for an answer also late, since that needs all
+    that is shared anyway. Raises `OptionError` if nothing is shared."""
     blocks = [(part.name, part.parameters) for part in supernet.parts if not part.apart]
     found = shared_places(program, supernet.tasks, knowledge().spaces(program, rules), blocks)
     if not found:
@@ -86,12 +87,14 @@ def places_of(program: Program, supernet: SuperNet, rules: RuleSet) -> list[Shar
             "--gate: no value inside the merged model belongs to all tasks",
             "share a block (--share-until names the last one; `fxmerge inspect` lists them), or leave out --gate",
         )
+    if how != "none":
+        return [found[i] for i in sorted({round(k * (len(found) - 1) / (PLACES - 1)) for k in range(PLACES)})]
     return found[: max(1, min(PLACES, -(-len(found) // 2)))]
 
 
 def untrained(program: Program, supernet: SuperNet, rules: RuleSet, how: How = "none") -> tuple[Program, Gate]:
     """The program with a gate that has learnt nothing: what a dry run shows."""
-    place = places_of(program, supernet, rules)[0]
+    place = places_of(program, supernet, rules, how)[0]
     none = torch.zeros(len(supernet.tasks), int(place.size))
     made = knowledge().add_gate(program, place, None, none, none[:, 0], OUTPUT)
     return with_answers(made, supernet, Gate(OUTPUT, supernet.tasks, place.after), how)
@@ -111,7 +114,7 @@ def trained(
     """
     few = [_evenly(own) for own in kept]
     mask = _mask(supernet, few)
-    places = [p for p in places_of(program, supernet, rules) if mask is None or _along(p, mask, program)]
+    places = [p for p in places_of(program, supernet, rules, how) if mask is None or _along(p, mask, program)]
     if not places:
         raise OptionError(
             f"--gate: no early value of the merged model has the tokens that {mask} marks, so padding would count",
@@ -127,6 +130,7 @@ def trained(
             break
     best = max(_share(each.right) for each in chosen.values())
     error = (best * (1 - best) / len(classes)) ** 0.5  # the earliest within one standard error of the best
+    error = error if how == "none" else 0.0
     name = next(name for name, each in chosen.items() if _share(each.right) >= best - error)
     linear = logistic(found[name], classes, chosen[name].decay)
     made = knowledge().add_gate(program, named[name], mask, linear.weight, linear.bias, OUTPUT)

@@ -64,12 +64,14 @@ def test_a_mix_is_weighed_by_the_gate_and_its_cost_is_said(mixed: Path) -> None:
     assert said["merged"]["outputs"] == ["a.logits", "b.logits", "task", "logits"]
     assert said["gate"]["answers"] == [{"output": "logits", "how": "mix", "of": ["a.logits", "b.logits"]}]
     assert max(said["checks"]["outputs"]["logits"][check] for check in ("fold", "onnx")) < 1e-5
+    assert list(said["gate"]["tried"]) == ["stem", "layers.0"], "any block that is shared, not the early ones alone"
+    assert max(said["gate"]["tried"].values()) == said["gate"]["tried"][said["gate"]["after"]]
     block, head = 8 * 8 + 8, 8 * 3 + 3
     assert said["gate"]["weights"] == {"shared": 7 * 8 + block, "a": 2 * block + head, "b": 2 * block + head}
     assert list(said["gate"]["latency"]) == ["task", "a", "b", "logits", "all outputs"]
     note = next(note for note in said["notes"] if note.startswith("logits: the answer of all tasks"))
     assert "2 sets of weights" in note and "ms for 16 rows, one task alone" in note
-    assert "logits is all tasks&#39; weighed by it" in (mixed / "r.html").read_text()
+    assert "logits is those of all tasks weighed by it" in (mixed / "r.html").read_text()
     x = torch.randn(7, 6) + 1
     found = OnnxModel(mixed / "m.onnx").run({"x": x})
     wanted = found["task"][:, :1] * found["a.logits"] + found["task"][:, 1:] * found["b.logits"]
