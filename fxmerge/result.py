@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fxmerge.from_onnx.metadata import Answer
 from fxmerge.ir.difference import Difference
-from fxmerge.training.fit import Log
+from fxmerge.training.settings import Log
 
 
 @dataclass(frozen=True)

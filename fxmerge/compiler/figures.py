@@ -22,12 +22,13 @@ from fxmerge.methods.groups import counted, groups_of
 from fxmerge.methods.student import teachers
 from fxmerge.methods.wanted import Loss, wanted
 from fxmerge.output.readings import metric_of, reading
-from fxmerge.output.scores import Score, real_places
+from fxmerge.output.scores import Score, add_outputs, agreement
 from fxmerge.result import TaskFigures
 from fxmerge.samples.pool import pool_of
 from fxmerge.samples.rows import Samples, chunks, rows_at_once
-from fxmerge.training.fit import Settings, score
+from fxmerge.training.fit import score
 from fxmerge.training.labels import Targets
+from fxmerge.training.settings import Settings
 
 
 @torch.no_grad()
@@ -39,12 +40,8 @@ def scores(
     own = merged.only(names.values(), inputs=True)
     found: dict[str, Score] = {}
     for part in chunks(samples, rows_at_once(given)):
-        ours, theirs, real = own.run(supernet.given(k, part)), given.run(part), real_places(part)
-        for port in given.outputs:
-            if port.name not in found:
-                how = reading(given, port, theirs[port.name], metric_of(metrics, given.task, port.name))
-                found[port.name] = Score(port.name, how)
-            found[port.name].add(ours[names[port.name]], theirs[port.name], real)
+        ours = own.run(supernet.given(k, part))
+        add_outputs(found, given, part, {name: ours[whole] for name, whole in names.items()}, given.run(part), metrics)
     return list(found.values())
 
 
@@ -53,12 +50,6 @@ def class_axis(given: Program, output: str, values: Tensor, metrics: Mapping[str
     port = next(port for port in given.outputs if port.name == output)
     how = reading(given, port, values.detach(), metric_of(metrics, given.task, output))
     return how.axis if how.kind == "classes" else None
-
-
-def agreement(found: Sequence[Score]) -> float | None:
-    """Share of samples (of positions, for token outputs) with the same class, mean over the outputs that are scores."""
-    shares = [score.agreement for score in found if score.agreement is not None]
-    return sum(shares) / len(shares) if shares else None
 
 
 def feature_score(

@@ -26,9 +26,9 @@ from fxmerge.pipeline import Train
 from fxmerge.samples.pool import Pools, Recipe
 from fxmerge.samples.rows import Samples
 from fxmerge.training.answers import usual_batch
-from fxmerge.training.fit import Settings, silent
 from fxmerge.training.memory import budget
 from fxmerge.training.optimizers import OPTIMIZERS
+from fxmerge.training.settings import Settings, silent
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from fxmerge.methods.permute import PERMUTE
 from fxmerge.methods.rotate import ROTATE
 from fxmerge.methods.student import targets_of
 from fxmerge.methods.wanted import Loss, wanted
-from fxmerge.training.fit import Group, Log, fit, score
+from fxmerge.training.fit import fit, score
 from fxmerge.training.optimizers import adamw
+from fxmerge.training.settings import Group, Log
 
 RATE = 3e-3
 STARTS = ("average", "permute", "rotate")

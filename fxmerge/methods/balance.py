@@ -12,7 +12,7 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job
 from fxmerge.methods.judge import judge
-from fxmerge.training.fit import silent
+from fxmerge.training.settings import silent
 
 Balance = tuple[float, ...]
 Solve = Callable[[Job, Balance], tuple[SuperNet, Program]]

@@ -15,8 +15,9 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.mixing import Mixed
 from fxmerge.methods.one_base import Nearness
 from fxmerge.methods.wanted import Loss
-from fxmerge.training.fit import Log, Pool, Progress, Settings
 from fxmerge.training.optimizers import Choice
+from fxmerge.training.pool import Pool
+from fxmerge.training.settings import Log, Progress, Settings
 
 
 class Init(Protocol):

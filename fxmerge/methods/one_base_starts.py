@@ -9,7 +9,7 @@ from fxmerge.errors import FxmergeError
 from fxmerge.methods.base import Init, Job
 from fxmerge.methods.inits import ONE_BASE, folded
 from fxmerge.methods.judge import judge
-from fxmerge.training.fit import silent
+from fxmerge.training.settings import silent
 
 NEED_BASE = ("task-arithmetic", "dare")
 """From the parents' average they are the average, and that with noise."""

@@ -30,10 +30,11 @@ from fxmerge.methods.judge import judge
 from fxmerge.methods.mixing import Mixed, mixing
 from fxmerge.methods.student import groups, student_of, targets_of, train, trainable, unreached
 from fxmerge.methods.trial import FEWEST, with_best_augmentation
-from fxmerge.training.fit import Settings, fit_labelled, labels_of, score_labelled
+from fxmerge.training.fit import fit_labelled, labels_of, score_labelled
 from fxmerge.training.labels import Labels
 from fxmerge.training.optimizers import OPTIMIZERS
 from fxmerge.training.pool import Pool
+from fxmerge.training.settings import Settings
 
 RATE = 3e-3
 """The rate in the middle."""

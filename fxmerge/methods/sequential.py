@@ -21,7 +21,7 @@ from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.inits import find_init
 from fxmerge.methods.student import train, trainable, unreached
-from fxmerge.training.fit import Log
+from fxmerge.training.settings import Log
 
 EVEN = "average"
 STARTS = ("average", "first", "permute", "transport", "rotate", "zipit")

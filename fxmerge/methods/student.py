@@ -14,9 +14,10 @@ from fxmerge.ir.supernet import NAMED, Feature, SuperNet
 from fxmerge.ir.verify import GradientWatch
 from fxmerge.methods.base import Job
 from fxmerge.methods.wanted import reads, wanted
-from fxmerge.training.fit import Group, Judge, Log, fit, groups_of, labels_of, score_labelled
+from fxmerge.training.fit import fit, labels_of, score_labelled
 from fxmerge.training.labels import Mask, Targets
 from fxmerge.training.pool import Pool
+from fxmerge.training.settings import Group, Judge, Log, groups_of
 
 
 def train(program: Program, supernet: SuperNet, job: Job) -> tuple[Program, Log]:

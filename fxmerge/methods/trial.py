@@ -15,8 +15,9 @@ from fxmerge.methods.base import Init, Job
 from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.inits import find_init, tried_of
 from fxmerge.methods.student import targets_of, train
-from fxmerge.training.fit import score, silent
+from fxmerge.training.fit import score
 from fxmerge.training.pool import Pool
+from fxmerge.training.settings import silent
 
 SHARE = 12
 """A trial takes one step in this many of the whole run."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxmerge.output.readings import Reading
+from fxmerge.ir.program import Program
+from fxmerge.output.readings import Reading, metric_of, reading
 from fxmerge.samples.token_rows import mask_of
 
 Samples = Mapping[str, Tensor]
@@ -107,8 +108,43 @@ class Score:
         return found
 
 
+def add_outputs(
+    found: dict[str, Score],
+    parent: Program,
+    samples: Samples,
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    metric: Mapping[str, str],
+) -> None:
+    """Add a part of the samples to the scores of every output that both models have, by the parent's own names."""
+    real = real_places(samples)
+    for port in parent.outputs:
+        if port.name not in ours:
+            continue
+        if port.name not in found:
+            how = reading(parent, port, theirs[port.name], metric_of(metric, parent.task, port.name))
+            found[port.name] = Score(port.name, how)
+        found[port.name].add(ours[port.name], theirs[port.name], real)
+
+
+def agreement(found: Sequence[Score]) -> float | None:
+    """Share of samples (of positions, for token outputs) with the same class, mean over the outputs that are scores."""
+    shares = [score.agreement for score in found if score.agreement is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
 def real_places(samples: Samples) -> Tensor | None:
     """Which tokens (B, T) of the samples are no padding; None where there is no mask."""
-    tokens = {name: value for name, value in samples.items() if value.ndim == 2 and not value.is_floating_point()}
+    tokens = _tokens(samples)
     mask = mask_of(tokens) if len(tokens) > 1 else None
     return tokens[mask] != 0 if mask is not None else None
+
+
+def token_ids(samples: Samples) -> str | None:
+    """The input that holds token ids: the most varied of the integer ones."""
+    tokens = _tokens(samples)
+    return max(tokens, key=lambda name: len(torch.unique(tokens[name])), default=None)
+
+
+def _tokens(samples: Samples) -> dict[str, Tensor]:
+    return {name: value for name, value in samples.items() if value.ndim == 2 and not value.is_floating_point()}

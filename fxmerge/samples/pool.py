@@ -25,8 +25,8 @@ from fxmerge.samples import token_rows
 from fxmerge.samples.augment import Maker, candidates, recipe
 from fxmerge.samples.written import ROWS as ROWS_WRITTEN
 from fxmerge.samples.written import Writer
-from fxmerge.training.fit import Progress
 from fxmerge.training.pool import Inputs, Pool, Table, digest
+from fxmerge.training.settings import Progress
 
 Samples = dict[str, Tensor]
 

@@ -25,7 +25,8 @@ from passes.depth.blocks import Chain, Run, same_runs
 from passes.depth.cover import best_cover, measured, spread
 from passes.operators import Operators
 from passes.supernet.maps import free
-from passes.supernet.sites import Sites, SitesOf
+from passes.supernet.site import Sites
+from passes.supernet.sites import SitesOf
 
 EXACT = 1e-9
 """A difference below this share of an output's spread, in float64, is none."""

@@ -20,7 +20,7 @@ from torch import fx
 from fxmerge.errors import OptionError
 from fxmerge.ir.supernet import Part
 from fxmerge.messages import nearest
-from passes.supernet.sites import Site, Sites
+from passes.supernet.site import Site, Sites
 
 NOTHING = "input"
 """The name of the place in front of all blocks: a trunk that is shared until there is empty."""

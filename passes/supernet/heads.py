@@ -10,7 +10,7 @@ from torch import fx
 from fxmerge.ir.fresh_head import FreshHead
 from fxmerge.ir.merge import Folds, Weight, head
 from fxmerge.ir.program import Port
-from passes.supernet.sites import operands
+from passes.supernet.site import operands
 from passes.supernet.state import State
 from passes.supernet.trunk import Trunk, is_simple
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.merge import SHAPES, Folds, Weight, fold, head, merge, unmerge
 from fxmerge.ir.program import Origin, Program, prune
-from passes.supernet.sites import operands
+from passes.supernet.site import operands
 
 Order = Literal["weights", "auto"]
 

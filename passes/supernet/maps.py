@@ -17,7 +17,7 @@ from fxmerge.ir.maps import AxisMap, Kind, Map
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Piece, leaves, pieces
 from fxmerge.ir.supernet import Own, Place
-from passes.supernet.sites import Operand, Sites
+from passes.supernet.site import Operand, Sites
 
 Key = tuple[Any, ...]
 """("write" | "read", value, axis) for an axis of a value, (…, tensor name, axis) for an axis spread over several."""

@@ -13,7 +13,8 @@ from fxmerge.coupling import Call, RuleSet
 from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
 from fxmerge.ir.space import AxisExpr, Cat, Leaf, Prod
-from passes.supernet.sites import Sites, SitesOf
+from passes.supernet.site import Sites
+from passes.supernet.sites import SitesOf
 
 INNER = frozenset({"query_key", "value_output"})
 """Roles that keep their width: attention gets more heads, not wider ones, so its scale stays right."""

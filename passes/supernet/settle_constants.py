@@ -23,7 +23,7 @@ from fxmerge.ir.program import Program
 from passes.line_up.constants import Difference, differences
 from passes.operators import Operators
 from passes.spelling.compute_weights import compute_weights
-from passes.supernet.sites import Site, Sites
+from passes.supernet.site import Site, Sites
 from passes.supernet.state import State
 
 TINY, SMALLEST, APART = 1e-2, 1e-4, 1e3

@@ -23,7 +23,8 @@ from fxmerge.ir.program import Port, Program, Teacher
 from fxmerge.ir.shown import shape_of
 from passes.supernet.maps import free
 from passes.supernet.own_words import own_words
-from passes.supernet.sites import Sites, SitesOf
+from passes.supernet.site import Sites
+from passes.supernet.sites import SitesOf
 
 Shape = tuple[int | str, ...]
 STREAMS = ("residual", "channels")

@@ -32,7 +32,7 @@ from fxmerge.ir.row_axes import row_axes
 from fxmerge.ir.supernet import Feature, Own
 from passes.line_up.constants import differences
 from passes.supernet.maps import Maps, free
-from passes.supernet.sites import Operand, Sites
+from passes.supernet.site import Operand, Sites
 
 
 @dataclass

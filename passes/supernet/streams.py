@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fxmerge.ir.space import Leaf
 from fxmerge.ir.supernet import Stream
 from passes.operators import Norm
-from passes.supernet.sites import Sites
+from passes.supernet.site import Sites
 
 
 def streams(sites: Sites) -> dict[str, Stream]:

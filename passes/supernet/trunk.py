@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxmerge.ir.merge import Folds, Weight, fold, merge, unmerge
 from fxmerge.ir.program import Program
-from passes.supernet.sites import Operand, Role, Site, operands
+from passes.supernet.site import Operand, Role, Site, operands
 from passes.supernet.state import State
 
 

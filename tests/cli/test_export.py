@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxmerge.cli.verbs import main
 from fxmerge.from_onnx.runtime import OnnxModel, run_onnx
-from fxmerge.output.evaluate import _Model
+from fxmerge.output.merged_file import MergedFile
 from fxmerge.sources.bundle import save
 
 
@@ -60,7 +60,7 @@ def test_other_formats_are_written_by_their_suffix(folder: Path, tmp_path: Path,
 
 
 def test_tasks_whose_names_begin_alike_are_told_apart(folder: Path) -> None:
-    merged = _Model(folder / "merged.onnx", "cpu")
+    merged = MergedFile(folder / "merged.onnx", "cpu")
     assert [port.name for port in merged.outputs("a")] == ["logits"]
     assert [port.name for port in merged.outputs("a.b")] == ["logits"]
 

@@ -12,22 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import DataError, OptionError
-from fxmerge.training.fit import (
-    Group,
-    Interrupted,
-    Log,
-    Mask,
-    Pool,
-    Settings,
-    Targets,
-    Teachers,
-    fit,
-    groups_of,
-    one_cycle,
-    score,
-)
-from fxmerge.training.labels import Labels
-from fxmerge.training.pool import Inputs, parts
+from fxmerge.training.fit import Teachers, fit, one_cycle, score
+from fxmerge.training.labels import Labels, Mask, Targets
+from fxmerge.training.pool import Inputs, Pool, parts
+from fxmerge.training.resume import Interrupted
+from fxmerge.training.settings import Group, Log, Settings, groups_of
 
 FAST = Settings(steps=60, batch_size=16, lr=2e-2)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fxmerge.training.fit import Group
 from fxmerge.training.optimizers import BETAS, SIZE, Muon, adamw, orthogonalized
+from fxmerge.training.settings import Group
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 20), (2, 20, 5)])
