@@ -95,12 +95,7 @@ def _weights(file: OnnxFile, operators: Mapping[str, Operator], module: nn.Modul
     for (name, each), path in zip(names.items(), attribute_names(names).values(), strict=True):
         owner, leaf = _owner(module, path)
         tensor = each.tensor
-        if (
-            name not in statistics
-            and tensor.is_floating_point()
-            and tensor.numel()
-            and bool((tensor.abs() < HUGE).all())
-        ):
+        if name not in statistics and _may_be_trained(tensor):
             owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
         else:
             owner.register_buffer(leaf, tensor)

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from fxmerge.bounds import Amount, Count, Positive
 from fxmerge.errors import OptionError
-from fxmerge.ir.maps import Form
-from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import NAMED, SuperNet
 from fxmerge.messages import listed
 from fxmerge.methods.about import About
 from fxmerge.methods.balance import best_balance
 from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.bases import Bases
+from fxmerge.methods.closed_form import ClosedForm
 from fxmerge.methods.groups import groups_of
 from fxmerge.methods.prefix import Prefix
 from fxmerge.methods.regress import Rows
@@ -29,7 +28,7 @@ TRIED = 250
 
 
 @dataclass(frozen=True)
-class Condense:
+class Condense(ClosedForm):
     """The parents side by side are one wide network; it is compressed to one model's width, space by space.
 
     Streams get principal components, other spaces whole units; readers and writers follow by ridge regression through
@@ -59,19 +58,6 @@ class Condense:
     def plan(self, job: Job) -> Outcome:
         """The outcome before anything is solved."""
         return Outcome(job.supernet.start([1.0] * len(job.supernet.parents), "fixed").program, init=self.name)
-
-    def start(self, job: Job, form: Form = "fixed") -> tuple[SuperNet, Program]:
-        """The SuperNet solved, its maps in this form, and its trunk folded, with kernels that no maps can give."""
-        net, weights = self._solved(job, kernels=True)
-        if form != "fixed":
-            for _, block in net.maps():
-                block.start([block.matrix(k).detach() for k in range(len(block.sizes))], form)
-        folded = job.fold_trunk(net.program)
-        return net, folded.evolve(tensors={**folded.tensors, **weights})
-
-    def solve(self, job: Job) -> SuperNet:
-        """The SuperNet with maps and biases solved, as dense constants; what has no closed form keeps the average."""
-        return self._solved(job, kernels=False)[0]
 
     def _solved(self, job: Job, kernels: bool) -> tuple[SuperNet, dict[str, Tensor]]:
         balance = self.balance or best_balance(

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.bounds import Count, Share
-from fxmerge.ir.maps import AxisMap, Form
-from fxmerge.ir.program import Program
+from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Job, Outcome
+from fxmerge.methods.closed_form import ClosedForm
 from fxmerge.methods.kernels import Kernel, operands
 from fxmerge.methods.map_nodes import Merge, Unmerge, blocks_of
 from fxmerge.methods.regress import Rows
@@ -24,7 +24,7 @@ from fxmerge.methods.walk import Values
 
 
 @dataclass(frozen=True)
-class RegMean:
+class RegMean(ClosedForm):
     """W = (Σ_k W_k G_k) (Σ_k G_k)⁻¹, G_k = X_kᵀX_k, X_k what merged layers before it give on task k's samples.
 
     That is an exact choice of maps, M_k = I/K and U_k = K · G_k (Σ G)⁻¹ for every reader, so it is a start for trained
@@ -45,19 +45,6 @@ class RegMean:
     def __call__(self, job: Job) -> Outcome:
         _, program = self.start(job)
         return Outcome(program, init=self.name)
-
-    def start(self, job: Job, form: Form = "fixed") -> tuple[SuperNet, Program]:
-        """The SuperNet, its maps in this form, and its trunk folded, with kernels that no maps can give."""
-        net, weights = self._solved(job, kernels=True)
-        if form != "fixed":
-            for _, block in net.maps():
-                block.start([block.matrix(k).detach() for k in range(len(block.sizes))], form)
-        folded = job.fold_trunk(net.program)
-        return net, folded.evolve(tensors={**folded.tensors, **weights})
-
-    def solve(self, job: Job) -> SuperNet:
-        """The SuperNet with its maps set: what reads raw inputs is averaged, and kernels see one place at a time."""
-        return self._solved(job, kernels=False)[0]
 
     def _solved(self, job: Job, kernels: bool) -> tuple[SuperNet, dict[str, Tensor]]:
         require_alike(job.supernet, self.name)

@@ -16,7 +16,6 @@ from torch import Tensor, fx
 from fxmerge.ir.program import Program
 
 Batch = Mapping[str, Tensor]
-Visit = Callable[[fx.Node], None]
 
 
 class Values:

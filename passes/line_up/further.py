@@ -94,11 +94,6 @@ def unwatched(steps: Pipeline, program: Program) -> Program:
     return program
 
 
-def write_further(program: Program) -> Program:
-    """`program`, normalised, written as far as we can."""
-    return unwatched(FURTHER[-1], program)
-
-
 def line_up_all(
     parents: Sequence[Program], template: int = 0, run: Run = unwatched, operators: Operators = OPERATORS
 ) -> list[Program]:

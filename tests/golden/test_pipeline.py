@@ -15,7 +15,7 @@ from benchmarks.models import BERT, GPT, MLP, ViT
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from passes.line_up.carry_moves.carry import carry_moves
-from passes.line_up.further import write_further
+from passes.line_up.further import FURTHER, unwatched
 from passes.line_up.masks import plain_masks
 from passes.line_up.order_sums import order_sums
 from passes.line_up.split_parameters import own_tensors
@@ -106,7 +106,7 @@ def test_written_further(
     family: str, given: Callable[[str], list[Program]], golden: Golden, double: Callable[[Program], Program]
 ) -> None:
     program = passes.normalize(given(family)[0])
-    further = write_further(program)
+    further = unwatched(FURTHER[-1], program)
     golden(f"further/{family}", further.text())
     _same(program, further, double)
 

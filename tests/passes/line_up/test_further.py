@@ -17,7 +17,7 @@ from fxmerge.coupling import Call
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program, target_name
 from passes.line_up.carry_moves.carry import carry_moves
-from passes.line_up.further import write_further
+from passes.line_up.further import FURTHER, unwatched
 from passes.line_up.masks import plain_masks
 from passes.line_up.order_sums import order_sums
 from passes.line_up.pairs import line_up
@@ -25,6 +25,12 @@ from passes.line_up.split_parameters import own_tensors
 from tests.passes.random_nets import RandomNet, inputs
 
 FREE = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+
+
+def write_further(program: Program) -> Program:
+    return unwatched(FURTHER[-1], program)
+
+
 STEPS: tuple[Callable[[Program], Program], ...] = (carry_moves, order_sums, own_tensors, write_further)
 
 

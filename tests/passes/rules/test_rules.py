@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import fx
 
 from fxmerge.coupling import Rule, couples, moves
 from fxmerge.coupling.law import names, parse
 from fxmerge.rewrite import operator
 from fxmerge.testing import AuditError, Example, audit
+from passes.operators import Operators
 from passes.rules import BUILTIN
 from tests.passes.rules.rule_calls import examples, x, z
 
@@ -26,6 +28,36 @@ def test_rule_holds_for_every_operator_it_names(rule: Rule) -> None:
         if calls or op not in OPTIONAL:
             report = audit(replace(rule, ops=(op,)), *calls)
             assert report.error < 1e-9 and report.notes == ()
+
+
+FILLED = {
+    "arange": (5,), "eye": (3,), "linspace": (0.0, 1.0, 5), "tril_indices": (3, 3), "triu_indices": (3, 3),
+    "scalar_tensor": (2.5,), "zeros": ([2, 3],), "ones": ([2, 3],), "full": ([2, 3], 2.5), "full_like": (x(2, 3), 2.5),
+    "new_full": (x(2, 3), [4], 2.5), "zeros_like": (x(2, 3),), "ones_like": (x(2, 3),), "new_zeros": (x(2, 3), [4]),
+    "new_ones": (x(2, 3), [4]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_a_rule_says_with_what_number_an_operator_fills(name: str) -> None:
+    """In both directions: what it says stands everywhere, and where one number stands everywhere it is said."""
+    call = operator_call(name, *FILLED[name])
+    value, number = call.target(*FILLED[name]), Operators().filling(call)  # type: ignore[operator]
+    same = value.numel() > 0 and bool((value == value.reshape(-1)[0]).all())
+    assert number == (float(value.reshape(-1)[0]) if same else None)
+
+
+def test_every_rule_that_fills_is_looked_at() -> None:
+    filled = {op.removeprefix("aten.") for rule in BUILTIN if rule.fills == "value" for op in rule.ops}
+    assert filled == set(FILLED)
+
+
+def operator_call(name: str, *args: object) -> fx.Node:
+    """A call of one of torch's own operators, its tensors as inputs."""
+    graph = fx.Graph()
+    nodes = [graph.placeholder(f"x{i}") if isinstance(a, torch.Tensor) else a for i, a in enumerate(args)]
+    packet = getattr(torch.ops.aten, name)
+    return graph.call_function(packet.default, tuple(nodes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rule", list(BUILTIN), ids=lambda rule: rule.ops[0])
