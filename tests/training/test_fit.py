@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.errors import DataError, OptionError
-from fxmerge.training.fit import Teachers, fit, one_cycle, score
-from fxmerge.training.labels import Labels, Mask, Targets
+from fxmerge.training.fit import fit, one_cycle, score
+from fxmerge.training.labels import Labels, Mask, Targets, Teachers
 from fxmerge.training.pool import Inputs, Pool, parts
 from fxmerge.training.resume import Interrupted
 from fxmerge.training.settings import Group, Log, Settings, groups_of
