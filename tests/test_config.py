@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,12 @@ def test_outputs_are_checked_together(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists already"):
         MergeConfig.of(out=out, result=str(tmp_path / "r.json")).check_outputs()
     MergeConfig.of(out=out, result=str(tmp_path / "r.json"), overwrite=True).check_outputs()
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="a device or a pipe, which nothing may replace"):
+        MergeConfig.of(out=str(tmp_path / "pipe"), overwrite=True).check_outputs()
 
 
 def test_suffixes() -> None:

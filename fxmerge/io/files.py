@@ -71,6 +71,8 @@ def check_output(path: str | Path, *, overwrite: bool = True) -> None:
         raise OutputError(
             f"the output folder {folder} is not writable", "choose another folder or change its permissions"
         )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OutputError(f"{path} is a device or a pipe, which nothing may replace", "give the name of a file")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already", "add --overwrite to replace it, or choose another name")
     if path.suffix == ".onnx" and weights_beside(path).exists() and not overwrite:

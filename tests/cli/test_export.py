@@ -113,7 +113,7 @@ def test_wrong_words_are_two_lines(
 
 
 def test_large_weights_lie_beside(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxmerge.output.split.LARGE", 100)
+    monkeypatch.setattr("fxmerge.output.parts.LARGE", 100)
     out = tmp_path / "one.onnx"
     assert main(["split", str(folder / "merged.onnx"), "--task", "a", "--out", str(out), "-q"]) == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["one.onnx", "one.onnx.data"]
