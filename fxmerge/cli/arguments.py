@@ -22,6 +22,12 @@ IGNORE = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Tensors that are no weights, as '*.total_ops'."),
 ]
+IMAGE_SIDES = Annotated[
+    list[str] | None, typer.Option(metavar="[TASK=]N|HxW", help="As in `merge`.", rich_help_panel="Images")
+]
+IMAGE_COLOURS = Annotated[
+    list[str] | None, typer.Option(metavar="[TASK=]X,X,X", help="As in `merge`.", rich_help_panel="Images")
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 EXTENSION = Annotated[
     list[str] | None, typer.Option(metavar="FILE:NAME", help="Load rules, passes and methods from a Python file.")

@@ -15,6 +15,7 @@ from fxmerge.config import BY_TASK, MergeConfig, parse_by_task
 Verb = Callable[..., Any]
 
 METAVARS = {"arch": "FACTORY", "data": "PATH", "key": "NAME", "metric": "KIND"}
+"""What an error calls the value of a flag."""
 
 
 def with_config_flags(verb: Verb) -> Verb:
@@ -26,7 +27,7 @@ def with_config_flags(verb: Verb) -> Verb:
 
     def wrapped(**values: Any) -> Any:
         given = {name: values.pop(name) for name in fields}
-        return verb(config=_config(given, values.pop("config_file")), **values)
+        return verb(config=config_of(values.pop("config_file"), **given), **values)
 
     own = [
         p.replace(kind=p.KEYWORD_ONLY)
@@ -45,11 +46,12 @@ def with_config_flags(verb: Verb) -> Verb:
     return wrapped
 
 
-def _config(given: dict[str, Any], file: str | None) -> MergeConfig:
+def config_of(file: str | None = None, **given: Any) -> MergeConfig:
+    """The config of flags as they were parsed, over those in a file."""
     flags = {name: value for name, value in given.items() if value not in (None, [], ())}
     for name in BY_TASK:
         if name in flags:
-            flags[name] = parse_by_task(name, flags[name], METAVARS[name])
+            flags[name] = parse_by_task(name, flags[name], METAVARS.get(name, "VALUE"))
     return MergeConfig.load(file, **flags) if file else MergeConfig.of(**flags)
 
 

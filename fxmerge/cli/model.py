@@ -9,11 +9,28 @@ from typing import Annotated, Any
 import typer
 
 from fxmerge.cli import exits
-from fxmerge.cli.arguments import ARCH, EXTENSION, IGNORE, INPUTS, JSON, KEY, OVERWRITE, PICKLE, QUIET, SOURCE, VERBOSE
+from fxmerge.cli.arguments import (
+    ARCH,
+    EXTENSION,
+    IGNORE,
+    IMAGE_COLOURS,
+    IMAGE_SIDES,
+    INPUTS,
+    JSON,
+    KEY,
+    OVERWRITE,
+    PICKLE,
+    QUIET,
+    SOURCE,
+    VERBOSE,
+)
 from fxmerge.cli.bars import bars
 from fxmerge.cli.class_names import check_class_names, read_class_names
+from fxmerge.cli.flags import config_of
 from fxmerge.cli.printing import note, stderr, stdout
+from fxmerge.config.image_settings import IMAGE_OPTIONS
 from fxmerge.io.files import check_output, write_text
+from fxmerge.messages import unknown
 
 
 def capture(
@@ -35,6 +52,10 @@ def capture(
         str | None,
         typer.Option(metavar="AXES", help="Axes that may be of any size beside the batch: height,width or time."),
     ] = None,
+    image_size: IMAGE_SIDES = None,
+    image_crop: IMAGE_SIDES = None,
+    image_mean: IMAGE_COLOURS = None,
+    image_std: IMAGE_COLOURS = None,
     allow_pickle: PICKLE = False,
     overwrite: OVERWRITE = False,
     verbose: VERBOSE = False,
@@ -53,9 +74,16 @@ def capture(
     """
     check_output(out, overwrite=overwrite)
     names = read_class_names(labels) if labels else None
+    how = config_of(image_size=image_size, image_crop=image_crop, image_mean=image_mean, image_std=image_std)
+    how.check_options()
+    said = {each for name in IMAGE_OPTIONS for each in getattr(how, name)}
     from fxmerge.cli.report import program_summary
     from fxmerge.sources.bundle import save_bundle
-    from fxmerge.sources.load import load
+    from fxmerge.sources.load import load, task_of
+
+    own = task or task_of(source)
+    if wrong := said - {"", own}:
+        raise unknown("task", min(wrong), [own])
 
     with bars(quiet)("capture"):
         axes = tuple(name.strip() for name in dynamic.split(",")) if dynamic else ()
@@ -70,6 +98,7 @@ def capture(
             allow_pickle=allow_pickle,
             dynamic=axes,
             batch_axis=batch_axis,
+            images=how.images(own),
         )
         program = program.evolve(task=task or program.task, labels=names or program.labels)
         check_class_names(names, program)

@@ -14,16 +14,26 @@ from rich.console import Console
 from rich.text import Text
 
 from fxmerge.cli import config_verb, exits
-from fxmerge.cli.arguments import EXTENSION, JSON, OVERWRITE, PICKLE, QUIET, VERBOSE
+from fxmerge.cli.arguments import (
+    EXTENSION,
+    IMAGE_COLOURS,
+    IMAGE_SIDES,
+    JSON,
+    OVERWRITE,
+    PICKLE,
+    QUIET,
+    VERBOSE,
+)
 from fxmerge.cli.bars import bars, duration
 from fxmerge.cli.export import export, split
-from fxmerge.cli.flags import with_config_flags
+from fxmerge.cli.flags import config_of, with_config_flags
 from fxmerge.cli.model import capture, check, inspect
 from fxmerge.cli.package import package
 from fxmerge.cli.printing import note, stderr, stdout
 from fxmerge.cli.serve import serve
 from fxmerge.compiler.state_folder import state_folder
-from fxmerge.config import MergeConfig, parse_by_task, parse_data
+from fxmerge.config import MergeConfig, parse_data
+from fxmerge.config.image_settings import IMAGE_OPTIONS
 from fxmerge.errors import OptionError
 from fxmerge.io.files import check_output
 
@@ -173,6 +183,10 @@ def _eval(
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use the first N samples of a task.")] = None,
     metric: Annotated[list[str] | None, typer.Option(metavar="[TASK=]KIND", help="As in `merge`.")] = None,
     strict_data: Annotated[bool, typer.Option("--strict-data", help="As in `merge`.")] = False,
+    image_size: IMAGE_SIDES = None,
+    image_crop: IMAGE_SIDES = None,
+    image_mean: IMAGE_COLOURS = None,
+    image_std: IMAGE_COLOURS = None,
     allow_pickle: PICKLE = False,
     verbose: VERBOSE = False,
     quiet: QUIET = False,
@@ -187,9 +201,12 @@ def _eval(
     from fxmerge.cli import report
     from fxmerge.output import evaluate
 
+    how = config_of(
+        metric=metric, image_size=image_size, image_crop=image_crop, image_mean=image_mean, image_std=image_std
+    )
     found = evaluate.evaluate(
         model, parse_data(data), parents=parent or (), device=device, limit=limit, allow_pickle=allow_pickle,
-        metric=MergeConfig.of(metric=parse_by_task("metric", metric or (), "KIND")).metric, stages=bars(quiet),
+        metric=how.metric, images=how.model_dump(include=set(IMAGE_OPTIONS)), stages=bars(quiet),
         strict_data=strict_data,
     )  # fmt: skip
     note(found["notes"], quiet)

@@ -22,7 +22,7 @@ from fxmerge.compiler.parents import Parent, load_parents, unsized_in
 from fxmerge.compiler.sizes import merge_to_size
 from fxmerge.config import MergeConfig, no_page
 from fxmerge.installed import known
-from fxmerge.io.files import write_text
+from fxmerge.io.files import check_room, write_text
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import unsized
 from fxmerge.ir.supernet import SuperNet
@@ -123,6 +123,8 @@ class _Merge:
                 gates.require_shared(net, build.fold, self.known.rules, config.answer)
         if config.dry_run:
             return self._planned(build, net, parents, base)
+        if config.out:
+            check_room(config.out, net.parents[net.template].count() * 4)
         held, kept = split(samples)
         watched = self.stages.watched or config.report is not None
         with self.stages("train") as tell:

@@ -11,12 +11,14 @@ from torch import Tensor
 from fxmerge.compiler.figures import digest
 from fxmerge.compiler.gates import check_names
 from fxmerge.config import MergeConfig
+from fxmerge.config.image_settings import IMAGE_OPTIONS
 from fxmerge.errors import CaptureError, DataError, OptionError
 from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.messages import nearest
 from fxmerge.result import ParentFacts
 from fxmerge.samples.fit import named_tensors, rows_first
+from fxmerge.samples.images import picture_port, preprocessing, put_settings
 from fxmerge.samples.load import Reading, Samples, load_samples
 from fxmerge.sources import load as sources
 from fxmerge.sources.licenses import license_of
@@ -34,7 +36,9 @@ def load_parents(given: Sequence[Parent], config: MergeConfig, data: Any) -> lis
     tasks = [parent.task if isinstance(parent, Program) else sources.task_of(parent) for parent in given]
     _check_use(given, tasks, config)
     programs = [
-        parent if isinstance(parent, Program) else _read(parent, task, config, _of_task(data, task, tasks))
+        put_settings(parent, config.images(task))
+        if isinstance(parent, Program)
+        else _read(parent, task, config, _of_task(data, task, tasks))
         for parent, task in zip(given, tasks, strict=True)
     ]
     _check(programs, config)
@@ -103,6 +107,7 @@ def _read(source: str | Path, task: str, config: MergeConfig, samples: Any) -> P
         allow_pickle=config.allow_pickle,
         batch_axis=config.batch_axis if bare else None,
         extensions=config.extension,
+        images=config.images(task),
     )
 
 
@@ -117,7 +122,8 @@ def _takes_weights(source: Parent) -> bool:
 
 def _check_use(given: Sequence[Parent], tasks: Sequence[str], config: MergeConfig) -> None:
     """Every task that --arch and --key name is there, and what is said for all is of use to one."""
-    for flag, values in (("--arch", config.arch), ("--key", config.key)):
+    images = {f"--{name.replace('_', '-')}": getattr(config, name) for name in IMAGE_OPTIONS}
+    for flag, values in {"--arch": config.arch, "--key": config.key, **images}.items():
         known = [*tasks, BASE] if config.base else list(tasks)
         if wrong := [task for task in values if task and task not in known]:
             raise OptionError(
@@ -174,10 +180,22 @@ def _check(programs: Sequence[Program], config: MergeConfig) -> None:
         )
     if config.gate:
         check_names(programs)
+    _check_images(programs, config)
     for program in programs:
         for name in sorted(program.parameters):
             if not bool(program.tensors[name].isfinite().all()):
                 raise DataError(f"{program.task}: {name} has NaN or infinite values", "merge a model that trained")
+
+
+def _check_images(programs: Sequence[Program], config: MergeConfig) -> None:
+    """What is said of images is said of parents that take some."""
+    takes = {p.task for p in programs if picture_port(p.inputs, preprocessing(p.assets, p.task))}
+    for name in IMAGE_OPTIONS:
+        for task in getattr(config, name):
+            if task not in takes and (task or not takes):
+                flag = f"--{name.replace('_', '-')}"
+                who = f"{task} takes no images" if task else "no parent takes images"
+                raise OptionError(f"{flag} is for images, and {who}", f"leave {flag} out")
 
 
 def unsized_in(programs: Sequence[Program]) -> CaptureError:

@@ -10,12 +10,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from fxmerge.config.image_settings import IMAGE_OPTIONS, ImageSettings, spelled
 from fxmerge.config.values import as_names, as_texts, read_options
 from fxmerge.errors import OptionError
 from fxmerge.io.files import check_output, try_writing, write_text
 from fxmerge.messages import nearest, printable, unknown
 
-BY_TASK = ("arch", "data", "key", "metric")
+BY_TASK = ("arch", "data", "key", "metric", *IMAGE_OPTIONS)
 """Options that may be given once per task, as `--data TASK=PATH`."""
 
 LISTED = ("post",)
@@ -77,6 +78,21 @@ class MergeConfig(BaseModel):
     strict_data: bool = option(
         False, "Stop at a broken file or row of samples; else it is left out, counted and named.", "Files"
     )
+    image_size: dict[str, str] = option(
+        {}, "What images are resized to: their shorter side (256), whose middle is taken, or both (256x256). This "
+        "and the next three are said in place of the model's own preprocessing.", "Files", metavar="[TASK=]N|HxW",
+    )  # fmt: skip
+    image_crop: dict[str, str] = option(
+        {}, "What is cut out of the middle of resized images (default: as much as the model takes).", "Files",
+        metavar="[TASK=]N|HxW",
+    )  # fmt: skip
+    image_mean: dict[str, str] = option(
+        {}, "Mean that is taken off colours from 0 to 1: one number, or one for each, as 0.485,0.456,0.406.", "Files",
+        metavar="[TASK=]X,X,X",
+    )  # fmt: skip
+    image_std: dict[str, str] = option(
+        {}, "Deviation that colours are divided by, after the mean was taken off.", "Files", metavar="[TASK=]X,X,X"
+    )  # fmt: skip
     result: str | None = option(None, "Write figures and checks as JSON.", "Files", metavar="FILE")
     report: str | None = option(None, "Write a self-contained HTML report.", "Files", metavar="FILE")
     log: str | None = option(
@@ -201,6 +217,8 @@ class MergeConfig(BaseModel):
                 f"--log {self.log}: {Path(self.log).suffix!r} cannot be written",
                 "end it in .jsonl, or in nothing for a folder that TensorBoard reads",
             )
+        for task in {task for name in IMAGE_OPTIONS for task in getattr(self, name)}:
+            self.images(task)
         if self.opset is not None and self.out is not None and Path(self.out).suffix != ".onnx":
             raise OptionError(f"--opset {self.opset} is of ONNX, and --out is {self.out}", "end --out in .onnx")
 
@@ -211,6 +229,7 @@ class MergeConfig(BaseModel):
         if not isinstance(values, dict):
             return values
         values = {name: as_texts(value) for name, value in values.items()}
+        values |= {name: spelled(values[name]) for name in IMAGE_OPTIONS if name in values}
         one = {name: {"": values[name]} for name in BY_TASK if isinstance(values.get(name), str)}
         several = {name: (values[name],) for name in ("ignore", "extension") if isinstance(values.get(name), str)}
         listed = {name: as_names(values[name]) for name in LISTED if values.get(name) is not None}
@@ -252,6 +271,10 @@ class MergeConfig(BaseModel):
         """The options that were given and that the method must have."""
         names = [n for n, field in MergeConfig.model_fields.items() if _extra(field)["of_method"]]
         return {name: getattr(self, name) for name in names if self.given(name)}
+
+    def images(self, task: str) -> ImageSettings:
+        """How the images of a task are read, as far as the options say. Raises `OptionError`."""
+        return ImageSettings.of({name: getattr(self, name) for name in IMAGE_OPTIONS}, task)
 
     def asked(self, sources: Iterable[str | None] = ()) -> dict[str, Any]:
         """What differs from the defaults, as a file for `load` says it; the parents by `sources` where all have one."""

@@ -95,6 +95,23 @@ def try_writing(folder: Path) -> None:
         raise unwritten(folder, error) from error
 
 
+def check_room(path: str | Path, size: int) -> None:
+    """Raise `OutputError` if there is no room for `size` bytes at `path`. Creates nothing."""
+    folder = Path(path).parent
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OutputError(
+            f"{path} takes {_amount(size)} or more, and {folder} has room for {_amount(free)}",
+            "free some space there, or choose another place",
+        )
+
+
+def _amount(size: int) -> str:
+    return (
+        f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size} bytes"
+    )
+
+
 def sha256(path: str | Path) -> str:
     """Hash of a file, or of a folder's files and their names."""
     path = Path(path)

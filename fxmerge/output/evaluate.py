@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxmerge.config.image_settings import ImageSettings
 from fxmerge.errors import DataError
 from fxmerge.ir.program import Program
 from fxmerge.messages import unknown
 from fxmerge.output.merged_file import MergedFile
 from fxmerge.output.scores import Score, add_outputs, agreement
 from fxmerge.output.truth import truth_of
+from fxmerge.samples.images import put_settings
 from fxmerge.samples.load import Reading, load_samples
 from fxmerge.samples.load import Samples as Loaded
 from fxmerge.samples.rows import rows_of
@@ -34,6 +37,7 @@ def evaluate(
     strict_data: bool = False,
     allow_pickle: bool = False,
     metric: Mapping[str, str] | None = None,
+    images: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     stages: Stages | None = None,
 ) -> dict[str, Any]:
     """Figures per task of the merged model at `model`, run by ONNX Runtime: what `eval --json` prints.
@@ -52,7 +56,7 @@ def evaluate(
         merged = MergedFile(model, device)
         loaded = [p if isinstance(p, Program) else load(p, allow_pickle=allow_pickle) for p in parents]
         teachers = {program.task: program for program in loaded}
-    for name in {**data, **teachers}:
+    for name in [*data, *teachers, *(task for said in images.values() for task in said)]:
         if name and name not in merged.tasks:
             raise unknown("task", name, merged.tasks)
     names = [port.name for port in merged.onnx.outputs]
@@ -67,7 +71,8 @@ def evaluate(
             continue
         with stages(f"eval {task}") as tell:
             parent = teachers.get(task)
-            samples = _read(path, parent, merged.shell(task), Reading(limit, strict=strict_data))
+            takes = put_settings(parent or merged.shell(task), ImageSettings.of(images, task))
+            samples = _read(path, takes, parent is None, Reading(limit, strict=strict_data))
             notes += samples.notes
             truth = truth_of(merged, task, parent, samples, metric)
             compared: dict[str, Score] = {}
@@ -96,14 +101,14 @@ def _skipped(samples: Loaded) -> dict[str, int]:
     return {"skipped": samples.skipped} if samples.skipped else {}
 
 
-def _read(path: str, parent: Program | None, shell: Program, how: Reading) -> Loaded:
-    """Samples as the parent takes them; an older ONNX file knows its inputs, but no tokenizer."""
+def _read(path: str, takes: Program, alone: bool, how: Reading) -> Loaded:
+    """Samples as the parent takes them; an older ONNX file, `alone`, knows its inputs, but no tokenizer."""
     try:
-        return load_samples(path, parent or shell, how)
+        return load_samples(path, takes, how)
     except DataError as error:
-        if parent is None and "tokenizer" in error.what:
+        if alone and "tokenizer" in error.what:
             raise DataError(
-                error.what, f"give --parent SOURCE: the tokenizer of {shell.task} is in its bundle"
+                error.what, f"give --parent SOURCE: the tokenizer of {takes.task} is in its bundle"
             ) from error
         raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -10,11 +11,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from fxmerge.errors import DataError
+from fxmerge.config.image_settings import NO_SETTINGS, PREPROCESSING, ImageSettings
+from fxmerge.errors import DataError, OptionError
 from fxmerge.io.child import ChildError, Talk, ask
 from fxmerge.io.files import parse_json
 from fxmerge.ir.program import Port, Program
@@ -23,12 +26,14 @@ from fxmerge.samples.fit import Raw
 from fxmerge.samples.reading import Broken, Reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SIZES = {"do_resize", "size", "resample", "do_center_crop", "crop_size"}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MOST_BYTES = 1 << 27
 """Of pixels. As numbers they take four times that."""
 
 SCALED = "resized, cropped and scaled as the model's own preprocessing says"
 MOST_PIXELS = 1 << 26
+MOST_SIDE = 10_000
 IMAGES, PICTURES = "fxmerge.samples.workers:images", "fxmerge.samples.workers:pictures"
 
 
@@ -38,14 +43,15 @@ def read_images(folder: Path, program: Program, limit: int | None, broken: Broke
     Classes take turns, so that the first rows hold some of each. With a preprocessor_config.json of the model they
     are scaled as it says, else they stay bytes (which `fit` reads as 0..1). Raises `DataError`.
     """
-    port, (channels, height, width), last = _layout(program, folder)
+    config = preprocessing(program.assets, program.task)
+    port, (channels, height, width), last = _layout(program, config, folder)
     most = MOST_BYTES // (channels * height * width)
     if not most:
         raise DataError(f"{folder}: one picture of {height} x {width} takes too much memory", "give arrays (.npz)")
-    found, config = in_turns(folder, SUFFIXES, "images", limit, most), preprocessing(program.assets, program.task)
+    found = in_turns(folder, SUFFIXES, "images", limit, most)
     values, read, resized = _decode(found.paths, (channels, height, width), config, broken)
     values = _as_input(values, port, config, program.task, last)
-    notes = (*found.notes, *((f"{folder}: {SCALED}",) if config else ()))
+    notes = (*found.notes, *((f"{folder}: {SCALED}",) if _scales(config) else ()))
     if resized:
         notes += (f"{folder}: {resized} of {len(read)} images were resized to {width} x {height}",)
     classes = [found.classes[place] for place in read] if found.classes else None
@@ -56,8 +62,9 @@ def read_rows(
     found: Iterator[tuple[str, bytes, Any]], program: Program, where: str, reading: Reading, broken: Broken
 ) -> Raw:
     """The same of encoded pictures with their names and labels, as a table holds them."""
-    port, (channels, height, width), last = _layout(program, Path(where))
-    most, config = MOST_BYTES // (channels * height * width), preprocessing(program.assets, program.task)
+    config = preprocessing(program.assets, program.task)
+    port, (channels, height, width), last = _layout(program, config, Path(where))
+    most = MOST_BYTES // (channels * height * width)
     request = {"mode": MODES[channels], "config": config, "width": width, "height": height, "most": MOST_PIXELS}
     pictures, labels, resized = list[Any](), list[Any](), 0
     with closing(Talk(PICTURES, request, size=1 << 28)) as talk:
@@ -86,9 +93,14 @@ def _as_input(values: np.ndarray[Any, Any], port: Port, config: Mapping[str, Any
     """Pixels, channels last, in the layout and scale of the model's input."""
     if not last:
         values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-    if config and port.dtype.is_floating_point:
+    if _scales(config) and port.dtype.is_floating_point:
         values = scaled(values, config, task, axis=3 if last else 1)
-    return values.reshape(len(values), *(s for s in port.shape[1:] if isinstance(s, int)))
+    return values[..., 0] if len(port.shape) == 3 else values
+
+
+def _scales(config: Mapping[str, Any]) -> bool:
+    """Whether a preprocessing says more than sizes."""
+    return bool(config.keys() - SIZES)
 
 
 def _decode(
@@ -126,20 +138,25 @@ def most_of(shape: tuple[int, int, int]) -> int:
     return max(1, MOST_BYTES // math.prod(shape))
 
 
-def _layout(program: Program, folder: Path) -> tuple[Port, tuple[int, int, int], bool]:
-    found = picture_port(program.inputs)
+def _layout(program: Program, config: Mapping[str, Any], folder: Path) -> tuple[Port, tuple[int, int, int], bool]:
+    found = picture_port(program.inputs, config)
     if found:
         return found
     shapes = "; ".join(f"{p.name} ({', '.join(str(s) for s in p.shape)})" for p in program.inputs)
     raise DataError(f"{folder} is a folder of images, but {program.task} takes {shapes}", "give arrays (.npz) instead")
 
 
-def picture_port(ports: Sequence[Port]) -> tuple[Port, tuple[int, int, int], bool] | None:
-    """The one input if it takes images; its channels, height and width, and whether channels come last."""
+def picture_port(
+    ports: Sequence[Port], config: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Port, tuple[int, int, int], bool] | None:
+    """The one input if it takes images; its channels, height and width, and whether channels come last.
+
+    A side that the model leaves free is what the preprocessing `config` leaves of an image.
+    """
     if len(ports) != 1:
         return None
     [port] = ports
-    sizes = [s for s in port.shape[1:] if isinstance(s, int)]
+    sizes = [s for s in _filled(port.shape[1:], config) if isinstance(s, int)]
     if len(port.shape) == len(sizes) + 1:
         if len(sizes) == 2:
             return port, (1, sizes[0], sizes[1]), True
@@ -148,6 +165,19 @@ def picture_port(ports: Sequence[Port]) -> tuple[Port, tuple[int, int, int], boo
         if len(sizes) == 3 and sizes[2] in MODES:
             return port, (sizes[2], sizes[0], sizes[1]), True
     return None
+
+
+def _filled(inner: Sequence[int | str], config: Mapping[str, Any]) -> Sequence[int | str]:
+    """The axes of a picture, free sides filled in."""
+    size = config.get("crop_size") if config.get("do_center_crop") is True else None
+    size = size or config.get("size")
+    said = [size.get(key, size.get("shortest_edge")) for key in ("height", "width")] if isinstance(size, dict) else []
+    sides = [side for side in said if isinstance(side, int) and 0 < side <= MOST_SIDE]
+    if len(inner) != 3 or len(sides) != 2:
+        return inner
+    first = 1 if inner[0] in MODES else 0
+    filled = [own if isinstance(own, int) else side for own, side in zip(inner[first : first + 2], sides, strict=True)]
+    return [*inner[:first], *filled, *inner[first + 2 :]]
 
 
 def in_turns(folder: Path, suffixes: Sequence[str], what: str, limit: int | None, most: int) -> Files:
@@ -217,8 +247,34 @@ def _numbers(value: Any, count: int, key: str, task: str) -> np.ndarray[Any, Any
     return np.asarray(given, dtype=np.float32)
 
 
+def put_settings(program: Program, settings: ImageSettings) -> Program:
+    """The program with what the user says of its images in its preprocessing; as it is if it takes none.
+
+    Raises `OptionError` if they are said to have another size than the model takes.
+    """
+    if settings == NO_SETTINGS:
+        return program
+    config = settings.put_into(preprocessing(program.assets, program.task), program.task)
+    found = picture_port(program.inputs, config)
+    if found is None:
+        return program
+    _, (channels, *sides), _ = found
+    if settings.crop and sides != [settings.crop[0], settings.crop[-1]]:
+        raise OptionError(
+            f"--image-crop {settings.crop[0]}x{settings.crop[-1]}: {program.task} takes {sides[0]} x {sides[1]}",
+            "leave --image-crop out, or capture the model with inputs of that size",
+        )
+    for flag, numbers in (("--image-mean", settings.mean), ("--image-std", settings.std)):
+        if len(numbers) not in (0, 1, channels):
+            raise OptionError(
+                f"{flag} has {len(numbers)} numbers, and {program.task} takes {channels} colours",
+                f"give one number, or {channels}",
+            )
+    return program.evolve(assets={**program.assets, PREPROCESSING: json.dumps(config).encode()})
+
+
 def preprocessing(assets: Mapping[str, bytes], task: str) -> dict[str, Any]:
     """What the preprocessor_config.json of a model says; nothing if it has none."""
-    data = assets.get("preprocessor_config.json")
+    data = assets.get(PREPROCESSING)
     config = parse_json(data, f"the preprocessor_config.json of {task}") if data else {}
     return config if isinstance(config, dict) else {}

@@ -67,7 +67,8 @@ def _read(path: Path, program: Program, reading: Reading, broken: Broken) -> Raw
 def _of_rows(rows: tables.Rows, folder: Path, program: Program, reading: Reading, broken: Broken) -> Raw:
     """What a table holds of what the program takes: pictures, sound, or text. Files are read in `folder` alone."""
     names = files_in_rows.file_columns(rows)
-    picture, wave = images.picture_port(program.inputs), sounds.wave_port(program.inputs)
+    config = images.preprocessing(program.assets, program.task) if names else {}
+    picture, wave = images.picture_port(program.inputs, config), sounds.wave_port(program.inputs)
     if names and (picture or wave):
         most = images.most_of(picture[1]) if picture and not wave else sounds.MOST_FILES
         found = files_in_rows.files(rows, names, folder, reading, broken, most)

@@ -20,7 +20,7 @@ from fxmerge.samples.fit import Raw
 
 PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 LONGEST = 512
-"""Rows are cut here where the model sets no limit of its own."""
+"""Rows are cut here where neither the tokenizer nor the model sets a limit of its own."""
 
 BLOCK = 128
 """Tokens in a row of running text, for models that predict each next token."""
@@ -43,11 +43,11 @@ def tokenize(table: Table, program: Program, where: str) -> Raw:
     ports = _ports(program, where)
     ids = ports["ids"]
     fixed = ids.shape[1] if isinstance(ids.shape[1], int) else None
-    highest = program.ranges.get(str(ids.shape[1]), (0, LONGEST))[1]
+    highest = program.ranges.get(str(ids.shape[1]), (0, LONGEST))[1]  # the model's own number of positions
     if "mask" not in ports and _continues(program, ids):
         encoded = _encode(table, program, None, where)
         return _blocks(encoded, table, ids, fixed or min(highest, BLOCK), where)
-    encoded = _encode(table, program, fixed or min(highest, LONGEST), where)
+    encoded = _encode(table, program, fixed or highest, where)
     length = fixed or max((len(row) for row in encoded.ids), default=0)
     rows = min(len(encoded.ids), MOST_TOKENS // max(length, 1))
     inputs: dict[str, Array] = {ids.name: padded(encoded.ids[:rows], length, encoded.pad)}
@@ -75,7 +75,7 @@ class Encoded:
 def _encode(table: Table, program: Program, longest: int | None, where: str) -> Encoded:
     """The texts split by the model's own tokenizer, in a child process. Raises `DataError` if that cannot be."""
     data = program.assets["tokenizer.json"]
-    request = {"tokenizer": len(data), "longest": longest, "pads": PADS}
+    request = {"tokenizer": len(data), "longest": longest, "usual": LONGEST, "pads": PADS}
     encoded = Encoded([], [], 0)
     try:
         texts = [_whole(text) for text in table.texts]

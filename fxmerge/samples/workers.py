@@ -72,18 +72,38 @@ def _resize(image: Any, width: int, height: int, config: dict[str, Any]) -> Any:
     """The image at the model's size; with a centre crop where its own preprocessing has one."""
     from PIL import Image
 
-    how, size = config.get("resample"), config.get("size")
+    how = config.get("resample")
     method = Image.Resampling(how) if type(how) is int and 0 <= how < 6 else Image.Resampling.BILINEAR
-    edge = size.get("shortest_edge") if isinstance(size, dict) else None
-    if config.get("do_center_crop") is True and type(edge) is int and 0 < edge < 10_000:
-        factor = max(edge / min(image.size), width / image.width, height / image.height)
-        wide, high = math.ceil(image.width * factor), math.ceil(image.height * factor)
-        if wide * high > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"it would be resized to {wide} x {high}")
-        image = image.resize((wide, high), method)
+    if config.get("do_center_crop") is True and (size := _before_crop(image, width, height, config)):
+        if Image.MAX_IMAGE_PIXELS is not None and math.prod(size) > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"it would be resized to {size[0]} x {size[1]}")
+        image = image.resize(size, method)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
     return image if image.size == (width, height) else image.resize((width, height), method)
+
+
+def _before_crop(image: Any, width: int, height: int, config: dict[str, Any]) -> tuple[int, int] | None:
+    """What an image is resized to before its middle is taken; None where nothing says it.
+
+    A model that takes images of another size than the preprocessing cuts out gets the same share of each.
+    """
+    wide, high, edge = _sides(config.get("size"), "width", "height", "shortest_edge")
+    crop_wide, crop_high = _sides(config.get("crop_size"), "width", "height")
+    share_wide, share_high = width / (crop_wide or width), height / (crop_high or height)
+    if edge:
+        factor = edge / min(image.size) * max(share_wide, share_high)
+        factor = max(factor, width / image.width, height / image.height)
+        return math.ceil(image.width * factor), math.ceil(image.height * factor)
+    if wide and high:
+        return max(width, round(wide * share_wide)), max(height, round(high * share_high))
+    return None
+
+
+def _sides(size: Any, *keys: str) -> list[int]:
+    """Sides in pixels; 0 for what is no such number."""
+    found = [size.get(key) if isinstance(size, dict) else None for key in keys]
+    return [side if isinstance(side, int) and 0 < side < 10_000 else 0 for side in found]
 
 
 def tokens(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
@@ -101,7 +121,7 @@ def texts(request: dict[str, Any], data: bytes) -> Generator[tuple[Any, bytes], 
     question, piece = yield {"pad": pad, "tokens": tokenizer.get_vocab_size()}, b""
     while True:
         tokenizer.enable_truncation(max_length=question["longest"])
-        encoded = tokenizer.encode_batch(json.loads(piece))
+        encoded = tokenizer.encode_batch([_one_row(text) for text in json.loads(piece)])
         question, piece = yield {"cut": sum(bool(e.overflowing) for e in encoded)}, _encoded(encoded)
 
 
@@ -118,7 +138,7 @@ def _tokenizer(data: bytes, request: dict[str, Any]) -> tuple[Any, int]:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if request.get("longest") is not None:
-        tokenizer.enable_truncation(max_length=min(request["longest"], own or request["longest"]))
+        tokenizer.enable_truncation(max_length=min(request["longest"], own or request["usual"]))
     return tokenizer, pad
 
 
@@ -130,14 +150,18 @@ def _pieces(texts: list[Any]) -> Iterator[list[Any]]:
     """Texts, or pairs of texts as tuples, some at a time."""
     piece, size = [], 0
     for text in texts:
-        pair = isinstance(text, list)
-        piece.append(tuple(text) if pair else text)
-        size += sum(map(len, text)) if pair else len(text)
+        piece.append(_one_row(text))
+        size += sum(map(len, text)) if isinstance(text, list) else len(text)
         if size > PIECE:
             yield piece
             piece, size = [], 0
     if piece:
         yield piece
+
+
+def _one_row(text: Any) -> Any:
+    """A text; a pair of them, which JSON has as a list, as the tokenizer takes it."""
+    return tuple(text) if isinstance(text, list) else text
 
 
 def _pad(tokenizer: Any, names: list[str]) -> int:

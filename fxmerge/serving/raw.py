@@ -185,11 +185,7 @@ class Raw:
         for name, value in request.inputs.items():
             found, count = {name: value}, 0
             if name in self.inputs:
-                if value.dtype != object or value.shape not in ((value.size,), (value.size, 1)) or not value.size:
-                    raise RequestError(
-                        f"the input {name!r} is no row of BYTES, but {list(value.shape)}", "send it as BYTES [rows]"
-                    )
-                found, count = self.inputs[name][0].read(name, list(value.reshape(-1)), until)
+                found, count = self.inputs[name][0].read(name, _rows(name, value, self.inputs[name][0]), until)
             twice = next((port for port in found if port in inputs), None)
             if twice is not None:
                 raise RequestError(f"the input {name!r} fills {twice!r} once more", "send one of them")
@@ -208,6 +204,17 @@ class Raw:
             scores /= scores.sum(axis=1, keepdims=True)
         chosen: Array = scores[np.arange(len(best)), best]
         return chosen.astype(np.float32)
+
+
+def _rows(name: str, value: Array, read: Reader) -> list[Any]:
+    """The entries of a raw input; two columns of text are pairs."""
+    pair = read.pairs and value.ndim == 2 and value.shape[1] == 2
+    if value.dtype != object or not value.size or not (pair or value.shape in ((value.size,), (value.size, 1))):
+        raise RequestError(
+            f"the input {name!r} is no row of BYTES, but {list(value.shape)}",
+            "send it as BYTES [rows]" + (", or [rows, 2] for pairs of texts" if read.pairs else ""),
+        )
+    return list(map(tuple, value)) if pair else list(value.reshape(-1))
 
 
 def _beside(path: Path) -> dict[str, bytes]:

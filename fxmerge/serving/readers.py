@@ -38,8 +38,10 @@ class Reader(Protocol):
 
     kind: str
     """What it reads, which is what the raw input is called."""
+    pairs: bool
+    """Whether an entry may be two texts, which the model's tokenizer makes one row of."""
 
-    def read(self, name: str, values: Sequence[bytes], until: float) -> tuple[dict[str, Array], int]:
+    def read(self, name: str, values: Sequence[Any], until: float) -> tuple[dict[str, Array], int]:
         """Inputs by name, and how many entries were cut. Raises `RequestError`; stops when it is later than `until`."""
 
     def close(self) -> None:
@@ -59,8 +61,8 @@ def reader(
         if find_spec("tokenizers") is None:
             raise SourceError("reading text needs the tokenizers library", 'install it: pip install "fxmerge[text]"')
         return _Text(tokens, files["tokenizer.json"], runs, most)
-    if picture := picture_port(ports):
-        config = preprocessing(files, task)
+    config = preprocessing(files, task)
+    if picture := picture_port(ports, config):
         if not config and picture[0].dtype.is_floating_point:
             raise SourceError(
                 "it has no preprocessor_config.json, in its metadata or beside it",
@@ -94,7 +96,7 @@ class _Children:
 
 
 class _Text:
-    kind = "text"
+    kind, pairs = "text", True
 
     def __init__(
         self, ports: Mapping[str, Port], tokenizer: bytes, runs: Callable[[Mapping[str, Array]], bool], most: int
@@ -122,11 +124,16 @@ class _Text:
             self.close()
             raise
 
-    def read(self, name: str, values: Sequence[bytes], until: float) -> tuple[dict[str, Array], int]:
+    def read(
+        self, name: str, values: Sequence[bytes | tuple[bytes, bytes]], until: float
+    ) -> tuple[dict[str, Array], int]:
         if 8 * len(self.ports) * len(values) * self.longest > self.most:
             raise _too_large(name, len(values), self.most)
-        texts = [_decoded(name, row, value) for row, value in enumerate(values)]
-        if sum(map(len, texts)) > MOST_TEXT:
+        texts = [
+            [_decoded(name, row, part) for part in value] if isinstance(value, tuple) else _decoded(name, row, value)
+            for row, value in enumerate(values)
+        ]
+        if sum(sum(map(len, text)) if isinstance(text, list) else len(text) for text in texts) > MOST_TEXT:
             raise RequestError(
                 f"the input {name!r} has more than {MOST_TEXT} characters", "send fewer texts", TOO_LARGE
             )
@@ -162,7 +169,7 @@ class _Text:
 
 
 class _Picture:
-    kind = "image"
+    kind, pairs = "image", False
 
     def __init__(
         self, picture: tuple[Port, tuple[int, int, int], bool], config: Mapping[str, Any], most: int, task: str
@@ -205,8 +212,8 @@ class _Picture:
         values = pixels if self.channels_last else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         if self.port.dtype.is_floating_point:
             values = scaled(values, self.config, self.task, axis=3 if self.channels_last else 1)
-        inner = tuple(size for size in self.port.shape[1:] if isinstance(size, int))
-        return {self.port.name: values.reshape(len(pixels), *inner).astype(numpy_name(self.port), copy=False)}
+        values = values[..., 0] if len(self.port.shape) == 3 else values
+        return {self.port.name: values.astype(numpy_name(self.port), copy=False)}
 
     def close(self) -> None:
         self._children.close()

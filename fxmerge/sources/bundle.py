@@ -30,6 +30,7 @@ from fxmerge.sources import graphs
 from fxmerge.sources.halves import capture_in_float32
 from fxmerge.sources.limits import check_values
 from fxmerge.sources.operators import DTYPES
+from fxmerge.sources.tokenizers import longest_in, with_longest
 
 FORMAT, VERSION = "fxmerge bundle", 1
 GRAPH, WEIGHTS, SAMPLES, ASSETS = "bundle.json", "weights.safetensors", "samples.safetensors", "assets/"
@@ -85,10 +86,10 @@ def config_of(model: nn.Module) -> dict[str, bytes]:
 def tokenizer_bytes(tokenizer: Any) -> bytes:
     """A tokenizer as the text of a tokenizer.json."""
     if isinstance(tokenizer, str | Path):
-        return Path(tokenizer).read_bytes()
+        return with_longest(Path(tokenizer).read_bytes(), longest_in(Path(tokenizer).parent))
     plain = getattr(tokenizer, "backend_tokenizer", tokenizer)
     text: str = plain.to_str()
-    return text.encode()
+    return with_longest(text.encode(), getattr(tokenizer, "model_max_length", None))
 
 
 def save_bundle(program: Program, path: str | Path, *, overwrite: bool = True) -> None:

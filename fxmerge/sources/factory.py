@@ -37,10 +37,14 @@ def build(arch: str, weights: Checkpoint | None) -> tuple[nn.Module, tuple[str, 
     return model.eval(), notes
 
 
-def image_inputs(model: nn.Module) -> dict[str, Tensor] | None:
-    """A random image batch of the size a timm model states, or 3 x 224 x 224, by the name of its first parameter."""
+def image_inputs(model: nn.Module, sides: tuple[int, int] | None = None) -> dict[str, Tensor] | None:
+    """A random image batch of the size a timm model states, or 3 x 224 x 224, by the name of its first parameter.
+
+    With `sides`, of that height and width.
+    """
     config = getattr(model, "default_cfg", None) or getattr(model, "pretrained_cfg", None) or {}
     size = config.get("input_size") or (3, 224, 224)
+    size = (size[0], *(sides or size[1:]))
     return {first_parameter(model): torch.rand(2, *size, generator=torch.Generator().manual_seed(0))}
 
 

@@ -26,6 +26,7 @@ from fxmerge.samples.pretrained_cfg import asset_of
 from fxmerge.sources.bundle import KNOWN_ASSETS
 from fxmerge.sources.checkpoint import Checkpoint
 from fxmerge.sources.state_dict import read_weights
+from fxmerge.sources.tokenizers import TOKENIZER, longest_in, with_longest
 
 CONFIG = "config.json"
 MOST_PIXELS = 1 << 24
@@ -155,6 +156,8 @@ def assets_of(folder: Path) -> dict[str, bytes]:
                 assets["tokenizer.json"] = text
         except ChildError:  # then text samples are refused with a message, arrays still work
             pass
+    if TOKENIZER in assets:
+        assets[TOKENIZER] = with_longest(assets[TOKENIZER], longest_in(folder))
     return {**preprocessing_in(folder / CONFIG), **assets}
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.capturing import capture
+from fxmerge.config.image_settings import NO_SETTINGS, ImageSettings
 from fxmerge.errors import DataError, SourceError
 from fxmerge.from_onnx.file import looks_like_onnx
 from fxmerge.io.archives import Archive
@@ -24,7 +25,9 @@ from fxmerge.io.guard import check_file
 from fxmerge.ir.program import Program
 from fxmerge.messages import listed, nearest, printable
 from fxmerge.samples import arrays
+from fxmerge.samples.images import put_settings
 from fxmerge.samples.load import LABELS, check_samples, load_samples
+from fxmerge.samples.pretrained_cfg import asset_of
 from fxmerge.sources import factory, huggingface
 from fxmerge.sources.adapters import Adapter, is_adapter
 from fxmerge.sources.bundle import GRAPH, INPUT_ASSETS, UNNAMED, load_bundle
@@ -33,6 +36,7 @@ from fxmerge.sources.importing import importable
 from fxmerge.sources.onnx import load_onnx
 from fxmerge.sources.pt2 import is_pt2, load_pt2
 from fxmerge.sources.state_dict import check_weights, is_pickle, is_safetensors, read_weights
+from fxmerge.sources.tokenizers import TOKENIZER, longest_in, with_longest
 
 Inputs = str | Path | Tensor | Mapping[str, Tensor]
 """Sample inputs: a file, a tensor for a single input, or tensors by input name."""
@@ -53,6 +57,7 @@ class Where:
     dynamic: tuple[str, ...] = ()
     batch_axis: int | None = None
     extensions: tuple[str, ...] = ()
+    images: ImageSettings = NO_SETTINGS
 
 
 def load(
@@ -68,29 +73,32 @@ def load(
     dynamic: Sequence[str] = (),
     batch_axis: int | None = None,
     extensions: Sequence[str] = (),
+    images: ImageSettings = NO_SETTINGS,
 ) -> Program:
     """The program of a model: a bundle, .pt2, .onnx, state dict with `arch`, Hugging Face folder, or a factory.
 
     `arch` builds the model that `weights` (or `source` itself) fill; `inputs` (any kind of samples) are traced with
     and kept as the program's samples. `key` says which of several weights of a checkpoint are meant, `ignore` names
     patterns of tensors that are none; `dynamic` and `batch_axis` are those of `fxmerge.capture`; `extensions` are
-    `FILE:NAME`s that may read more operators of ONNX files. The task is the file's stem unless the
+    `FILE:NAME`s that may read more operators of ONNX files; `images` says how images are read, in place of what the
+    model says. The task is the file's stem unless the
     file or `task` names one.
     Raises `SourceError`, or `UnsafeFileError` if reading would execute code from the file.
     """
     path = Path(source)
     patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-    given = Where(arch, weights, inputs, key, patterns, allow_pickle, tuple(dynamic), batch_axis, tuple(extensions))
+    given = Where(
+        arch, weights, inputs, key, patterns, allow_pickle, tuple(dynamic), batch_axis, tuple(extensions), images
+    )
     with ExitStack() as folders:
         for folder in _folders(str(source), given):
             folders.enter_context(importable(folder))
         program = _read(path, str(source), given)
     check_weights(program.tensors, program.parameters, str(source))
+    program = put_settings(_with_beside(program, path) if not program.assets else program, images)
     if isinstance(inputs, str | Path) and not program.samples:
         samples = load_samples(inputs, program)
         program = program.evolve(samples=samples.inputs, notes=(*program.notes, *samples.notes))
-    if path.is_file() and not program.assets and (assets := _beside(path)):
-        program = program.evolve(assets=assets, notes=(*program.notes, f"with {listed(assets)} from its folder"))
     return program.evolve(task=task or (task_of(source) if program.task == UNNAMED else program.task))
 
 
@@ -241,9 +249,13 @@ def _huggingface(config: Path, weights: Checkpoint, given: Where) -> Program:
 
 def _factory(arch: str, weights: Checkpoint | None, given: Where) -> Program:
     model, notes = factory.build(arch, weights)
-    images = factory.image_inputs(model) if arch.startswith(("timm:", "torchvision:")) else None
+    images = None
+    if arch.startswith(("timm:", "torchvision:")):
+        images = factory.image_inputs(model, given.images.taken)
     program = _trace(model, given, images, arch)
-    return program.evolve(notes=(*program.notes, *notes))
+    assets = asset_of(getattr(model, "pretrained_cfg", None))
+    program = program.evolve(notes=(*program.notes, *notes), assets=assets)
+    return program if weights is None else _with_beside(program, weights.path)
 
 
 def _trace(model: nn.Module, where: Where, dummies: Mapping[str, Tensor] | None, what: str) -> Program:
@@ -312,8 +324,19 @@ def _check_names(given: Mapping[str, Any], takes: Mapping[str, inspect.Parameter
         )
 
 
+def _with_beside(program: Program, path: Path) -> Program:
+    """A program with the tokenizer.json and the like that lie beside its file."""
+    found = _beside(path) if path.is_file() else {}
+    if not found:
+        return program
+    note = f"with {listed(found)} from its folder"
+    return program.evolve(assets={**program.assets, **found}, notes=(*program.notes, note))
+
+
 def _beside(path: Path) -> dict[str, bytes]:
     """A tokenizer.json and the like that lie in a model's folder."""
     files = {name: path.parent / name for name in INPUT_ASSETS}
     found = {n: f.read_bytes() for n, f in files.items() if f.is_file() and f.stat().st_size <= LARGEST_JSON}
+    if TOKENIZER in found:
+        found[TOKENIZER] = with_longest(found[TOKENIZER], longest_in(path.parent))
     return {**huggingface.preprocessing_in(path.parent / huggingface.CONFIG), **found}

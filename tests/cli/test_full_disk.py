@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,3 +141,15 @@ def test_what_is_printed() -> None:
         )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 2 and "No space left on device" in done.stderr
+
+
+def test_room_is_looked_for_before_anything_is_trained(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    monkeypatch.setattr("fxmerge.compiler.merging.outcome_of", lambda *given: pytest.fail("it was trained"))
+    before = _held(here)
+    assert main([*MERGE, "m.onnx"]) == 2
+    what = r"m\.onnx takes 204 bytes or more, and \. has room for 100 bytes\nfree some space there"
+    assert re.search(what, capsys.readouterr().err)
+    assert _held(here) == before

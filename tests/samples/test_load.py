@@ -6,8 +6,10 @@ import json
 import pickle
 import socket
 import struct
+import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,11 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from fxmerge.errors import DataError, UnsafeFileError
+from fxmerge.config.image_settings import ImageSettings
+from fxmerge.errors import DataError, OptionError, UnsafeFileError
 from fxmerge.ir.program import Program
 from fxmerge.samples import arrays
+from fxmerge.samples.images import put_settings
 from fxmerge.samples.load import Reading, check_samples, load_samples
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -366,3 +370,104 @@ def test_large_arrays_are_read_in_part_and_that_is_said(
     monkeypatch.setattr(arrays, "MOST_NUMBERS", 63)
     with pytest.raises(DataError, match="not in rows that can be read one by one"):
         load_samples(tmp_path / "a.npy", vit)
+
+
+# -- images as the user says ---------------------------------------------------------------------------
+
+
+def halves(path: Path) -> None:
+    """A picture that is white in its middle third alone."""
+    pixels = np.zeros((8, 24), dtype=np.uint8)
+    pixels[:, 8:16] = 255
+    Image.fromarray(pixels).save(path)
+
+
+def said(program: Program, **given: str) -> Program:
+    return put_settings(program, ImageSettings.of({name: {"": text} for name, text in given.items()}, "a"))
+
+
+def test_images_are_read_as_the_user_says(vit: Program, tmp_path: Path) -> None:
+    halves(tmp_path / "a.png")
+    plain = float(load_samples(tmp_path, vit).inputs["x"].mean())
+    assert plain == pytest.approx(1 / 3, abs=0.02)
+    cut = said(vit, image_size="8", image_mean="0.5", image_std="0.25")
+    assert torch.allclose(load_samples(tmp_path, cut).inputs["x"], torch.full((1, 1, 8, 8), 2.0))
+    assert float(load_samples(tmp_path, said(vit, image_size="8")).inputs["x"].mean()) == 1  # bytes, 0..1
+    stretched = said(cut, image_size="8x8")
+    assert float(load_samples(tmp_path, stretched).inputs["x"].mean()) == pytest.approx(4 * plain - 2, abs=1e-3)
+    inner = said(vit, image_size="16x72", image_crop="8")
+    assert float(load_samples(tmp_path, inner).inputs["x"].mean()) == 1
+
+
+def test_what_the_user_says_is_said_over_the_models_own(vit: Program, tmp_path: Path) -> None:
+    halves(tmp_path / "a.png")
+    own = {"image_mean": [0.0], "image_std": [1.0], "do_center_crop": True, "size": {"shortest_edge": 8}}
+    program = vit.evolve(assets={"preprocessor_config.json": json.dumps(own).encode()})
+    assert float(load_samples(tmp_path, program).inputs["x"].mean()) == 1
+    assert float(load_samples(tmp_path, said(program, image_std="0.5")).inputs["x"].mean()) == 2
+    assert float(load_samples(tmp_path, said(program, image_size="16")).inputs["x"].mean()) == 1
+
+
+def test_a_model_of_another_size_gets_the_same_share(vit: Program, tmp_path: Path) -> None:
+    halves(tmp_path / "a.png")
+    own = {"do_center_crop": True, "size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    program = vit.evolve(assets={"preprocessor_config.json": json.dumps(own).encode()})
+    assert float(load_samples(tmp_path, program).inputs["x"].mean()) == 1
+
+
+def test_free_sides_are_as_the_user_says(tmp_path: Path) -> None:
+    from fxmerge.capturing import capture
+
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    program = capture(net, (torch.rand(2, 3, 16, 16),), dynamic=("height", "width"))
+    paint(tmp_path / "a.png", 255, (40, 20), "RGB")
+    with pytest.raises(DataError, match=r"takes input \(batch, 3, "):
+        load_samples(tmp_path, program)
+    assert load_samples(tmp_path, said(program, image_size="12")).inputs["input"].shape == (1, 3, 12, 12)
+    assert load_samples(tmp_path, said(program, image_size="12", image_crop="8x10")).inputs["input"].shape[2:] == (
+        8,
+        10,
+    )
+
+
+def test_what_cannot_be_said_of_images(vit: Program) -> None:
+    for given, match in (
+        ({"image_size": "big"}, "--image-size big is no size in pixels"),
+        ({"image_crop": "4x4x4"}, "is no size in pixels"),
+        ({"image_mean": "0.5"}, "--image-mean without --image-std"),
+        ({"image_mean": "0.5", "image_std": "0"}, "--image-std 0 are no numbers of colours"),
+        ({"image_mean": "0.5,0.5", "image_std": "1"}, "--image-mean has 2 numbers, and .* takes 1 colours"),
+        ({"image_crop": "9"}, "--image-crop 9x9: .* takes 8 x 8"),
+    ):
+        with pytest.raises(OptionError, match=match):
+            said(vit, **given)
+
+
+def test_a_timm_architecture_reads_images_as_its_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fxmerge.sources.load import load
+
+    about = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2], "input_size": (3, 32, 32), "crop_pct": 0.5}
+
+    def create_model(name: str, pretrained: bool, num_classes: int) -> torch.nn.Module:
+        pool = torch.nn.AdaptiveAvgPool2d(1)
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), pool, torch.nn.Flatten(), torch.nn.Linear(4, num_classes))
+        net.pretrained_cfg = about  # type: ignore[assignment]
+        return net
+
+    timm = ModuleType("timm")
+    timm.create_model, timm.list_models = create_model, lambda: ["tiny"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    torch.save(create_model("tiny", False, 4).state_dict(), tmp_path / "a.pth")
+    program = load(tmp_path / "a.pth", arch="timm:tiny")
+    config = json.loads(program.assets["preprocessor_config.json"])
+    assert config["image_mean"] == about["mean"]
+    assert config["size"] == {"shortest_edge": 64}
+    assert program.inputs[0].shape[1:] == (3, 32, 32)
+    paint(tmp_path / "images" / "a.png", 255, (9, 9), "RGB")
+    white = load_samples(tmp_path / "images", program).inputs["input"][0, :, 0, 0]
+    assert torch.allclose(white, torch.tensor([3.0, 2.5, 2.0]))
+    smaller = load(tmp_path / "a.pth", arch="timm:tiny", images=ImageSettings(size=(24,)))
+    assert smaller.inputs[0].shape[1:] == (3, 24, 24)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.25], "image_std": [1]}))
+    own = load(tmp_path / "a.pth", arch="timm:tiny")
+    assert json.loads(own.assets["preprocessor_config.json"])["image_mean"] == [0.25]

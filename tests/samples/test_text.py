@@ -137,6 +137,35 @@ def test_long_rows_are_cut_where_the_tokenizer_says(reviews: Program, tmp_path: 
     assert load_samples(tmp_path / "a.txt", program).inputs["input_ids"].tolist() == [[2] * 5, [3, 4, 0, 0, 0]]
 
 
+@pytest.mark.parametrize(("said", "most"), [(5, 5), (10**30, 50), (1e30, 50), (None, 50), (-1, 50), (700, 600)])
+def test_rows_are_cut_where_the_config_of_the_tokenizer_says(
+    said: object, most: int, reviews: Program, tmp_path: Path
+) -> None:
+    from fxmerge.sources.huggingface import assets_of
+
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": said}))
+    (tmp_path / "a.txt").write_text("good " * (600 if said == 700 else 50) + "\n")
+    program = reviews.evolve(assets=assets_of(tmp_path), ranges={"batch": (2, 64), "sequence": (2, 650)})
+    assert load_samples(tmp_path / "a.txt", program).inputs["input_ids"].shape == (1, most)
+    short = program.evolve(ranges={"batch": (2, 64), "sequence": (2, 4)})
+    assert load_samples(tmp_path / "a.txt", short).inputs["input_ids"].shape == (1, 4)
+
+
+def test_what_the_tokenizer_itself_says_goes_first(tmp_path: Path) -> None:
+    from fxmerge.sources.bundle import tokenizer_bytes
+
+    made = tokenizer()
+    made.enable_truncation(max_length=3)
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 9}')
+    assert json.loads(tokenizer_bytes(tmp_path / "tokenizer.json"))["truncation"]["max_length"] == 3
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    assert json.loads(tokenizer_bytes(tmp_path / "tokenizer.json"))["truncation"]["max_length"] == 9
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    assert json.loads(tokenizer_bytes(tmp_path / "tokenizer.json"))["truncation"] is None
+
+
 def test_a_tokenizer_of_another_model_is_refused(reviews: Program, tmp_path: Path) -> None:
     words = {word: 1000 + number for number, word in enumerate(WORDS)}
     other = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))

@@ -98,6 +98,19 @@ def test_text_gives_what_its_tokens_give(tokens: Any, asking: Any) -> None:
     assert list(ask(texts("a"), "b.label")) == ["b.label"]
 
 
+def test_pairs_of_texts_are_one_row_in_the_tokenizers_own_template(tokens: Any, asking: Any) -> None:
+    made = tokenizers.Tokenizer.from_str(tokenizer().decode())
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A", pair="$A [UNK]:1 $B:1", special_tokens=[("[UNK]", 1)]
+    )
+    ask = asking(tokens(**packed(tokenizer_json=made.to_str().encode())))
+    ids = np.array([[5, 4, 1, 2], [3, 1, 6, 4]])
+    by_number = ask({"ids": ids, "mask": np.ones_like(ids)})
+    by_text = ask({"text": np.array([[b"a film", b"good"], [b"bad", b"the film"]], object)})
+    for name, value in by_number.items():
+        np.testing.assert_array_equal(by_text[name], value)
+
+
 def test_a_long_text_is_cut_and_that_is_said(tokens: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "LONGEST", 6)
     with TestClient(app(serve(text_model(tokens), raw=True))) as client:
@@ -169,7 +182,12 @@ BAD_TEXT = {
     "long ones": (texts(*["a" * 60_000] * 20), "has more than 1048576 characters", 413),
     "many": (texts(*["a"] * 20_000), "20000 rows of the input 'text' are more than 1048576 bytes", 413),
     "none": ({"text": np.empty(0, object)}, r"no row of BYTES, but \[0\]", 400),
-    "a table": ({"text": np.full((2, 2), b"a", object)}, r"no row of BYTES, but \[2, 2\]", 400),
+    "a table": ({"text": np.full((2, 3), b"a", object)}, r"no row of BYTES, but \[2, 3\]", 400),
+    "half a pair": (
+        {"text": np.array([[b"a", b"\xff"]], object)},
+        "row 0 of the input 'text' is no text in UTF-8",
+        400,
+    ),
     "numbers": ({"text": np.zeros(2)}, "no row of BYTES", 400),
     "a scalar": ({"text": np.array(b"a", object)}, r"no row of BYTES, but \[\]", 400),
     "nothing at all": ({}, "'ids' is missing", 400),
