@@ -71,7 +71,7 @@ def check_output(path: str | Path, *, overwrite: bool = True) -> None:
         raise OutputError(
             f"the output folder {folder} is not writable", "choose another folder or change its permissions"
         )
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if _is_device(path):
         raise OutputError(f"{path} is a device or a pipe, which nothing may replace", "give the name of a file")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already", "add --overwrite to replace it, or choose another name")
@@ -84,6 +84,13 @@ def check_output(path: str | Path, *, overwrite: bool = True) -> None:
         raise OutputError(
             f"{path} is a folder with other things in it", "choose a new folder: only a model's folder is replaced"
         )
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a file moved to `path` would take the place of what is no file; of links to one too (/dev/stdout)."""
+    if path.parent.resolve() == Path("/dev"):
+        return True
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def try_writing(folder: Path) -> None:

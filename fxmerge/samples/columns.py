@@ -84,7 +84,8 @@ def _chosen(rows: Rows, first: Sequence[Row]) -> tuple[tuple[str, ...], str | No
     by_name = {name.lower(): name for name in reversed(columns)} if rows.named else {}
     pair = next((pair for pair in PAIRS if all(name in by_name for name in pair)), None)
     known = pair or next(((c.lower(),) for c in columns if c.lower() in by_name and c.lower() in TEXTS), None)
-    texts = tuple(by_name[name] for name in known) if known else (_longest(first, columns, rows.where),)
+    told = [c for c in columns if not (rows.named and c.lower() in LABELS)]
+    texts = tuple(by_name[name] for name in known) if known else (_longest(first, told, columns, rows.where),)
     label = next((c for c in columns if rows.named and c.lower() in LABELS and c not in texts), None)
     if not rows.named:
         label = next((c for c in columns if c not in texts and all(str(row[c]).isdigit() for row in first)), None)
@@ -94,15 +95,26 @@ def _chosen(rows: Rows, first: Sequence[Row]) -> tuple[tuple[str, ...], str | No
     return texts, label, (f"{rows.where}: {printable(what)}, labels from {printable(label or 'none')}",)
 
 
-def _longest(first: Sequence[Row], columns: Sequence[str], where: str) -> str:
-    """The column with most text."""
-    lengths = {c: sum(len(row[c]) for row in first if isinstance(row.get(c), str)) for c in columns}
-    best = max(lengths, key=lambda c: lengths[c])
-    if lengths[best] == 0:
+def _longest(first: Sequence[Row], told: Sequence[str], columns: Sequence[str], where: str) -> str:
+    """Of these columns the one with most text, where text is what is no number. `columns` are all there are."""
+    lengths = {c: sum(len(row[c]) for row in first if _is_text(row.get(c))) for c in told}
+    best = max(lengths, key=lambda c: lengths[c], default="")
+    if not lengths.get(best):
         raise DataError(
             f"{where} has no column of text (it has {printable(listed(columns))})", f"name one {TEXTS[0]!r}"
         )
     return best
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a cell holds words: cells of .csv files are strings, numbers among them too."""
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return True
+    return False
 
 
 def _size(first: Sequence[Row], texts: Sequence[str]) -> int:

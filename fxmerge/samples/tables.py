@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -67,10 +68,7 @@ class Lines:
         if path.suffix == ".txt":
             return cls(path, True, _lines)
         with reading(path, DataError, AGAIN):
-            tabs = path.suffix == ".tsv"  # without quoting, so that a text may hold quotation marks
-            dialect: dict[str, Any] = {"delimiter": "\t" if tabs else ",", "strict": True}
-            dialect["quoting"] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-            names, named = _header(path, dialect)
+            dialect, names, named = _told_by_header(path)
         return cls(path, named, lambda path, broken: _cells(path, broken, dialect, names, named))
 
     def read(self, broken: Broken, columns: Sequence[str] | None = None, most: int = 0) -> Generator[tuple[int, Row]]:
@@ -84,6 +82,20 @@ class Lines:
 
     def total(self) -> int | None:
         return None
+
+
+def _told_by_header(path: Path) -> tuple[Mapping[str, Any], list[str], bool]:
+    """How a file is cut into cells, and its header: .csv also at semicolons or tabs, where that gives known names."""
+    if path.suffix == ".tsv":  # without quoting, so that a text may hold quotation marks
+        dialects = [{"delimiter": "\t", "strict": True, "quoting": csv.QUOTE_NONE}]
+    else:
+        dialects = [{"delimiter": cut, "strict": True, "quoting": csv.QUOTE_MINIMAL} for cut in ",;\t"]
+    for dialect in dialects:
+        with suppress(csv.Error):
+            names, named = _header(path, dialect)
+            if named:
+                return dialect, names, named
+    return dialects[0], *_header(path, dialects[0])
 
 
 def _header(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], bool]:
@@ -158,13 +170,13 @@ def _readable(texts: Iterable[str], path: Path, what: str, broken: Broken) -> bo
         for text in texts:
             text.encode()
     except UnicodeEncodeError:
-        _leave_out(path, f"{what} is no text in UTF-8", broken)
+        _leave_out(path, f"{what} is no text in UTF-8", broken, "save the file as UTF-8")
         return False
     return True
 
 
-def _leave_out(path: Path, why: str, broken: Broken) -> None:
-    broken.add(DataError(f"{path} cannot be read: {why}", AGAIN))
+def _leave_out(path: Path, why: str, broken: Broken, todo: str = AGAIN) -> None:
+    broken.add(DataError(f"{path} cannot be read: {why}", todo))
 
 
 def _bounded(stream: TextIO) -> Iterator[str]:

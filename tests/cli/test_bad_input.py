@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -220,5 +221,16 @@ def test_command_lines(args: tuple[str, ...], message: str, refuse: Refuse) -> N
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a folder that not even root can write")
+@pytest.mark.parametrize("flag", ["--out", "--result", "--report", "--log"])
+def test_devices_and_pipes_are_not_replaced(flag: str, zoo: Path, refuse: Refuse) -> None:
+    if not (pipe := zoo / "pipe.onnx").exists():
+        os.mkfifo(pipe)
+    rest = ("--method", "average", "--overwrite") if flag == "--out" else ("--method", "average", "--overwrite", *OUT)
+    for path in (pipe, Path("/dev/fxmerge.onnx")):  # never a real device here: if this fails, it would be lost
+        said = refuse("merge", "a.pt", "b.pt", flag, str(path), *rest)
+        assert f"{path} is a device or a pipe, which nothing may replace\ngive the name of a file" in said
+    assert pipe.is_fifo()
+
+
 def test_folder_that_cannot_be_written(refuse: Refuse) -> None:
     assert "cannot be written" in refuse("merge", "a.pt", "b.pt", "--method", "average", "--out", "/proc/m.onnx")

@@ -92,6 +92,26 @@ def test_a_table_without_header(reviews: Program, tmp_path: Path) -> None:
     assert samples.notes == (f"{path}: text taken from column 2, labels from 1",)
 
 
+@pytest.mark.parametrize("cut", [";", "\t"])
+def test_a_csv_that_is_cut_otherwise(cut: str, reviews: Program, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f'"label"{cut}"text"\n1{cut}"a , good {cut} film"\n0{cut}bad\n')
+    samples = load_samples(path, reviews)
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [1, 0]
+    assert samples.inputs["input_ids"][1].tolist()[0] == WORDS.index("bad")
+    assert samples.inputs["input_ids"][0].tolist()[:3] == ids("a , good")
+    assert samples.notes == ()
+
+
+def test_labels_are_never_taken_for_text(reviews: Program, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("rating,remark,label\n3,good,very_very_bad_film\n4,bad,good\n")
+    samples = load_samples(path, reviews.evolve(labels=("good", "very_very_bad_film")))
+    assert samples.inputs["input_ids"].tolist() == [[2], [3]]
+    assert samples.notes == (f"{path}: text taken from column remark, labels from label",)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_pairs_of_columns_are_one_row(suffix: str, reviews: Program, tmp_path: Path) -> None:
     made = tokenizer()
@@ -239,6 +259,14 @@ BAD: dict[str, tuple[str, str]] = {
     "ragged.csv": ("text,label\ngood,1\nbad,0,1,2,3\n", r"ragged\.csv cannot be read: .*\nrepair the file"),
     "header.csv": ("text,label\n", r"header\.csv has no rows"),
     "numbers.jsonl": ('{"a": 1, "b": 2}\n', r"numbers\.jsonl has no column of text \(it has a, b\)\nname one 'text'"),
+    "labels.csv": (
+        "price,label\n3,good\n4,bad\n",
+        r"labels\.csv has no column of text \(it has price, label\)\nname one",
+    ),
+    "latin.csv": (
+        b"text,label\ngood,1\ncaf\xe9,0\n".decode("utf-8", "surrogateescape"),
+        r"row 3 is no text in UTF-8\nsave the file as UTF-8",
+    ),
     "mixed.jsonl": ('{"a": 1}\n{"b": "good"}\n', r"mixed\.jsonl: row 1 has no text\nremove that row"),
     "half.jsonl": ('{"text": "good"}\n{"text": nu', r"half\.jsonl cannot be read"),
     "null.jsonl": ('{"text": "good"}\n{"text": null}\n', r"null\.jsonl: row 2 has no text\nremove that row"),
@@ -250,7 +278,7 @@ BAD: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_tables_that_cannot_be_read(name: str, reviews: Program, tmp_path: Path) -> None:
     content, message = BAD[name]
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, errors="surrogateescape")
     with pytest.raises(DataError, match=message) as caught:
         load_samples(tmp_path / name, reviews, Reading(strict=True))
     assert "\n" not in caught.value.what + caught.value.todo
