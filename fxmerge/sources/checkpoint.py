@@ -112,7 +112,9 @@ class Checkpoint:
             keys = [key for key, _ in _mappings(self.tree) if key]
             raise SourceError(
                 f"{self.path} has no weights under {self.key!r}{nearest(self.key or '', keys)}",
-                f"it has {listed(keys)}" if keys else "leave --key out: the weights are not under any key",
+                f"it has {listed(keys)}; --key TASK=NAME is for one parent of several"
+                if keys
+                else "leave --key out: the weights are not under any key",
             )
         most = max(fit.common for fit in found.values())
         return [fit for fit in found.values() if 2 * fit.common >= most]

@@ -145,6 +145,16 @@ def test_a_checkpoint_with_more_in_it(here: Path, capsys: pytest.CaptureFixture[
     assert code == 0, err
 
 
+def test_weights_under_a_key_of_one_parent(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": torch.load("raw.pt")["model"]}, "plain.ckpt")
+    merge = ("merge", "raw.pt", "plain.ckpt", "--arch", "net.py:wide", "--data", "all.npy", "--out", "m.pt")
+    code, _, err = run(capsys, *merge, "--method", "average", "--key", "ema")
+    assert (code, "plain.ckpt has no weights under 'ema'" in err) == (2, True)
+    assert "it has state_dict; --key TASK=NAME is for one parent of several" in err
+    code, _, err = run(capsys, *merge, "--method", "average", "--key", "raw=ema")
+    assert (code, "took the weights under 'ema'" in err) == (0, True), err
+
+
 def test_all_inputs_of_a_trace_must_be_there(here: Path) -> None:
     with pytest.raises(DataError, match="no array for x"):
         fxmerge.load("a.safetensors", arch="net.py:build", inputs={"y": torch.ones(2, 8), "z": torch.ones(2, 8)})
