@@ -67,12 +67,12 @@ def check_output(path: str | Path, *, overwrite: bool = True) -> None:
         raise OutputError(
             f"the output folder {folder} does not exist", f"create it first: mkdir -p {quote(str(folder))}"
         )
+    if _is_device(path):
+        raise OutputError(f"{path} is a device or a pipe, which nothing may replace", "give the name of a file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(
             f"the output folder {folder} is not writable", "choose another folder or change its permissions"
         )
-    if _is_device(path):
-        raise OutputError(f"{path} is a device or a pipe, which nothing may replace", "give the name of a file")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already", "add --overwrite to replace it, or choose another name")
     if path.suffix == ".onnx" and weights_beside(path).exists() and not overwrite:

@@ -22,6 +22,7 @@ from fxmerge.errors import FxmergeError, SourceError
 from fxmerge.io.child import ChildError, ask
 from fxmerge.io.files import LARGEST_JSON, read_json
 from fxmerge.messages import listed, nearest, printable, reason
+from fxmerge.samples.images import preprocessing
 from fxmerge.samples.pretrained_cfg import asset_of
 from fxmerge.sources.bundle import KNOWN_ASSETS
 from fxmerge.sources.checkpoint import Checkpoint
@@ -120,19 +121,23 @@ def build(config_file: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, tu
     return model.eval(), tuple(notes)
 
 
-def dummy_inputs(model: Any) -> dict[str, Tensor] | None:
-    """Random tokens, or images of the size the config states, to trace the model with; None if neither is known."""
+def dummy_inputs(model: Any, assets: Mapping[str, bytes] | None = None) -> dict[str, Tensor] | None:
+    """Random tokens or images to trace the model with; None if it takes neither.
+
+    Images have the size that the config states, else the one that the preprocessing among the assets makes.
+    """
     draw = torch.Generator().manual_seed(0)
     config, takes = model.config, _takes(model)
     vision = getattr(config, "vision_config", None) or config
     main = model.main_input_name
     inputs: dict[str, Tensor] = {}
     if main == "pixel_values":
-        size, channels = getattr(vision, "image_size", None) or 224, getattr(vision, "num_channels", 3)
+        size = getattr(vision, "image_size", None) or _prepared_size(assets or {}) or 224
+        channels = getattr(vision, "num_channels", 3)
         shape = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
         if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape) or math.prod(shape) > MOST_PIXELS:
             shown = printable(" x ".join(str(n) for n in shape))
-            raise SourceError(f"the config states images of {shown}", "add --inputs FILE with real ones")
+            raise SourceError(f"the model states images of {shown}", "add --inputs FILE with real ones")
         inputs[main] = torch.randn(2, *shape, generator=draw)
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     if vocabulary and "input_ids" in takes and (main == "input_ids" or vision is not config):
@@ -144,6 +149,21 @@ def dummy_inputs(model: Any) -> dict[str, Tensor] | None:
         if config.is_encoder_decoder and "decoder_input_ids" in takes:
             inputs["decoder_input_ids"] = torch.randint(0, vocabulary, (2, length), generator=draw)
     return inputs or None
+
+
+def _prepared_size(assets: Mapping[str, bytes]) -> Any:
+    """What images are cut or brought to before a model sees them, as far as its preprocessing says."""
+    try:
+        said = preprocessing(assets, "the model")
+    except SourceError:  # whoever reads images says so
+        return None
+    cut = said.get("crop_size") if said.get("do_center_crop", True) else None
+    size = cut or said.get("size")
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge")
+        size = [size.get("height", edge), size.get("width", edge)]
+    known = isinstance(size, int) or (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size))
+    return size if known else None
 
 
 def assets_of(folder: Path) -> dict[str, bytes]:

@@ -241,10 +241,11 @@ def _weights(given: Where) -> Checkpoint | None:
 def _huggingface(config: Path, weights: Checkpoint, given: Where) -> Program:
     state, chosen = weights.named_like(huggingface.names_of(config, len(weights.largest)))
     model, notes = huggingface.build(config, state)
-    program = _trace(model, given, huggingface.dummy_inputs(model), str(config.parent))
+    assets = huggingface.assets_of(config.parent)
+    program = _trace(model, given, huggingface.dummy_inputs(model, assets), str(config.parent))
     labels = huggingface.labels_of(config, program.outputs[0].shape[-1])
     notes = (*program.notes, *(note for note in chosen if "half precision" not in note), *notes)
-    return program.evolve(labels=labels, notes=notes, assets=huggingface.assets_of(config.parent))
+    return program.evolve(labels=labels, notes=notes, assets=assets)
 
 
 def _factory(arch: str, weights: Checkpoint | None, given: Where) -> Program:

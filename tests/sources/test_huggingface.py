@@ -183,6 +183,28 @@ def test_kernels_adapters_and_code_named_by_a_folder_are_ignored(folder: Path, m
     assert not trap.sprung
 
 
+@pytest.mark.parametrize(
+    ("said", "sides"),
+    [
+        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 24, "width": 32}}, [24, 32]),
+        ({"size": {"shortest_edge": 40}, "crop_size": 24, "do_center_crop": False}, [40, 40]),
+        ({"size": 48}, [48, 48]),
+        ({"size": {"longest_edge": 1333}}, [224, 224]),
+        ({}, [224, 224]),
+    ],
+)
+def test_images_have_the_size_that_the_preprocessing_makes(said: dict[str, Any], sides: list[int]) -> None:
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], num_labels=2)
+    model = transformers.ResNetForImageClassification(config)
+    inputs = huggingface.dummy_inputs(model, {"preprocessor_config.json": json.dumps(said).encode()})
+    assert inputs is not None
+    assert list(inputs["pixel_values"].shape) == [2, 3, *sides]
+    model.config.image_size = 16
+    again = huggingface.dummy_inputs(model, {"preprocessor_config.json": json.dumps(said).encode()})
+    assert again is not None
+    assert list(again["pixel_values"].shape) == [2, 3, 16, 16]
+
+
 def test_images_of_an_impossible_size_are_not_made(tmp_path: Path) -> None:
     config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], num_labels=2)
     model = transformers.ResNetForImageClassification(config)
