@@ -38,8 +38,8 @@ from fxmerge.sources.pt2 import is_pt2, load_pt2
 from fxmerge.sources.state_dict import check_weights, is_pickle, is_safetensors, read_weights
 from fxmerge.sources.tokenizers import TOKENIZER, longest_in, with_longest
 
-Inputs = str | Path | Tensor | Mapping[str, Tensor]
-"""Sample inputs: a file, a tensor for a single input, or tensors by input name."""
+Inputs = str | Path | Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+"""Sample inputs: a file, a tensor for a single input, a tuple as forward takes it, or tensors by input name."""
 
 KINDS = "a bundle, a .pt2, an .onnx, a state dict with --arch, or a folder in Hugging Face layout"
 
@@ -289,7 +289,7 @@ def trace_inputs(inputs: Inputs, model: nn.Module) -> tuple[dict[str, Tensor], t
         found: dict[str, Any] = {name: value for name, value in held.items() if name not in LABELS}
         notes += cut
     else:
-        found = {"": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+        found = {"": inputs} if isinstance(inputs, Tensor) else _by_name(inputs, model)
     where, takes = _named(inputs), factory.parameters_of(model)
     if len(found) == 1 and not found.keys() & takes.keys():
         found = {factory.first_parameter(model): next(iter(found.values()))}
@@ -309,6 +309,14 @@ def trace_inputs(inputs: Inputs, model: nn.Module) -> tuple[dict[str, Tensor], t
             tensor = tensor.to(torch.int64)
         given[name] = tensor
     return given, tuple(notes)
+
+
+def _by_name(inputs: Mapping[str, Tensor] | Sequence[Tensor], model: nn.Module) -> dict[str, Any]:
+    """Inputs by name; those of a tuple have the names of the parameters that they fill."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    names = list(factory.parameters_of(model))
+    return {names[i] if i < len(names) else f"input {i}": value for i, value in enumerate(inputs)}
 
 
 def _check_names(given: Mapping[str, Any], takes: Mapping[str, inspect.Parameter], where: str) -> None:

@@ -3,9 +3,10 @@
     linear(x, v * (g / norm(v)))        -->   linear(x, w)          weight norm, other parametrizations
     linear(x, w + b @ a * s)            -->   linear(x, w')         low-rank adapters
     conv(x, w * mask), linear(x, w.float())                         pruning, weights kept in half precision
+    linear(x, cat(q, k, v)), bmm(x, stack(w, w'))                   weights of several parts, experts
 
 A mean of v and a mean of g make no mean of weights, and no map can stand between them; around w it can. Values that are
-only moved stay where they are, and so do those that no linear map takes: the scale of a norm, say.
+only moved, or side by side and added, stay where they are, and so does what no linear map takes: a norm's scale, say.
 """
 
 from __future__ import annotations
@@ -87,8 +88,12 @@ class _Weights:
             if moved.by or moved.cast:
                 break
             node = moved.source
-        is_computed = node.op == "call_function" and self.parameters.get(node) and self.computes(node)
-        return node if is_computed and isinstance(node.meta["val"], Tensor) else None
+        is_computed = node.op == "call_function" and self.parameters.get(node) and isinstance(node.meta["val"], Tensor)
+        return node if is_computed and (self.computes(node) or self.joins(node)) else None
+
+    def joins(self, node: fx.Node) -> bool:
+        """Whether a value is several parameters side by side."""
+        return self.operators.moved(node) is None and len(self.parameters[node]) > 1
 
     def computes(self, node: fx.Node) -> bool:
         """Whether a value is more than tensors moved and put side by side."""
@@ -112,7 +117,7 @@ class _Weights:
         if sign is not None and not self.operators.pointwise(user) and places <= sign.linear:
             return rank > 1 or self._contracts(sign, operands)
         size = sum(self.program.tensors[name].numel() for name in self.parameters[node])
-        adds = operand in self.operators.joined(user) and node.meta["val"].numel() <= size
+        adds = operand in self.operators.joined(user) and self.computes(node) and node.meta["val"].numel() <= size
         return adds and rank > 0 and self.is_pointwise(node)
 
     def is_pointwise(self, node: fx.Node) -> bool:

@@ -158,6 +158,10 @@ def test_weights_under_a_key_of_one_parent(here: Path, capsys: pytest.CaptureFix
 def test_all_inputs_of_a_trace_must_be_there(here: Path) -> None:
     with pytest.raises(DataError, match="no array for x"):
         fxmerge.load("a.safetensors", arch="net.py:build", inputs={"y": torch.ones(2, 8), "z": torch.ones(2, 8)})
+    by_place = fxmerge.load("a.safetensors", arch="net.py:build", inputs=(torch.ones(2, 8),))
+    assert [port.name for port in by_place.inputs] == ["x"]
+    with pytest.raises(DataError, match="'input 1' is no parameter of forward"):
+        fxmerge.load("a.safetensors", arch="net.py:build", inputs=(torch.ones(2, 8), torch.ones(2)))
     with pytest.raises(OptionError, match="1 model given"):
         fxmerge.merge(["a.safetensors"])
     with pytest.raises(SourceError, match="weights without a model"):

@@ -278,6 +278,7 @@ WEIGHTS: Mapping[str, Case] = {
         and lab.weights("w.safetensors")
     ),
     "weights file is a pipe": lambda lab: (special(lab, "p.pt", "pipe"), ("inspect", "p.pt"))[1],
+    "a place far away": lambda lab: _pickled(lab, b"\x80\x02}r" + (1 << 30).to_bytes(4, "little") + b"."),
     "4 GB of nothing": lambda lab: ("inspect", sparse(lab / "w.pt", 4 << 30, b"\x80\x02").name),
 }
 

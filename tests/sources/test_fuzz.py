@@ -7,11 +7,13 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +23,7 @@ from safetensors.torch import save as to_safetensors
 from fxmerge.config import MergeConfig
 from fxmerge.errors import FxmergeError
 from fxmerge.from_onnx.metadata import read_metadata
-from fxmerge.io import child
+from fxmerge.io import child, pickles
 from fxmerge.samples.arrays import read_arrays
 from fxmerge.samples.columns import read_text
 from fxmerge.samples.tables import Lines
@@ -32,6 +34,8 @@ from fxmerge.training.resume import keep, recall
 from tests.sources import hostile
 from tests.sources.hostile_models import BERT
 
+resource = pytest.importorskip("resource", reason="bounds of memory are those of the system")
+
 EXAMPLES = os.environ.get("FXMERGE_FUZZ", "")
 """For a longer run: so many examples of each, others every time."""
 
@@ -39,6 +43,9 @@ few = settings(
     max_examples=int(EXAMPLES or 15), derandomize=not EXAMPLES, deadline=None, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
+
+ROOM = 3 << 30
+"""Memory that reading one example may take beside what there is."""
 
 JUNK: list[Any] = [None, True, -1, 0, 2**31, 2**63, 10**30, 0.5, float("nan"), "", "x", "aten.add.Tensor", "\x1b[31m\n",
                    [], {}, [[[]]], {"node": 0}, {"tuple": 3}]  # fmt: skip
@@ -132,12 +139,31 @@ OWN: dict[str, Any] = {
 }  # fmt: skip
 
 
+@contextmanager
+def bounded(room: int) -> Iterator[None]:
+    """Let this process take so many bytes more than it has, as a child that reads is let."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def here(worker: str, request: dict[str, Any], data: bytes) -> Iterator[Any]:
+    """A worker in this process, with the memory of a child."""
+    name = worker.partition(":")[2]
+    try:
+        with bounded(child.MEMORY):
+            yield from getattr(pickles, name)(request, data)
+    except (MemoryError, RecursionError) as error:
+        raise child.ChildError("it would take too much") from error
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pickles are walked through in this process: a child for each example takes too long."""
-    from fxmerge.io import pickles
-
-    monkeypatch.setattr(pickles, "ask", lambda worker, request, data: pickles.walk(request, data))
+    monkeypatch.setattr(pickles, "ask", here)
     monkeypatch.setattr(child, "SECONDS", 3)
 
 
@@ -145,7 +171,8 @@ def said(read: Callable[[], Any]) -> bool:
     """Whether the reader refused; any other error is the test's failure."""
     error: FxmergeError | None = None
     try:
-        read()
+        with bounded(ROOM):
+            read()
     except FxmergeError as caught:
         error = caught
     if error is not None:
@@ -197,6 +224,14 @@ def test_metadata(values: Any) -> None:
     outputs = [Port(f"{task}.logits", ("batch", 2), torch.float32) for task in "ab"]
     given = {f"fxmerge.{key}": json.dumps(value) for key, value in values.items()}
     said(lambda: read_metadata(given, outputs, "m.onnx"))
+
+
+def test_a_place_that_is_far_away_takes_no_memory(good: Path) -> None:
+    """A pickle may name the place of what it remembers, and the unpickler of Python makes all places before it."""
+    path, before = good / "bad.pt", psutil.Process().memory_info().rss
+    path.write_bytes(b"\x80\x02}r" + (1 << 30).to_bytes(4, "little") + b".")
+    assert said(lambda: read_weights(path))
+    assert psutil.Process().memory_info().rss - before < 1 << 30
 
 
 def test_the_changes_change(good: Path) -> None:

@@ -40,6 +40,7 @@ MESSAGES = {
     "bundle: a tensor for every number": "would give more than 65536 tensors",
     "bundle: name of two lines": r"bad\\n\\x1b\[31m.pt is no model",
     "weights: hash of a billion": "takes longer than 3 seconds to read",
+    "weights: a place far away": "it would take more than 1536 MiB of memory",
     "weights: bare payload": "is a plain pickle, not a file of torch.save\ncapture it",
     "folder: a thousand layers": "describes more than 1004 tensors, there are 1",
     "folder: positions of 10^9": "sizes differ from the weights",

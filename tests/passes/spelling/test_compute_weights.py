@@ -205,6 +205,30 @@ def test_what_is_only_moved_or_no_weight_stays() -> None:
     assert compute_weights(program, passes.BUILTIN.rules) is program
 
 
+class Joined(nn.Module):
+    """Weights of three parts side by side, and of three experts on top of each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.parts, self.experts = (nn.ModuleList(nn.Linear(8, 8) for _ in range(3)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (torch.cat([getattr(part, name) for part in self.parts]) for name in ("weight", "bias"))
+        q, k, v = F.linear(torch.relu(self.first(x)), weight, bias).chunk(3, -1)
+        given = torch.einsum("bi,eoi->beo", torch.tanh(q) * k, torch.stack([each.weight for each in self.experts]))
+        return self.head(torch.relu(given).sum(1) + v)
+
+
+def test_weights_of_several_parts_are_merged_as_one() -> None:
+    models = [Joined().eval(), Joined().eval()]
+    programs = [fxmerge.capture(model, (X,), task=task) for model, task in zip(models, "ab", strict=True)]
+    merged = fxmerge.merge(programs, method="average").result
+    assert merged["merged"]["averaged"] == 0, merged["notes"]
+    again = fxmerge.merge([programs[0], programs[0].evolve(task="again")], method="average")
+    torch.testing.assert_close(again(X)["a"], models[0](X), atol=1e-5, rtol=1e-5)
+
+
 class Masked(Plain):
     def weight(self) -> Tensor:
         return self.mid.weight * torch.ones(6, 8).triu()
