@@ -31,4 +31,14 @@ def parse_yaml(data: bytes, path: Path, kind: type[FxmergeError], todo: str) -> 
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > MOST_DEPTH:
                 raise ValueError(f"line {event.start_mark.line + 1} is nested too deeply or refers to another place")
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Once)
+
+
+class _Once(yaml.SafeLoader):
+    """Plain values; what is said twice is an error, where YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"line {node.start_mark.line + 1}: {twice} is given twice")
+        return super().construct_mapping(node, deep)

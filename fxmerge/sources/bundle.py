@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.capturing import LARGEST
+from fxmerge.capturing.state import quiet
 from fxmerge.errors import SourceError
 from fxmerge.io.archives import Archive
 from fxmerge.io.files import atomic_write, check_output, parse_json
@@ -130,7 +131,7 @@ def load_bundle(path: str | Path) -> Program:
     Raises `SourceError` if the file is damaged, `UnsafeFileError` if it holds anything that is not data.
     """
     path = Path(path)
-    with reading(path, todo="capture the model again", how="is damaged"), Archive(path) as archive:
+    with reading(path, todo="capture the model again", how="is damaged"), Archive(path) as archive, quiet():
         assets = [ASSETS + name for name in KNOWN_ASSETS if ASSETS + name in archive.names]
         archive.only({GRAPH, WEIGHTS, SAMPLES, *assets})
         _check_samples_size(archive)

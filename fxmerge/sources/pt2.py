@@ -16,6 +16,7 @@ from torch.export import Dim
 from torch.fx.traceback import preserve_node_meta
 
 from fxmerge.capturing import capture_graph
+from fxmerge.capturing.state import quiet
 from fxmerge.errors import SourceError, UnsafeFileError
 from fxmerge.io.archives import Archive
 from fxmerge.io.files import parse_json
@@ -39,6 +40,7 @@ def load_pt2(path: str | Path) -> Program:
     with (
         reading(path, todo="export the model again with torch.export.save", how="is damaged"),
         Archive(path) as archive,
+        quiet(),
     ):
         program = _load(archive, _root(archive))
         check_values(program)

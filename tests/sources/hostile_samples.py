@@ -214,6 +214,7 @@ YAML: Mapping[str, Case] = {
     "itself": lambda lab: _yaml(lab, "data: &x\n  a: *x\n"),
     "python": lambda lab: _yaml(lab, f"!!python/object/apply:eval [{json.dumps(lab.trap.text)}]"),
     "list": lambda lab: _yaml(lab, "- a\n- b\n"),
+    "said twice": lambda lab: _yaml(lab, "method: average\nmethod: condense\n"),
     "no date": lambda lab: _yaml(lab, "seed: 2001-99-99\n"),
     "not a number": lambda lab: _yaml(lab, "atol: .nan\n"),
     "huge number": lambda lab: _yaml(lab, "steps: " + "9" * 9_999 + "\n"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import pickle
 import random
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,35 @@ def test_a_hostile_graph_is_refused_and_does_not_run(
     assert caught.value.todo
     assert "\n" not in caught.value.what + caught.value.todo
     assert not trap.sprung
+
+
+def test_what_torch_says_of_a_bad_graph_is_not_printed(tmp_path: Path) -> None:
+    """Sizes that only the data knows: torch logs a traceback of its own where they do not fit."""
+    path = tmp_path / "n.pt"
+    save(nn.Sequential(nn.ReLU(), nn.Linear(4, 3)), path, inputs=(torch.randn(4, 4),))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = logged.append  # type: ignore[method-assign]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        for quietly in (True, False):
+            with pytest.MonkeyPatch.context() as patch:
+                if not quietly:
+                    patch.setattr("fxmerge.sources.bundle.quiet", nullcontext)
+                with pytest.raises(SourceError, match="is damaged"):
+                    load_bundle(
+                        edited(
+                            path,
+                            members,
+                            lambda d: first_call(d).update(target="aten.nonzero.default", args=[{"node": 0}]),
+                        )
+                    )
+            assert bool(logged) == (not quietly)
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_sizes_that_grow_without_bound_are_refused(members: dict[str, bytes], tmp_path: Path) -> None:
