@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,18 @@ def parse_yaml(data: bytes, path: Path, kind: type[FxmergeError], todo: str) -> 
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > MOST_DEPTH:
                 raise ValueError(f"line {event.start_mark.line + 1} is nested too deeply or refers to another place")
-        return yaml.load(text, Loader=_Once)
+        _once(yaml.compose(text, Loader=yaml.SafeLoader))
+        return yaml.safe_load(text)
 
 
-class _Once(yaml.SafeLoader):
-    """Plain values; what is said twice is an error, where YAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"line {node.start_mark.line + 1}: {twice} is given twice")
-        return super().construct_mapping(node, deep)
+def _once(node: yaml.Node | None) -> None:
+    """Raise `ValueError` for a key that is given twice, where YAML would take the last."""
+    if isinstance(node, yaml.MappingNode):
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if names and (most := names.most_common(1)[0])[1] > 1:
+            raise ValueError(f"line {node.start_mark.line + 1}: {most[0]} is given twice")
+        for _, value in node.value:
+            _once(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _once(value)
