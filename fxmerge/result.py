@@ -167,6 +167,21 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a merge will take, about: nothing of samples that are read lazily, nor of what is written."""
+
+    seconds: float
+    memory_mib: int
+
+    @property
+    def told(self) -> str:
+        """The same in words."""
+        whole = round(self.seconds)
+        took = f"{self.seconds:.2g} s" if whole < 10 else f"{whole} s" if whole < 120 else f"{whole / 60:.0f} min"
+        return f"about {took} of training and {self.memory_mib:,} MiB, by one step that was timed on this machine"
+
+
+@dataclass(frozen=True)
 class Gate:
     """The output that says which task a row belongs to."""
 
@@ -215,6 +230,8 @@ class Result:
     """What each step behind the merge changed (by name, and by how much) and left as it was (and why)."""
     gate: Gate | None = None
     """None without --gate."""
+    estimate: Estimate | None = None
+    """Of a dry run alone."""
     curve: tuple[Point, ...] = ()
     """From the smallest model to the largest; of a dry run the sizes alone."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -239,6 +256,7 @@ class Result:
             "base": dict(self.base),
             "post": [dict(did) for did in self.post],
             "gate": asdict(self.gate) if self.gate else {},
+            "estimate": asdict(self.estimate) if self.estimate else {},
             "curve": [asdict(point) for point in self.curve],
             "options": dict(self.options),
             "notes": list(self.notes),

@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from fxmerge.compiler import figures, gates
 from fxmerge.compiler.build import Build
 from fxmerge.compiler.choice import chosen
+from fxmerge.compiler.estimate import estimate
 from fxmerge.compiler.facts import merged_of, result_of, tasks_of
 from fxmerge.compiler.given_samples import all_samples
 from fxmerge.compiler.job import OneBase, behind, job_of, outcome_of, plan_of
@@ -122,7 +123,7 @@ class _Merge:
             if config.gate:
                 gates.require_shared(net, build.fold, self.known.rules, config.answer)
         if config.dry_run:
-            return self._planned(build, net, parents, base)
+            return self._planned(build, net, parents, base, samples)
         if config.out:
             check_room(config.out, net.parents[net.template].count() * 4)
         held, kept = split(samples)
@@ -171,10 +172,16 @@ class _Merge:
         build.notes += notes_of(near, self.method)
         return OneBase(near, weights)
 
-    def _planned(self, build: Build, net: SuperNet, parents: list[Parent], base: OneBase) -> Merged:
-        """What the merge will be, its weights aside: sizes, what is trained, and outputs."""
-        outcome = plan_of(build, job_of(build, net, base=base))
+    def _planned(
+        self, build: Build, net: SuperNet, parents: list[Parent], base: OneBase, samples: list[Samples] | None
+    ) -> Merged:
+        """What the merge will be, its weights aside: sizes, what is trained, outputs, and what it will take."""
+        job = job_of(build, net, base=base)
+        outcome = plan_of(build, job)
+        taken = estimate(job, outcome, net, figures.probes(outcome.program, net, samples)[0])
         folded, gate = build.fold(outcome.program.only(net.output_names), net), None
         if self.config.gate:
             folded, gate = gates.untrained(folded, net, self.known.rules, self.config.answer)
-        return merged_of(build, folded, net, result_of(build, parents, net, outcome, base, gate=gate))
+        if taken:
+            build.notes.append(taken.told)
+        return merged_of(build, folded, net, result_of(build, parents, net, outcome, base, gate=gate, estimate=taken))

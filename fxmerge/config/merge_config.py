@@ -283,8 +283,9 @@ class MergeConfig(BaseModel):
         return {"parents": named, **found} if named and None not in named else found
 
     def save(self, path: str | Path) -> None:
-        """Write the config as YAML that `load` reads back."""
-        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        """Write the config as YAML that `load` reads back; to have asked for a plan is no part of it."""
+        values = {**self.model_dump(mode="json"), "dry_run": False}
+        write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def check_parents(self) -> None:
         """Raise `OptionError` unless there are two parents and `like` is one of them."""

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fxmerge
 from fxmerge.cli.verbs import main
+from fxmerge.config import MergeConfig
 from fxmerge.ir.program import Program
 from fxmerge.sources.bundle import save_bundle
 
@@ -79,3 +81,20 @@ def test_the_command_prints_it(
     assert f"{plan['trainable']:,} numbers trained" in out
     assert "outputs: a.logits, b.logits" in out
     assert "nothing was written (--dry-run)" in out
+
+
+def test_time_and_memory_are_estimated_and_nothing_is_changed(parents: Parents) -> None:
+    programs = parents("mlp", 2)
+    before = [{name: t.clone() for name, t in program.tensors.items()} for program in programs]
+    plan = fxmerge.merge(programs, method="distill", steps=1000, dry_run=True).result
+    longer = fxmerge.merge(programs, method="distill", steps=1_000_000, dry_run=True).result
+    assert longer["estimate"]["seconds"] > plan["estimate"]["seconds"] > 0
+    assert plan["estimate"]["memory_mib"] > 0
+    assert any(note.startswith("about ") and "of training" in note for note in plan["notes"])
+    assert all(torch.equal(t, b[n]) for p, b in zip(programs, before, strict=True) for n, t in p.tensors.items())
+    assert fxmerge.merge(programs, method="average", dry_run=True).result["estimate"] == {}
+
+
+def test_a_plan_that_is_saved_is_a_merge(tmp_path: Path) -> None:
+    MergeConfig.of(dry_run=True, seed=3).save(tmp_path / "merge.yaml")
+    assert not MergeConfig.load(tmp_path / "merge.yaml").dry_run
