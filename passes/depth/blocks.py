@@ -157,8 +157,26 @@ def same_runs(one: Sequence[bytes], two: Sequence[bytes]) -> list[tuple[Run, Run
     return None
 
 
-def _counted(steps: Sequence[bytes], units: Sequence[Sequence[bytes]]) -> list[Run] | None:
-    """How often each of the units stands in a row; None if the steps are anything else."""
+def first_runs(one: Sequence[bytes], two: Sequence[bytes]) -> list[tuple[Run, Run]] | None:
+    """`same_runs` of as many steps as both begin with; None if that is not one."""
+    best: tuple[int, list[tuple[Run, Run]]] = (0, [])
+    for swapped, (a, b) in enumerate(((one, two), (two, one))):
+        for end in range(len(a), 0, -1):
+            mine = runs(a[:end])
+            theirs = _counted(b, [a[run.first : run.first + run.period] for run in mine], whole=False)
+            if theirs is not None:
+                pairs = list(zip(theirs, mine, strict=True) if swapped else zip(mine, theirs, strict=True))
+                best = max(best, (sum(run.period * run.count for pair in pairs for run in pair), pairs), key=_length)
+                break
+    return best[1] or None
+
+
+def _length(found: tuple[int, list[tuple[Run, Run]]]) -> int:
+    return found[0]
+
+
+def _counted(steps: Sequence[bytes], units: Sequence[Sequence[bytes]], *, whole: bool = True) -> list[Run] | None:
+    """How often each of the units stands in a row; None if the steps are anything else (`whole`), or begin so."""
     found, place = [], 0
     for unit in units:
         count = _repeats(steps, place, unit)
@@ -166,7 +184,7 @@ def _counted(steps: Sequence[bytes], units: Sequence[Sequence[bytes]]) -> list[R
             return None
         found.append(Run(place, len(unit), count))
         place += count * len(unit)
-    return found if place == len(steps) else None
+    return found if place == len(steps) or not whole else None
 
 
 def _repeats(steps: Sequence[bytes], place: int, unit: Sequence[bytes]) -> int:

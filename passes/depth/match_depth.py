@@ -21,7 +21,7 @@ from fxmerge.ir.difference import differences, largest
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program, Teacher, prune
 from fxmerge.ir.wide import run_wide
-from passes.depth.blocks import Chain, Run, same_runs
+from passes.depth.blocks import Chain, Run, first_runs, same_runs
 from passes.depth.cover import best_cover, measured, spread
 from passes.operators import Operators
 from passes.supernet.maps import free
@@ -35,11 +35,13 @@ EXACT = 1e-9
 def match_depth(template: Program, other: Program, rules: RuleSet) -> Program | None:
     """`other` with the template's number of blocks; None if they are not made of the same blocks, or equally many.
 
+    Heads may be other ones: what both begin with is brought to one number of blocks.
     The result computes what `other` does, or has `other` as its teacher.
     """
     known = Operators(rules)
     chain = Chain(other, known)
-    pairs = same_runs(Chain(template, known).steps, chain.steps)
+    steps = Chain(template, known).steps
+    pairs = same_runs(steps, chain.steps) or first_runs(steps, chain.steps)
     unequal = [theirs for ours, theirs in pairs or () if ours.count != theirs.count]
     if pairs is None or not unequal or not all(chain.keeps_shape(run) for run in unequal):
         return None

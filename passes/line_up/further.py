@@ -12,6 +12,7 @@ from fxmerge.pipeline import Known, Pass, Pipeline, Run
 from fxmerge.pipeline.passes import Use, use_of
 from fxmerge.rewrite import Rewrite, apply
 from passes.line_up.carry_moves.carry import carry_moves
+from passes.line_up.fold_rows import fold_rows
 from passes.line_up.masks import plain_masks
 from passes.line_up.order_sums import order_sums
 from passes.line_up.pairs import line_up
@@ -69,6 +70,14 @@ class OrderSums(Pass):
 
 
 @dataclass(frozen=True)
+class FoldRows(Pass):
+    """Add rows that are the same at every place to a table beside them."""
+
+    def run(self, program: Program, known: Known) -> Program:
+        return fold_rows(program, Operators(known.rules))
+
+
+@dataclass(frozen=True)
 class SplitParameters(Pass):
     """Make a moved parameter, or part of one, a parameter of its own."""
 
@@ -80,9 +89,13 @@ CARRY = (PlainMasks(), CarryMoves(), Cleanup())
 ROUND = (*CARRY, TakeApart(), Cleanup())
 """Moves that are carried away let rewrites fire, and these leave moves: twice is enough for what we know."""
 
+RESPELT = (Respell(), Cleanup(), *ROUND, *ROUND, *CARRY)
+LAST = (OrderSums(), Cleanup(), SplitParameters())
+
 FURTHER = (
     Pipeline((SplitParameters(),)),
-    Pipeline((Respell(), Cleanup(), *ROUND, *ROUND, *CARRY, OrderSums(), Cleanup(), SplitParameters())),
+    Pipeline((*RESPELT, *LAST)),
+    Pipeline((*RESPELT, FoldRows(), *LAST)),
 )
 """What is tried in turn when parents do not line up as they are."""
 

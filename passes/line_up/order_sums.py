@@ -24,36 +24,36 @@ def order_sums(program: Program, operators: Operators = OPERATORS) -> Program:
     rank = {where[node]: number for node, number in hashes.items()}
     changed = False
     for node in list(graph.nodes):
-        if _is_sum(node) and not any(_is_term(node, user) for user in node.users):
-            terms = list(_terms(node))
+        if is_sum(node) and not any(is_term(node, user) for user in node.users):
+            terms = list(terms_of(node))
             if len(terms) > 2:
                 changed = True
-                node.replace_all_uses_with(_sum(graph, node, sorted(terms, key=lambda term: rank[term])))
+                node.replace_all_uses_with(sum_of(graph, node, sorted(terms, key=lambda term: rank[term])))
     graph.eliminate_dead_code()
     return program.evolve(graph=graph) if changed else program
 
 
-def _is_sum(node: fx.Node) -> bool:
+def is_sum(node: fx.Node) -> bool:
     """Whether a node is a plain sum of two tensors."""
     return called(node, ADD) and all(is_tensor(n) for n in node.args[:2]) and Call.of(node)["alpha"] == 1
 
 
-def _is_term(node: fx.Node, user: fx.Node) -> bool:
+def is_term(node: fx.Node, user: fx.Node) -> bool:
     """Whether a sum is a term of another sum of the same dtype, and of nothing else."""
     same = node.meta["val"].dtype == user.meta["val"].dtype if is_tensor(user) else False
-    return _is_sum(user) and len(node.users) == 1 and same and user.args[0] is not user.args[1]
+    return is_sum(user) and len(node.users) == 1 and same and user.args[0] is not user.args[1]
 
 
-def _terms(node: fx.Node) -> Iterator[fx.Node]:
+def terms_of(node: fx.Node) -> Iterator[fx.Node]:
     for term in node.args[:2]:
         assert isinstance(term, fx.Node)
-        if _is_sum(term) and _is_term(term, node):
-            yield from _terms(term)
+        if is_sum(term) and is_term(term, node):
+            yield from terms_of(term)
         else:
             yield term
 
 
-def _sum(graph: fx.Graph, node: fx.Node, terms: list[fx.Node]) -> fx.Node:
+def sum_of(graph: fx.Graph, node: fx.Node, terms: list[fx.Node]) -> fx.Node:
     total = terms[0]
     with graph.inserting_before(node):
         for term in terms[1:]:

@@ -32,8 +32,14 @@ def line_up(template: Program, other: Program, operators: Operators = OPERATORS)
             f"{template.task} has {len(template.outputs)} outputs and {other.task} has {len(other.outputs)}",
             "merge models with the same outputs",
         )
+    return pair_values(template, other, list(zip(template.result, other.result, strict=True)), operators)
+
+
+def pair_values(
+    template: Program, other: Program, roots: Sequence[tuple[fx.Node, fx.Node]], operators: Operators = OPERATORS
+) -> Pairs:
+    """`line_up` for what these pairs of values are computed from, whatever else the two programs do."""
     pairs = _Pairs(template, other, operators)
-    roots = list(zip(template.result, other.result, strict=True))
     pairs.compare(roots)
     for a, b in roots:
         pairs.match(a, b)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
-from fxmerge.ir.fresh_head import FreshHead
 from fxmerge.ir.merge import Folds, Weight, head
 from fxmerge.ir.program import Port
-from passes.supernet.site import operands
+from passes.supernet.site import Site, operands
 from passes.supernet.state import State
 from passes.supernet.trunk import Trunk, is_simple
 
@@ -29,44 +28,65 @@ class Heads:
         """The outputs of the tasks that this trunk serves."""
         for k in self.trunk.tasks:
             parent = self.state.parents[k]
-            if parent.teacher is not None and parent.teacher.only:
-                yield from self._fresh(k, parent.teacher.heads)
+            if any(node not in self.state.back[k] for node in parent.result):
+                yield from self._another(k)
                 continue
             for port, ours in zip(parent.outputs, self.state.first.result, strict=True):
                 shape = self.state.named(k, port.shape)
                 yield Port(f"{parent.task}.{port.name}", shape, port.dtype), self._own(k, ours)
 
-    def _fresh(self, k: int, heads: Sequence[FreshHead]) -> Iterator[tuple[Port, fx.Node]]:
-        """The outputs of a parent that teaches only, by heads of its own that read the trunk."""
-        parent, weights = self.state.parents[k], {head.weight: head for head in heads}
-        new: dict[fx.Node, fx.Node] = {}
-
-        def copied(theirs: fx.Node) -> fx.Node:
-            ours = self.state.back[k].get(theirs)
-            if ours is not None:
-                return self._crossing(k, ours)
-            return new[theirs]
-
-        needed, todo = set(parent.result), list(parent.result)
+    def _another(self, k: int) -> Iterator[tuple[Port, fx.Node]]:
+        """The outputs of a parent whose head is not the template's: its own calls, which read the trunk."""
+        parent, back = self.state.parents[k], self.state.back[k]
+        todo = [node for node in parent.result if node not in back]
+        needed = set(todo)
         while todo:
-            below = [n for n in todo.pop().all_input_nodes if n not in self.state.back[k]]
-            todo += [n for n in below if n not in needed]
+            below = [n for n in todo.pop().all_input_nodes if n not in back and n not in needed]
+            todo += below
             needed.update(below)
         for theirs in (n for n in parent.graph.nodes if n in needed):
-            if theirs.op == "get_attr":
-                new[theirs] = self.state.tensor_of(k, str(theirs.target))
-                continue
-            new[theirs] = self.state.copy(theirs, copied)
-            read = [weights[n.target] for n in theirs.all_input_nodes if n.op == "get_attr" and n.target in weights]
-            if read and theirs.all_input_nodes[0] in self.state.back[k]:
-                (own,) = read
-                ours = self.state.back[k][theirs.all_input_nodes[0]]
-                one = Weight(1, True, (1,), (self.state.map(self.state.maps.read(ours, own.axis)),))
-                folds = Folds(self.state.template, (tuple(one),))
-                new[theirs] = self.state.call(head, (new[theirs], k, folds), ours)
+            self.trunk.copies[k, theirs] = self._call_of_another(k, theirs)
         for port, theirs in zip(parent.outputs, parent.result, strict=True):
             shape = self.state.named(k, port.shape)
-            yield Port(f"{parent.task}.{port.name}", shape, port.dtype), new[theirs]
+            yield Port(f"{parent.task}.{port.name}", shape, port.dtype), self._value(k, theirs)
+
+    def _value(self, k: int, theirs: fx.Node) -> fx.Node:
+        """A value of parent k: behind the trunk its own, in the trunk what it would see."""
+        ours = self.state.back[k].get(theirs)
+        return self._own(k, ours) if ours in self.state.sites.tail else self._operand(k, theirs)
+
+    def _call_of_another(self, k: int, theirs: fx.Node) -> fx.Node:
+        sites, where, back = self.state.others[k], self.trunk.where, self.state.back[k]
+        if theirs.op == "get_attr":
+            name = str(theirs.target)
+            if sites.values[theirs] == "parameter":
+                return self.state.tensor_of(k, name)
+            return self.state.literal(name, k, self.state.parents[k].tensors[name])
+        if sites.values[theirs] == "size":
+            return self.state.copy(theirs, lambda n: where[back[n]] if back.get(n) in where else self._value(k, n))
+        node, site = self.state.copy(theirs, lambda n: self._value(k, n)), sites.sites.get(theirs)
+        if site is None or site.kind != "linear" or not all(is_simple(o) for o in site.operands):
+            return node
+        folds = self._folds_of_another(k, site)
+        return node if folds is None else self.state.call(head, (node, k, folds), theirs)
+
+    def _folds_of_another(self, k: int, site: Site) -> Folds | None:
+        """How a call of parent k's own head takes in the maps of what it reads of the trunk, if it can take in all."""
+        ours, back, arguments = self.state.sites, self.state.back[k], operands(site.node)
+        read = [n for n in arguments if n in back and back[n] not in ours.tail and ours.values[back[n]] == "data"]
+        left = {(n, axis) for n in read for axis in ours.merged_axes(back[n])}
+        crossing, weights = set(left), []
+        for operand in site.operands:
+            uses = [(i, u) for i, u in enumerate(operand.uses) if u is not None and (u.on, u.axis) in crossing]
+            at_root = operand.whole(axis for axis, _ in uses)
+            if operand.dynamic and not at_root:
+                return None
+            maps = [(self.state.maps.read(back[u.on], u.axis), i, u) for i, u in uses if u.axis is not None]
+            left -= {(u.on, u.axis) for _, _, u in maps}
+            axes = tuple(i if at_root else operand.places[i] or 0 for _, i, _ in maps)
+            nodes = tuple(self.state.map(name) for name, _, _ in maps)
+            weights.append(tuple(Weight(arguments.index(operand.node), at_root, axes, nodes)))
+        return Folds(self.state.template, tuple(weights)) if crossing and not left else None
 
     def _own(self, k: int, ours: fx.Node) -> fx.Node:
         """Parent k's own version of a value at or after its head; what comes from the trunk is unmerged."""

@@ -11,8 +11,9 @@ same weights. `passes.supernet.state` draws which node becomes what.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import fx
 
@@ -21,6 +22,7 @@ from fxmerge.errors import LineUpError, OptionError
 from fxmerge.ir.merge import head, merge, unmerge
 from fxmerge.ir.program import Program, prune
 from fxmerge.ir.shown import shape_of
+from fxmerge.ir.space import AxisExpr, leaves
 from fxmerge.ir.supernet import SuperNet
 from passes.line_up.pairs import Pairs, line_up
 from passes.operators import Operators
@@ -29,9 +31,10 @@ from passes.supernet.join import join, takes_one_input
 from passes.supernet.maps import Maps
 from passes.supernet.resize import widen
 from passes.supernet.settle_constants import settle_constants
-from passes.supernet.sites import SitesOf
+from passes.supernet.sites import Sites, SitesOf
 from passes.supernet.stand_in import pairs_of, sites_of
 from passes.supernet.state import State
+from passes.supernet.trunk_pairs import trunk_pairs
 
 
 def insert_merge(
@@ -51,13 +54,13 @@ def insert_merge(
     settled = settle_constants(state, rules, apart=not takes_one_input(state))
     if any(new is not old for new, old in zip(settled.parents, state.parents, strict=True)):
         state = _state(settled.parents, rules, template, width_scale, until)
-    state.apart, state.notes = settled.apart, (*_inputs_of_one(state), *settled.notes)
+    state.apart, state.notes = settled.apart, (*_inputs_of_one(state), *_heads_of_one(state), *settled.notes)
     made = join(state)
     made = replace(made, parts=Blocks(state.first.get(SitesOf(rules))).parts(until))
     return replace(made, program=_said(made.program)) if until else made
 
 
-def taking_all_inputs(parents: Sequence[Program], template: int, operators: Operators) -> Program:
+def taking_all_inputs(parents: Sequence[Program], template: int, rules: RuleSet) -> Program:
     """The template, with an input for every constant in whose place another parent takes one."""
     first = parents[template]
     for parent in parents:
@@ -65,7 +68,8 @@ def taking_all_inputs(parents: Sequence[Program], template: int, operators: Oper
             continue
         known = {port.name: port for port in parent.inputs}
         own = dict(zip(parent.placeholders, parent.inputs, strict=True))
-        found = {own[a].name: b for a, b in line_up(parent, first, operators).items() if a in own and a.op != b.op}
+        pairs = trunk_pairs(parent, first, rules).pairs
+        found = {own[a].name: b for a, b in pairs.items() if a in own and a.op != b.op}
         graph, where = first.copy_graph()
         ports = list(first.inputs)
         for name, node in found.items():
@@ -86,6 +90,16 @@ def _inputs_of_one(state: State) -> tuple[str, ...]:
         for parent, pairs in zip(state.parents, state.pairs, strict=True)
         for ours, theirs in pairs.items()
         if ours in ports and theirs.op != "placeholder"
+    )
+
+
+def _heads_of_one(state: State) -> tuple[str, ...]:
+    """A note for every parent whose head is made of other calls than the template's."""
+    return tuple(
+        f"the head of {parent.task} is another one than that of {state.parents[state.template].task}: "
+        "what is shared ends in front of both"
+        for parent, back in zip(state.parents, state.back, strict=True)
+        if not _only_teaches(parent) and any(node not in back for node in parent.result)
     )
 
 
@@ -110,19 +124,41 @@ def _only_teaches(parent: Program) -> bool:
     return parent.teacher is not None and parent.teacher.only
 
 
-def _pairs(first: Program, template: Program, parent: Program, operators: Operators) -> Pairs:
-    """Node of a parent for every node of the template, `first` at the merged model's sizes."""
+def _pairs(first: Program, template: Program, parent: Program, rules: RuleSet) -> Pairs:
+    """Node of a parent for every node of the template that it has, `first` at the merged model's sizes."""
     if not _only_teaches(parent):
-        return line_up(first, parent, operators)
+        return trunk_pairs(first, parent, rules).pairs
     names = pairs_of(template, parent)
-    return {ours: names[own] for ours, own in line_up(first, template, operators).items()}
+    return {ours: names[own] for ours, own in line_up(first, template, Operators(rules)).items()}
+
+
+def _unpaired(sites: Sites, pairs: Sequence[Pairs]) -> frozenset[fx.Node]:
+    """The calls of the template that a parent with a head of its own does not make."""
+    calls = (n for n in sites.program.graph.nodes if n.op == "call_function" and sites.values[n] == "data")
+    return frozenset(node for node in calls if any(node not in own for own in pairs))
+
+
+def _without(sites: Sites, heads: frozenset[fx.Node]) -> Sites:
+    """The sites where these calls are part of the tail: spaces that only they write are nobody's but a task's."""
+    if not heads:
+        return sites
+    tail = sites.tail | heads
+    trunk = (n for n, value in sites.values.items() if value == "data" and n not in tail and n in sites.spaces.axes)
+    known = {leaf.space for node in trunk for axis in _axes(sites.spaces.axes[node]) for leaf in leaves(axis)}
+    return replace(sites, tail=tail, mergeable=sites.mergeable & known)
+
+
+def _axes(found: Any) -> Iterator[AxisExpr]:
+    """The axes of a value, or of all values of a call that gives several."""
+    for each in found:
+        yield from each if isinstance(each, tuple) else (each,)
 
 
 def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scale: float | None, until: str) -> State:
     """Parents that line up, with their sites and the maps that these need."""
-    first = taking_all_inputs(parents, template, Operators(rules))
+    first = taking_all_inputs(parents, template, rules)
     first = first if width_scale is None else widen(first, rules, width_scale)
-    pairs = [_pairs(first, parents[template], parent, Operators(rules)) for parent in parents]
+    pairs = [_pairs(first, parents[template], parent, rules) for parent in parents]
     sites = first.get(SitesOf(rules))
     if not sites.mergeable:
         raise LineUpError(
@@ -137,6 +173,7 @@ def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scal
                 "leave --share-until, --max-size, --keep and --curve out",
             )
         sites = replace(sites, tail=Blocks(sites).tail(until))
+    sites = _without(sites, _unpaired(sites, pairs))
     others = tuple(
         sites_of(parents[template], parent, rules) if _only_teaches(parent) else parent.get(SitesOf(rules))
         for parent in parents
