@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
 from fxmerge.ir.wide import call, values, widen
-from passes.depth.blocks import Chain, Run
+from passes.line_up.chains import Chain, Run
 
 ROWS = 32
 """Rows that the errors are measured on."""

@@ -21,8 +21,8 @@ from fxmerge.ir.difference import differences, largest
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program, Teacher, prune
 from fxmerge.ir.wide import run_wide
-from passes.depth.blocks import Chain, Run, first_runs, same_runs
 from passes.depth.cover import best_cover, measured, spread
+from passes.line_up.chains import Chain, Run, first_runs, same_runs
 from passes.operators import Operators
 from passes.supernet.maps import free
 from passes.supernet.site import Sites

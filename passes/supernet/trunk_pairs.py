@@ -16,7 +16,7 @@ from torch import fx
 from fxmerge.coupling import RuleSet
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
-from passes.depth.blocks import Chain
+from passes.line_up.chains import Chain
 from passes.line_up.pairs import Pairs, line_up, pair_values
 from passes.operators import Operators
 from passes.supernet.sites import Sites, SitesOf

@@ -15,9 +15,9 @@ from fxmerge.cli.verbs import main
 from fxmerge.ir.difference import differences, largest
 from fxmerge.ir.program import Program
 from fxmerge.ir.wide import run_wide
-from passes.depth.blocks import runs, same_runs
 from passes.depth.cover import best_cover, spread
 from passes.depth.match_depth import match_depth
+from passes.line_up.chains import runs, same_runs
 from passes.line_up.pairs import line_up
 from passes.rules import BUILTIN
 from passes.spelling.normalize import normalize

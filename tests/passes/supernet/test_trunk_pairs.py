@@ -15,7 +15,7 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.difference import differences, largest
 from fxmerge.ir.program import Program
 from fxmerge.ir.wide import run_wide
-from passes.depth.blocks import first_runs
+from passes.line_up.chains import first_runs
 from passes.line_up.further import FURTHER, line_up_all, unwatched
 from passes.line_up.pairs import line_up
 from passes.rules import BUILTIN
