@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, fx
 
 from fxmerge.coupling import Call
@@ -37,7 +36,7 @@ def fold_rows(program: Program, operators: Operators = OPERATORS) -> Program:
             left = [term for term in terms if term is not row]
             if value is None or table is None or value.numel() != table.meta["val"].shape[1]:
                 continue
-            if torch.broadcast_shapes(*map(shape, left)) != node.meta["val"].shape:
+            if shape(node) not in map(shape, left):
                 continue
             name = str(table.target)
             tensors[name] = (tensors[name].double() + value.double()).to(tensors[name].dtype)
