@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fxmerge.compiler.choice import chosen
 from fxmerge.compiler.inspection import blocks_of
 from fxmerge.compiler.parents import load_parents
 from fxmerge.config import MergeConfig
 from fxmerge.errors import OptionError
+from fxmerge.installed import known
 from fxmerge.ir.program import Program
 from fxmerge.output.merged import Merged
 from fxmerge.result import Point
@@ -90,8 +92,12 @@ class _Search:
         if len(errors) < len(points):
             self.notes.append("--max-size: nothing to measure places with, so the largest model that fits is made")
             return tried[0]
-        best = min(errors, key=lambda name: (errors[name], self.size(name)))
-        said = ", ".join(f"{name} {errors[name]:.3f} at {self.size(name):.2f}" for name in tried)
+        sizes = {name: self.size(name) for name in tried}
+        if chosen(known(self.config.extension), self.config)[0].needs_data:  # maps may stay as matrices
+            sizes = {p.shared_until: max(p.size, sizes[p.shared_until]) for p in points}
+        fits = [name for name in tried if sizes[name] <= most] or [self.places[-1]]
+        best = min(fits, key=lambda name: (errors.get(name, 0.0), self.size(name)))
+        said = ", ".join(f"{name} {errors[name]:.3f} at {sizes[name]:.2f}" for name in tried)
         self.notes.append(f"--max-size {most:g}: shared until {best}; error of the outputs by {CLOSED} ({said})")
         return best
 

@@ -55,6 +55,17 @@ def test_a_size_is_kept_to_and_the_choice_is_said(programs: list[Program]) -> No
     assert fxmerge.merge(programs, method="average", max_size=3.0).result["merged"]["shared_until"] == "input"
 
 
+def test_maps_that_stay_as_matrices_count(programs: list[Program]) -> None:
+    """What only the solved model has, the plan, whose maps are the identity, does not show."""
+    planned = fxmerge.merge(programs, method="condense", curve=True, dry_run=True).result["curve"]
+    made = fxmerge.merge(programs, method="condense", curve=True).result["curve"]
+    both = [(a["size"], b["size"]) for a, b in zip(planned, made, strict=True) if b["size"] > a["size"]]
+    assert both
+    for few, many in both:
+        merged = fxmerge.merge(programs, method="condense", max_size=(few + many) / 2).result
+        assert merged["merged"]["size"] <= (few + many) / 2
+
+
 def test_a_size_below_that_of_one_model_is_refused(programs: list[Program]) -> None:
     with pytest.raises(OptionError, match=r"--max-size 1: with all blocks shared the model has 1\.\d+ times"):
         fxmerge.merge(programs, method="average", max_size=1.0)
