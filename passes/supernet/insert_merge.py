@@ -31,7 +31,8 @@ from passes.supernet.join import join, takes_one_input
 from passes.supernet.maps import Maps
 from passes.supernet.resize import widen
 from passes.supernet.settle_constants import settle_constants
-from passes.supernet.sites import Sites, SitesOf
+from passes.supernet.site import Sites
+from passes.supernet.sites import SitesOf
 from passes.supernet.stand_in import pairs_of, sites_of
 from passes.supernet.state import State
 from passes.supernet.trunk_pairs import trunk_pairs

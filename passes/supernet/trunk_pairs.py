@@ -19,7 +19,8 @@ from fxmerge.ir.program import Program
 from passes.line_up.chains import Chain
 from passes.line_up.pairs import Pairs, line_up, pair_values
 from passes.operators import Operators
-from passes.supernet.sites import Sites, SitesOf
+from passes.supernet.site import Sites
+from passes.supernet.sites import SitesOf
 
 HEAD = 0.5
 """A head holds less than this share of a program's weights, tables of words aside; what holds more is no head."""
