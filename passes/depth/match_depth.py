@@ -112,12 +112,19 @@ class _Work:
             how = f"which miss least of all of them on {inputs}"
         except Exception as error:  # an operator without a form in float64 may fail in any way
             kept, how = spread(run.count, keep), f"evenly spread (they cannot be measured: {type(error).__name__})"
+        if self._norms_stream(run):
+            how += "; norms stand on its stream, so it is no sum of increments: the nearest block stands for its run"
         for block in range(run.count):
             if block not in kept:
                 start, end = (self.where[self.chain.cuts[run.border(n)]] for n in (block, block + 1))
                 end.replace_all_uses_with(start)
                 self.where[self.chain.cuts[run.border(block + 1)]] = start
         return kept, how
+
+    def _norms_stream(self, run: Run) -> bool:
+        """Whether a norm's result goes on as the stream itself, inside a block (post-norm)."""
+        steps = ((self.chain.cuts[n], self.chain.cuts[n + 1]) for n in range(run.first, run.border(1)))
+        return any((norm := self.sites.operators.norm(end)) and norm.source is start for start, end in steps)
 
     # -- too few -------------------------------------------------------------------------------------------
 
