@@ -31,10 +31,9 @@ class Trunk(nn.Module):
         self.one, self.two = nn.Conv2d(8, 5, 1), nn.Conv2d(5, 4, 1)
 
     def forward(self, x: Tensor) -> Any:
-        h = self.first(x).relu()
-        h = self.second(h).relu()
         if self.kind == "map":
-            return self.one(h)
+            return self.one(self.second(self.first(x).relu()).relu())
+        h = self.second(self.first(x).clamp(min=0)).clamp(min=0)  # the same in other calls, which do not line up
         found = self.two(self.one(h))
         pooled = found.mean((2, 3))
         return found, found.permute(0, 2, 3, 1), pooled, found.mean((1, 2, 3)), pooled.reshape(-1, 2, 2)
@@ -51,7 +50,8 @@ class Words(nn.Module):
         self.one, self.two = nn.Linear(8, 5), nn.Linear(5, 3)
 
     def forward(self, ids: Tensor) -> Tensor:
-        h = self.inner(self.words(ids)).relu()
+        h = self.inner(self.words(ids))
+        h = h.relu() if self.kind == "tags" else h.clamp(min=0)
         return self.one(h) if self.kind == "tags" else self.two(self.one(h)).mean(1 if self.kind == "row" else ())
 
 
@@ -180,7 +180,7 @@ def test_who_could_not_teach_is_not_advised_to() -> None:
     torch.manual_seed(0)
     a = fxmerge.capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (torch.randn(4, 6),), task="a")
     others = {
-        "fits": fxmerge.capture(nn.Sequential(nn.Linear(6, 8), nn.Softmax(-1)), (torch.randn(4, 6),), task="fits"),
+        "fits": fxmerge.capture(nn.Sequential(nn.Tanh(), nn.Linear(6, 8)), (torch.randn(4, 6),), task="fits"),
         "not": fxmerge.capture(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Softmax(1)), (torch.randn(4, 2, 9),), task="not"),
     }
     for name, other in others.items():
