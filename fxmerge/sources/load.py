@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from fxmerge.capturing import capture
+from fxmerge.capturing.refuse import refuse_random
 from fxmerge.config.image_settings import NO_SETTINGS, ImageSettings
 from fxmerge.errors import DataError, SourceError
 from fxmerge.from_onnx.file import looks_like_onnx
 from fxmerge.io.archives import Archive
 from fxmerge.io.files import LARGEST_JSON
 from fxmerge.io.guard import check_file
+from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
 from fxmerge.messages import listed, nearest, printable
 from fxmerge.samples import arrays
@@ -119,6 +121,7 @@ def _read(path: Path, source: str, given: Where) -> Program:
     if kind == "bundle" or kind == "pt2":
         _refuse_extras(path, given)
         program = load_bundle(path) if kind == "bundle" else load_pt2(path)
+        refuse_random(program, probe(program))
         return program.evolve(samples={}) if given.inputs is not None else program
     if kind == "onnx":
         _refuse_extras(path, given)

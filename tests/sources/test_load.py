@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fxmerge.errors import DataError, SourceError, UnsafeFileError
+from fxmerge.errors import CaptureError, DataError, SourceError, UnsafeFileError
 from fxmerge.ir.program import Program
 from fxmerge.sources.bundle import save_bundle
 from fxmerge.sources.load import load
+from fxmerge.sources.pt2 import load_pt2
 
 FACTORY = """
 import torch
@@ -319,3 +320,23 @@ def test_weights_that_are_not_finite(value: float, net: Net, place: Path) -> Non
         SourceError, match=r"1 of 6 numbers of first\.bias are NaN or infinite\nuse a checkpoint from before"
     ):
         load(place / "net.pt", arch=arch(place), inputs=place / "x.npz")
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.first(x)
+        return out + torch.rand_like(out)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".pt"])
+def test_a_file_whose_model_draws_random_numbers_is_refused_with_the_line(suffix: str, tmp_path: Path) -> None:
+    archive, path = tmp_path / "noisy.pt2", tmp_path / f"noisy{suffix}"
+    torch.export.save(torch.export.export(Noisy().eval(), (torch.randn(4, 3),)), archive)
+    if suffix == ".pt":
+        save_bundle(load_pt2(archive), path)
+    with pytest.raises(CaptureError, match=r"draws random numbers.*rand_like.*test_load.py"):
+        load(path)
