@@ -55,7 +55,7 @@ class Branch(Net):
     ],
 )
 def test_refused_with_its_line(model: nn.Module, what: str) -> None:
-    with pytest.raises(CaptureError, match=what + r" \(at test_capture_refusals.py:\d+\)"):
+    with pytest.raises(CaptureError, match=what + r" \(at test_refusals.py:\d+\)"):
         capture(model, (torch.randn(4, 6),))
 
 
@@ -67,7 +67,7 @@ def test_a_counter_that_does_not_matter_is_said() -> None:
 
     model = Counter()
     program = capture(model, (torch.randn(4, 6),))
-    assert "forward changes the buffer calls (at test_capture_refusals.py" in program.notes[0]
+    assert "forward changes the buffer calls (at test_refusals.py" in program.notes[0]
     assert float(model.calls) == 0
 
 

@@ -18,14 +18,15 @@ from fxmerge.sources.bundle import save
 
 
 class Wide(nn.Module):
-    """Another structure than `_net`: an addition and a norm on the way."""
+    """Another structure than `_net` from the first call on: a norm, and an addition."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.norm, self.last = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.norm(x + torch.sigmoid(self.first(x))))
+        x = self.norm(x)
+        return self.last(x + torch.sigmoid(self.first(x)))
 
 
 def _net(seed: int) -> nn.Module:

@@ -21,6 +21,7 @@ from fxmerge.ir.merge import unmerge
 from fxmerge.pipeline import Known, Pass, Stage
 from fxmerge.pipeline.watch import Watch
 from fxmerge.rewrite import Match, Refusal, op, rewrite, var
+from tests.passes.supernet.test_trunk_pairs import TOKENS, Encoder
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 
@@ -253,7 +254,10 @@ def test_the_passes_that_are_listed_are_those_that_run_in_their_order(monkeypatc
     monkeypatch.setattr(build.Watch, "from_environment", remembered)
     options = {"method": "foldable", "steps": 2, "batch_size": 4, "pool": 16, "init": "average"}
     fxmerge.merge(nets("chunk", "slice"), **options)
-    ran = list(dict.fromkeys(name for name, _ in seen[0].times))
+    typed = [Encoder(1, "tanh", types=types, seed=types) for types in (False, True)]  # these are written furthest
+    given = [fxmerge.capture(net.eval(), (TOKENS,), task=task) for net, task in zip(typed, "ab", strict=True)]
+    fxmerge.merge(given, method="average")
+    ran = list(dict.fromkeys(name for watch in seen for name, _ in watch.times))
     listed = list(dict.fromkeys(name.strip() for name, _, _ in catalogue("passes")))
     assert sorted(ran) == sorted(listed)
     outer = [name for name, _, _ in catalogue("passes") if not name.startswith(" ")]
