@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fxmerge
 from fxmerge.capturing import capture
 from fxmerge.cli import answers, report_page
 from fxmerge.cli.report_page import SECTIONS
 from fxmerge.compiler.comparison import Row
+from fxmerge.compiler.merging import merge_alone
 from fxmerge.config import MergeConfig
 from fxmerge.methods.mixing import mixing
 from fxmerge.output.insight import alignment, blocks, furthest
@@ -51,7 +51,7 @@ def merged() -> Merged:
     for k, task in enumerate(("<i>a", "b")):
         torch.manual_seed(k)
         parents.append(capture(Net(), (torch.randn(96, 1, 8, 8),), task=task))
-    return fxmerge.merge(parents, config=CONFIG)
+    return merge_alone(parents, data=None, config=CONFIG, stages=None)
 
 
 @pytest.fixture(scope="module")

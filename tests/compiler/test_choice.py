@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 import fxmerge
+from fxmerge.cli.flags import config_of
 from fxmerge.cli.verbs import main
 from fxmerge.compiler.choice import chosen, options_of
 from fxmerge.config import MergeConfig
@@ -171,13 +172,12 @@ def test_figures_are_written_from_python_too(parents: Parents, tmp_path: Path) -
 
 def test_flags_replace_what_a_file_says_of_the_same_thing(tmp_path: Path) -> None:
     MergeConfig.of(method="foldable", rank=3, steps=9).save(tmp_path / "c.yaml")
-    from fxmerge.cli.flags import _config
-
-    dense = _config({"full": True}, str(tmp_path / "c.yaml"))
+    file = str(tmp_path / "c.yaml")
+    dense = config_of(file, full=True)
     assert chosen(KNOWN, dense)[0] == Foldable(full=True, steps=9)
-    timed = _config({"method": "auto", "budget": 60.0, "rank": None}, str(tmp_path / "c.yaml"))
+    timed = config_of(file, method="auto", budget=60.0, rank=None)
     assert (timed.steps, timed.budget) == (None, 60.0)
-    both = _config({"polish": 5}, str(tmp_path / "c.yaml"))
+    both = config_of(file, polish=5)
     assert chosen(KNOWN, both)[0] == Foldable(rank=3, steps=9, polish=5)  # before the fold, and after it
 
 

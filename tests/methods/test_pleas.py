@@ -73,5 +73,5 @@ def test_what_it_gives_is_a_start_of_folded_weights_only() -> None:
     assert trained.result["init"] == "pleas"
     with pytest.raises(OptionError, match="maps cannot hold what pleas gives"):
         fxmerge.merge(programs, data=x, method="foldable", init="pleas", steps=3)
-    with pytest.raises(OptionError, match="below zero"):
+    with pytest.raises(OptionError, match="at least 0"):
         fxmerge.merge(programs, data=x, method="pleas{ridge=-1}")
