@@ -123,7 +123,7 @@ def test_parents_of_different_depth_part_where_they_part(parents: Parents) -> No
     from benchmarks.models import MLP
     from fxmerge.capturing import capture
 
-    deep = capture(MLP(20, (16, 12, 8), 3), (torch.randn(2, 20),), task="deep")
+    deep = capture(MLP(20, (16, 12, 40, 40), 3), (torch.randn(2, 20),), task="deep")  # most of it is behind that
     shallow = parents("mlp", 1)[0]
     with pytest.raises(LineUpError, match=r"a and deep do not line up: x \(models.py:\d+\) and aten\.relu.*\(models"):
         net_of([shallow, deep])
