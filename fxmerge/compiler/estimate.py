@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 
 import torch
 
 from fxmerge.compiler.figures import peak_memory
+from fxmerge.ir.probe import probe
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job, Outcome
+from fxmerge.methods.polish import frozen
 from fxmerge.methods.student import student_of, teachers
 from fxmerge.methods.wanted import wanted
 from fxmerge.result import Estimate
@@ -31,13 +32,9 @@ def estimate(job: Job, outcome: Outcome, net: SuperNet, probes: Samples) -> Esti
     if not outcome.trainable:
         return None
     settings, budget = job.settings, getattr(job.options, "budget", None)
-    batch = {name: value[torch.arange(settings.batch_size) % len(value)] for name, value in probes.items()}
+    batch = probe(net.program, probes, settings.batch_size)
     inputs = [batch[port.name] for port in net.program.inputs]
-    program = outcome.program.evolve(
-        tensors={name: tensor.detach().clone() for name, tensor in outcome.program.tensors.items()},
-        maps=copy.deepcopy(dict(outcome.program.maps)),
-    )
-    student = student_of(program, net, job).module
+    student = student_of(frozen(outcome.program), net, job).module
     shown = teachers(net, [each.feature for each in wanted(net, job.options.inner, job.options.loss)])
 
     def step() -> None:

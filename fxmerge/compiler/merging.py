@@ -80,15 +80,20 @@ def merge_alone(parents: Sequence[Parent], *, data: Any, config: MergeConfig, st
     return merged
 
 
-def _merge(parents: Sequence[Parent], *, data: Any, config: MergeConfig, stages: Stages | None = None) -> Merged:
-    """`merge`, its options checked and its log opened."""
+def _merge(
+    parents: Sequence[Parent], *, data: Any, config: MergeConfig, stages: Stages | None = None, estimated: bool = True
+) -> Merged:
+    """`merge`, its options checked and its log opened; a plan is `estimated` where somebody asked for it."""
     extension = known(config.extension)
     if config.out:
         check_suffix(config.out, extension.formats)
     if config.max_size is not None or config.keep is not None or config.curve:
         return merge_to_size(parents, data, config, _merge, stages)
     method, trained = chosen(extension, config)
-    data, run = config.data if data is None else data, _Merge(config, stages or Stages(), extension, method, trained)
+    data, run = (
+        config.data if data is None else data,
+        _Merge(config, stages or Stages(), extension, method, trained, estimated),
+    )
     try:
         return run(list(parents), data)
     except GuardOnDataDependentSymNode as error:  # a value whose size no step can know, whichever step asked for it
@@ -104,6 +109,7 @@ class _Merge:
     known: Extension
     method: Method
     trained: Trained
+    estimated: bool = True
     given: list[Program] = field(default_factory=list)
     """The parents, once they are loaded."""
 
@@ -178,7 +184,8 @@ class _Merge:
         """What the merge will be, its weights aside: sizes, what is trained, outputs, and what it will take."""
         job = job_of(build, net, base=base)
         outcome = plan_of(build, job)
-        taken = estimate(job, outcome, net, figures.probes(outcome.program, net, samples)[0])
+        probes = figures.probes(outcome.program, net, samples)
+        taken = estimate(job, outcome, net, probes[0]) if self.estimated else None
         folded, gate = build.fold(outcome.program.only(net.output_names), net), None
         if self.config.gate:
             folded, gate = gates.untrained(folded, net, self.known.rules, self.config.answer)

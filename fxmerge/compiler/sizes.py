@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from fxmerge.compiler.choice import chosen
@@ -41,7 +42,7 @@ def merge_to_size(parents: Sequence[Any], data: Any, config: MergeConfig, merge:
     Raises `OptionError` where no place fits, or where nothing can be measured.
     """
     plain = config.with_options(max_size=None, keep=None, curve=False)
-    search = _Search(load_parents(parents, config, data), data, plain, merge)
+    search = _Search(load_parents(parents, config, data), data, plain, partial(merge, estimated=False))
     until = config.share_until
     if config.max_size is not None:
         until = search.within(config.max_size)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import fxmerge
 from fxmerge.capturing import capture
 from fxmerge.cli import report_page
+from fxmerge.compiler import merging
 from fxmerge.compiler.sizes import handful
 from fxmerge.config import MergeConfig
 from fxmerge.errors import OptionError
@@ -96,6 +97,13 @@ def test_what_no_shared_model_keeps_is_kept_apart() -> None:
     assert min(task["agreement"] for task in found["tasks"]) == 1.0
     assert any("gives that one" in note for note in found["notes"])
     assert all(point["size"] <= 2.0 for point in found["curve"])
+
+
+def test_sizes_are_told_without_a_step_of_training(programs: list[Program], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(merging, "estimate", lambda *given: made.append(given))
+    fxmerge.merge(programs, method="distill", steps=3, max_size=1.9, dry_run=True)
+    assert len(made) == 1
 
 
 def test_a_dry_run_says_the_sizes(programs: list[Program]) -> None:
