@@ -32,6 +32,11 @@ def _mask() -> torch.Tensor:
     return mask
 
 
+def pytest_configure() -> None:
+    """A warning that torch gives once a process is given to every test, whichever of them runs first."""
+    torch.set_warn_always(True)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="Write the golden texts anew; read them after.")
 
