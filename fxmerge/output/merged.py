@@ -19,6 +19,7 @@ from fxmerge.output.formats import ONNX, format_of, save_model
 from fxmerge.output.insight import Insight
 from fxmerge.pipeline.format import Content, Format, check_suffix
 from fxmerge.result import Result
+from fxmerge.samples.fit import check_samples
 
 
 @dataclass
@@ -53,7 +54,13 @@ class Merged:
         return self.facts.as_dict()
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Any]:
-        return self.by_task(self.program.run(by_name(self.program.inputs, args, kwargs)))
+        """Run on positional or named inputs; raises `DataError` that says what the model takes if these do not fit."""
+        inputs = by_name(self.program.inputs, args, kwargs)
+        try:
+            return self.by_task(self.program.run(inputs))
+        except (RuntimeError, IndexError, TypeError, AttributeError):
+            check_samples(inputs, self.program, "the inputs")
+            raise
 
     def by_task(self, outputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Outputs named "TASK.OUTPUT" as one tensor, or one dict, for each task."""

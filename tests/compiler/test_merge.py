@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxmerge
-from fxmerge.errors import CaptureError, OptionError, VerificationError
+from fxmerge.errors import CaptureError, DataError, OptionError, VerificationError
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import run_onnx
 
@@ -79,6 +79,12 @@ def test_training_lowers_the_loss_and_the_model_is_written(
     assert set(got) == {f"{p.task}.logits" for p in programs}
     for program in programs:
         torch.testing.assert_close(got[f"{program.task}.logits"], mine[program.task], rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_that_does_not_fit_says_what_the_model_takes(parents: Parents) -> None:
+    merged = fxmerge.merge(parents("mlp", 2), method="average")
+    with pytest.raises(DataError, match=r"x has shape \(3, 7\), the model takes 20 on axis 1"):
+        merged(torch.randn(3, 7))
 
 
 def test_a_tied_table_is_untied_and_said(parents: Parents) -> None:
