@@ -90,7 +90,7 @@ def _read(text: str, kind: Any) -> Any:
 def _sequence(text: str, kind: Any) -> tuple[Any, ...]:
     if not (text.startswith("[") and text.endswith("]")):
         raise ValueError(text)
-    return tuple(_read(item, kind) for item in text[1:-1].split())
+    return tuple(_read(item, kind) for item in text[1:-1].replace(",", " ").split())
 
 
 def _finite(value: float) -> float:
@@ -115,7 +115,7 @@ def _kind_text(kind: Any) -> str:
             inner, *bounds = get_args(choice)
             parts.append(" ".join([_kind_text(inner), *(str(b) for b in bounds if isinstance(b, Within))]))
         elif get_origin(choice) is tuple:
-            parts.append(f"[a list of {_kind_text(get_args(choice)[0])}]")
+            parts.append(f"a list in brackets, [A B], of {_kind_text(get_args(choice)[0])} each")
         else:
             parts.append(names.get(choice, str(choice)))
     return " or ".join(parts)

@@ -103,7 +103,10 @@ def test_a_method_that_declares_nothing_and_needs_data_trains() -> None:
         ({"method": "foldable{rank=-2}"}, r"--rank -2: input should be greater than or equal to 0"),
         ({"method": "condense{rows=0}"}, r"condense: rows cannot be '0'\nit is a whole number at least 1"),
         ({"method": "condense{ridge=nan}"}, r"condense: ridge cannot be 'nan'\nit is a number at least 0"),
-        ({"method": "condense{balance=[1 -1]}"}, r"balance cannot be .*\nit is \[a list of a number above 0\]"),
+        (
+            {"method": "condense{balance=[1 -1]}"},
+            r"balance cannot be .*\nit is a list in brackets, \[A B\], of a number above 0 each",
+        ),
         ({"method": "zipit{inside=60}"}, r"zipit: inside cannot be '60'\nit is a number at least 0 and at most 1"),
         ({"method": "dare{scale=inf}"}, r"dare: scale cannot be 'inf'\nit is a number or auto"),
         ({"budget": float("inf")}, r"--budget inf: input should be a finite number"),

@@ -149,4 +149,4 @@ def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(OptionError, match="maps of rank 2 cannot hold what condense gives"):
         merged(parents, "foldable{init=condense,rank=2,steps=5}")
     with pytest.raises(OptionError, match="3 numbers to balance 2 parents"):
-        merged(parents, "condense{balance=[1.0 1.0 2.0]}")
+        merged(parents, "condense{balance=[1, 1, 2]}")

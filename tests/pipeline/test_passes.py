@@ -99,7 +99,7 @@ def test_parsed_options_have_their_types() -> None:
         ("sized{rank=two}", "sized: rank cannot be 'two'\nit is none or a whole number"),
         ("sized{order=late}", "sized: order cannot be 'late'\nit is weights or auto"),
         ("sized{tails=1}", "sized: tails cannot be '1'\nit is true or false"),
-        ("sized{widths=3}", "sized: widths cannot be '3'\nit is [a list of a whole number]"),
+        ("sized{widths=3}", "sized: widths cannot be '3'\nit is a list in brackets, [A B], of a whole number each"),
         ("sized{rank=1,rank=2}", "sized is given rank twice"),
         ("sized{rank}", "cannot read the options of sized from here: 'rank'"),
         ("sized{rank=1", "cannot read the pipeline from here: 'sized{rank=1'"),
