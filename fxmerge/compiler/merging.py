@@ -122,6 +122,8 @@ class _Merge:
             check_metrics(config.metric, given)
             loaded = all_samples(given, data, config, self.method, self.known.methods)
             samples = loaded.inputs
+            if samples:  # what they show, of a mask say, holds in this merge
+                given = self.given = [p.evolve(samples=own) for p, own in zip(given, samples, strict=True)]
         build = Build(config, self.known, self.method, self.trained, given, [*loaded.notes])
         with self.stages("analyse"):
             net = build.supernet(samples)

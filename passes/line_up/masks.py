@@ -35,8 +35,17 @@ class _Meaning:
 
     causal: bool = False
     padding: str | None = None
-    assumed: bool = False
-    """Whether that holds only for zeros and ones that show every row a key."""
+    zeros_and_ones: bool = False
+    """Whether that holds only where the input holds nothing else."""
+    every_row: bool = False
+    """Whether that holds only where every row is shown a key: what is hidden is low, not −∞."""
+
+    @property
+    def assumed(self) -> str:
+        """What is taken for granted of the input; "" for nothing."""
+        if self.zeros_and_ones:
+            return "hold zeros and ones, and a one for every row"
+        return "show every row a key" if self.every_row else ""
 
 
 def plain_masks(program: Program) -> Program:
@@ -54,7 +63,7 @@ def plain_masks(program: Program) -> Program:
         if found is not None:
             _write(where[node], found, program)
             if found.assumed:
-                notes.append(f"{found.padding} is taken to hold zeros and ones, and a one for every row")
+                notes.append(f"{found.padding} is taken to {found.assumed}")
     if not any(meanings.values()):
         return program
     return program.evolve(graph=graph, notes=tuple(dict.fromkeys(notes)))
@@ -110,8 +119,9 @@ def _meaning(program: Program, mask: fx.Node, attention: fx.Node) -> _Meaning | 
     finite = value.is_floating_point() and not _is_infinite(shown.run(_probe(program, length, 1))["mask"])
     if known.padding is None and beyond != known:
         return None
-    known = replace(known, assumed=known.padding is not None and (beyond != known or finite))
-    return known if not known.assumed or _samples_agree(program, known.padding) else None
+    if known.padding is not None:
+        known = replace(known, zeros_and_ones=beyond != known, every_row=finite)
+    return known if _samples_agree(program, known) else None
 
 
 def _fitting(program: Program, seen: Tensor, inputs: dict[str, Tensor], queries: int, keys: int) -> Iterator[_Meaning]:
@@ -148,10 +158,13 @@ def _is_infinite(mask: Tensor) -> bool:
     return bool(((mask == 0) | (mask == -torch.inf)).all())
 
 
-def _samples_agree(program: Program, name: str | None) -> bool:
-    """Whether the samples of an input are zeros and ones, with a one in every row."""
-    value = program.samples.get(str(name))
-    return value is not None and bool(((value == 0) | (value == 1)).all()) and bool((value == 1).any(-1).all())
+def _samples_agree(program: Program, known: _Meaning) -> bool:
+    """Whether the samples bear out what is taken for granted; where there are none, only a row without keys is open."""
+    value = program.samples.get(str(known.padding))
+    if value is None or not known.assumed:
+        return not known.zeros_and_ones
+    sound = bool(((value == 0) | (value == 1)).all()) or not known.zeros_and_ones
+    return sound and bool((value != 0).any(-1).all())
 
 
 # -- probing -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxmerge
-from fxmerge.errors import CaptureError, DataError, OptionError, VerificationError
+from fxmerge.errors import CaptureError, DataError, LineUpError, OptionError, VerificationError
 from fxmerge.ir.program import Program
 from fxmerge.output.onnx import run_onnx
 
@@ -190,3 +190,27 @@ def test_rows_picked_by_what_the_data_holds_merge_too() -> None:
             x = torch.randn(9, 5)
             found = fxmerge.merge(parents, method="average")(x)[parents[nets.index(net)].task]
             torch.testing.assert_close(found, mean(x), rtol=1e-4, atol=1e-5)
+
+
+class Masked(nn.Module):
+    """Attention over tokens, whose mask is boolean or a low number that is added."""
+
+    def __init__(self, seed: int, low: bool) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.tokens, self.qkv, self.head, self.low = nn.Embedding(9, 8), nn.Linear(8, 24), nn.Linear(8, 3), low
+
+    def forward(self, ids: Tensor, keep: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.tokens(ids) * keep[..., None].ne(7)).unflatten(2, (3, 1, 8)).permute(2, 0, 3, 1, 4)
+        mask = ((1.0 - keep.float()) * -1e9 if self.low else keep.ne(0))[:, None, None]
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v, mask)[:, 0].mean(1))
+
+
+def test_what_the_given_samples_show_of_a_mask_holds_in_their_merge() -> None:
+    ids, keep = torch.randint(9, (4, 5)), torch.ones(4, 5, dtype=torch.long).tril(1)
+    programs = [fxmerge.capture(Masked(n, bool(n)), {"ids": ids, "keep": keep}, task=f"t{n}") for n in (0, 1)]
+    bare = [program.evolve(samples={}) for program in programs]
+    with pytest.raises(LineUpError, match="do not line up"):
+        fxmerge.merge(bare, method="average")
+    merged = fxmerge.merge(bare, method="average", data={"ids": ids, "keep": keep})
+    assert "keep is taken to hold zeros and ones, and a one for every row" in merged.result["notes"]

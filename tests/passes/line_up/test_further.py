@@ -190,3 +190,21 @@ def test_what_only_the_samples_show_is_noted() -> None:
     assert [bool(program.notes) for program in found] == [False, False, False, True]
     assert found[3].notes == ("keep is taken to hold zeros and ones, and a one for every row",)
     assert mask_of(found[3])[0].meta["val"].dtype is torch.bool
+
+
+def by_two_indices(m: Any, x: Tensor, k: Tensor) -> Tensor:
+    """The mask of a row and a token, read at pairs of indices, as exporters of traced graphs write it."""
+    rows, places = torch.arange(len(k))[:, None, None, None], positions(x)[None, None, None]
+    pairs = torch.stack(torch.broadcast_tensors(rows, places), -1)
+    seen = k.ne(0)[pairs[..., 0], pairs[..., 1]] & (positions(x) >= 0)[None, None, :, None]
+    return torch.where(seen, 0.0, torch.finfo(x.dtype).min)
+
+
+def test_a_low_number_hides_as_minus_infinity_where_every_row_shows_a_key() -> None:
+    low, ones = attention(by_two_indices), torch.ones(2, 5, dtype=torch.long)
+    samples = [{}, {"keep": torch.tensor([[0] * 5, [1] * 5])}, {"keep": ones * 2}]
+    found = [plain_masks(replace(low, samples=s).evolve()) for s in samples]
+    assert [program.notes for program in found] == [note := ("keep is taken to show every row a key",), (), note]
+    assert mask_of(found[0])[0].meta["val"].dtype is torch.bool
+    full = {**inputs(4, 50), "keep": torch.ones(4, 50, dtype=torch.long).triu()}
+    torch.testing.assert_close(found[0].run(full)["logits"], low.run(full)["logits"], rtol=1e-8, atol=1e-10)
