@@ -194,10 +194,10 @@ def test_what_only_the_samples_show_is_noted() -> None:
 
 def by_two_indices(m: Any, x: Tensor, k: Tensor) -> Tensor:
     """The mask of a row and a token, read at pairs of indices, as exporters of traced graphs write it."""
-    rows, places = torch.arange(len(k))[:, None, None, None], positions(x)[None, None, None]
+    rows, places = torch.arange(x.shape[0])[:, None, None, None], positions(x)[None, None, None]
     pairs = torch.stack(torch.broadcast_tensors(rows, places), -1)
-    seen = k.ne(0)[pairs[..., 0], pairs[..., 1]] & (positions(x) >= 0)[None, None, :, None]
-    return torch.where(seen, 0.0, torch.finfo(x.dtype).min)
+    seen = (k.ne(0) & x[..., 0].isfinite())[pairs[..., 0], pairs[..., 1]] & (positions(x) >= 0)[None, None, :, None]
+    return torch.zeros_like(seen, dtype=x.dtype).masked_fill(~seen, torch.finfo(x.dtype).min)
 
 
 def test_a_low_number_hides_as_minus_infinity_where_every_row_shows_a_key() -> None:
