@@ -56,7 +56,7 @@ def _picture(file: Any, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]
     try:
         with Image.open(file, formats=FORMATS) as opened:
             if opened.mode.startswith(("I", "F")):
-                raise ValueError("more than 8 bits per colour")
+                raise ValueError("it has more than 8 bits a colour: save it with 8")
             image = opened.convert(mode)
         return {"resized": image.size != (width, height)}, _resize(image, width, height, config).tobytes()
     except MemoryError:
@@ -109,24 +109,28 @@ def _sides(size: Any, *keys: str) -> list[int]:
 def tokens(request: dict[str, Any], data: bytes) -> Iterator[tuple[Any, bytes]]:
     """Token ids and type ids of texts, in pieces of `[[ids], [types]]`; first how the tokenizer pads."""
     cut = request["tokenizer"]
-    tokenizer, pad = _tokenizer(data[:cut], request)
+    tokenizer, pad, own = _tokenizer(data[:cut], request)
+    if request["longest"] is not None:
+        _cut(tokenizer, own, request["longest"])
     yield {"pad": pad}, b""
     for piece in _pieces(json.loads(data[cut:])):
         yield {}, _encoded(tokenizer.encode_batch(piece))
 
 
 def texts(request: dict[str, Any], data: bytes) -> Generator[tuple[Any, bytes], tuple[Any, bytes], None]:
-    """What `tokens` gives, and how many were cut, for one list after another; first padding and number of tokens."""
-    tokenizer, pad = _tokenizer(data, request)
-    question, piece = yield {"pad": pad, "tokens": tokenizer.get_vocab_size()}, b""
+    """What `tokens` gives, and how many were cut, for one list after another; first padding, number of tokens, and
+    the longest row that the tokenizer is for."""
+    tokenizer, pad, own = _tokenizer(data, request)
+    told = {"pad": pad, "tokens": tokenizer.get_vocab_size(), "longest": own["max_length"]}
+    question, piece = yield told, b""
     while True:
-        tokenizer.enable_truncation(max_length=question["longest"])
+        _cut(tokenizer, own, question["longest"])
         encoded = tokenizer.encode_batch([_one_row(text) for text in json.loads(piece)])
         question, piece = yield {"cut": sum(bool(e.overflowing) for e in encoded)}, _encoded(encoded)
 
 
-def _tokenizer(data: bytes, request: dict[str, Any]) -> tuple[Any, int]:
-    """The tokenizer of a tokenizer.json, cutting at the longest row, and the token that it pads with."""
+def _tokenizer(data: bytes, request: dict[str, Any]) -> tuple[Any, int, dict[str, Any]]:
+    """The tokenizer of a tokenizer.json, the token that it pads with, and how it cuts rows itself."""
     import os
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -134,12 +138,16 @@ def _tokenizer(data: bytes, request: dict[str, Any]) -> tuple[Any, int]:
 
     tokenizer = Tokenizer.from_str(data.decode())
     pad = _pad(tokenizer, request["pads"])
-    own = (tokenizer.truncation or {}).get("max_length")
+    own = {"max_length": 0, "direction": "right"} | (tokenizer.truncation or {})
+    own["max_length"] = own["max_length"] or request["usual"]
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    if request.get("longest") is not None:
-        tokenizer.enable_truncation(max_length=min(request["longest"], own or request["usual"]))
-    return tokenizer, pad
+    return tokenizer, pad, own
+
+
+def _cut(tokenizer: Any, own: dict[str, Any], longest: int) -> None:
+    """Cut rows where the model's places end or where the tokenizer itself does, whichever comes first."""
+    tokenizer.enable_truncation(max_length=min(longest, own["max_length"]), direction=own["direction"])
 
 
 def _encoded(encoded: list[Any]) -> bytes:

@@ -18,11 +18,13 @@ from fxmerge.io.files import LARGEST_JSON
 from fxmerge.io.guard import read_bytes
 from fxmerge.messages import listed
 from fxmerge.output.assets import unpack
+from fxmerge.samples.text import LONGEST
 from fxmerge.serving.batching import Limits
 from fxmerge.serving.engine import Engine, check_outputs
 from fxmerge.serving.protocol import FULL, Array, InferRequest, RequestError
 from fxmerge.serving.readers import CHILDREN, Reader, reader
 from fxmerge.sources.bundle import INPUT_ASSETS
+from fxmerge.sources.tokenizers import TOKENIZER, longest_in, with_longest
 
 LABEL, PROBABILITY = "label", "probability"
 
@@ -74,7 +76,9 @@ class Raw:
         for task, outputs in self.engine.tasks.items():
             files = {**beside, **packed.get(task, {})}
             ports = tuple(self.engine.inputs_of(outputs))
-            groups.setdefault((ports, _same(files)), (files, []))[1].append(task)
+            key = ports, _same(files)
+            known, tasks = groups.get(key, (files, []))
+            groups[key] = min(known, files, key=_cut_at), [*tasks, task]
         for (ports, _), (files, tasks) in groups.items():
             try:
                 inputs = [self.engine.inputs[name] for name in ports]
@@ -219,18 +223,33 @@ def _rows(name: str, value: Array, read: Reader) -> list[Any]:
 
 def _beside(path: Path) -> dict[str, bytes]:
     files = (path.parent / name for name in INPUT_ASSETS)
-    return {file.name: read_bytes(file, most=LARGEST_JSON) for file in files if file.is_file()}
+    found = {file.name: read_bytes(file, most=LARGEST_JSON) for file in files if file.is_file()}
+    if TOKENIZER in found:
+        found[TOKENIZER] = with_longest(found[TOKENIZER], longest_in(path.parent))
+    return found
 
 
 def _same(files: Mapping[str, bytes]) -> str:
-    """Equal for files that read alike; how a tokenizer cuts and fills is for the model to say."""
+    """Equal for files that read alike; where a tokenizer cuts and how it fills aside: one text is one row for all."""
     found = {}
     for name, data in files.items():
-        try:
-            value = json.loads(data)
-        except ValueError:
-            value = data.decode("utf-8", "replace")
+        value = _parsed(data)
         if isinstance(value, dict):
             value = {key: kept for key, kept in value.items() if key not in ("truncation", "padding")}
         found[name] = value
     return json.dumps(found, sort_keys=True)
+
+
+def _cut_at(files: Mapping[str, bytes]) -> int:
+    """Where a tokenizer cuts rows: tasks that share an input take the shortest."""
+    value = _parsed(files.get(TOKENIZER, b"{}"))
+    truncation = value.get("truncation") if isinstance(value, dict) else None
+    longest = truncation.get("max_length") if isinstance(truncation, dict) else None
+    return longest if type(longest) is int and longest > 0 else LONGEST
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return data.decode("utf-8", "replace")

@@ -27,6 +27,9 @@ from fxmerge.serving.protocol import LATE, TOO_LARGE, Array, RequestError
 MOST_CHARACTERS, MOST_TEXT = 1 << 16, 1 << 20
 """Characters of a text, and of all texts of a request."""
 
+MOST_TOKENS = 2048
+"""Of a row; a tokenizer may state more than a model can be tried on."""
+
 MOST_PIXELS = 1 << 25
 """Of an encoded picture."""
 
@@ -104,7 +107,9 @@ class _Text:
         self.ports, self.most = ports, most
         size = ports["ids"].shape[1]
         self.fixed = size if isinstance(size, int) else None
-        self._children = _Children("fxmerge.samples.workers:texts", {"pads": PADS}, tokenizer, MOST_TEXT)
+        self._children = _Children(
+            "fxmerge.samples.workers:texts", {"pads": PADS, "usual": LONGEST}, tokenizer, MOST_TEXT
+        )
         try:
             with self._children.one() as talk:
                 talk.begin()
@@ -112,9 +117,10 @@ class _Text:
             raise SourceError(
                 f"its tokenizer cannot be read: {error}", "give the model's own tokenizer.json"
             ) from error
-        self.pad, tokens = talk.begun["pad"], talk.begun["tokens"]
+        self.pad, tokens, own = (talk.begun[name] for name in ("pad", "tokens", "longest"))
         try:
-            self.longest = self.fixed or _longest(lambda length: runs(self._rows(self.pad, length)))
+            most = min(own, MOST_TOKENS)
+            self.longest = min(self.fixed or _longest(lambda length: runs(self._rows(self.pad, length)), most), most)
             if not runs(self._rows(max(tokens - 1, 0), self.longest)):
                 raise SourceError(
                     f"its tokenizer has {tokens} tokens, and it cannot be run on the last",
@@ -219,11 +225,11 @@ class _Picture:
         self._children.close()
 
 
-def _longest(runs: Callable[[int], bool]) -> int:
-    """The longest row that a model can be run on, up to `LONGEST`: its table of positions may end before."""
-    if runs(LONGEST):
-        return LONGEST
-    low, high = 0, LONGEST
+def _longest(runs: Callable[[int], bool], most: int) -> int:
+    """The longest row that a model can be run on, up to `most`: its table of positions may end before."""
+    if runs(most):
+        return most
+    low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if runs(middle) else (low, middle)

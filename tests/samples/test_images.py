@@ -93,7 +93,7 @@ def test_images_that_do_not_fit(vit: Program, gpt: Program, tmp_path: Path) -> N
     ):
         load_samples(tmp_path, gpt)
     Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(tmp_path / "b.png")
-    with pytest.raises(DataError, match=r"b\.png cannot be read: more than 8 bits per colour"):
+    with pytest.raises(DataError, match=r"b\.png cannot be read: it has more than 8 bits a colour: save it with 8"):
         load_samples(tmp_path, vit, Reading(strict=True))
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     with pytest.raises(DataError, match=r"b\.png cannot be read: .*\nremove or repair that image"):

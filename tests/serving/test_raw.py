@@ -112,7 +112,7 @@ def test_pairs_of_texts_are_one_row_in_the_tokenizers_own_template(tokens: Any, 
 
 
 def test_a_long_text_is_cut_and_that_is_said(tokens: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "LONGEST", 6)
+    monkeypatch.setattr(readers, "MOST_TOKENS", 6)
     with TestClient(app(serve(text_model(tokens), raw=True))) as client:
         sent = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["good " * 9, "bad"]}]}
         answer = client.post("/v2/models/tokens/infer", json=sent).json()
@@ -121,6 +121,23 @@ def test_a_long_text_is_cut_and_that_is_said(tokens: Any, serve: Any, monkeypatc
         told = client.get("/v2/models/tokens").json()
         assert told["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
         assert {"name": "b.label", "datatype": "BYTES", "shape": [-1]} in told["outputs"]
+
+
+def test_a_long_text_is_cut_where_the_tokenizer_cuts_it(tokens: Any, asking: Any) -> None:
+    own = {name: json.loads(tokenizer()) for name in ("a", "b")}
+    own["a"]["truncation"] = {"max_length": 3, "direction": "Left", "strategy": "LongestFirst", "stride": 0}
+    own["b"]["truncation"] = own["a"]["truncation"] | {"max_length": 4}
+    places = {task: {"tokenizer.json": f"fxmerge.assets.{task}"} for task in own}
+    ask = asking(tokens(**{"fxmerge.assets": places}, **{f"fxmerge.assets.{task}": own[task] for task in own}))
+    assert ask(texts("a bad " * 9 + "good film"))["a.each"].shape == (1, 3, 3), "one text is one row, of the shortest"
+    np.testing.assert_array_equal(ask(texts("a " * 9 + "good film"))["b.row"], ask(texts("a good film"))["b.row"])
+
+
+def test_what_lies_beside_a_model_cuts_as_in_a_merge(tokens: Any, asking: Any) -> None:
+    path = tokens()
+    (path.parent / "tokenizer.json").write_bytes(tokenizer())
+    (path.parent / "tokenizer_config.json").write_text('{"model_max_length": 4}')
+    assert asking(path)(texts("good " * 9))["a.each"].shape == (1, 4, 3)
 
 
 @pytest.mark.parametrize("raw", [True, False])
