@@ -56,14 +56,15 @@ def table(rows: list[Row]) -> str:
 
 
 def _cell(rows: list[Row], figure: str) -> str:
-    """Mean figure, its share of the parents', and processor seconds."""
+    """Mean figure, its share of the parents' with half the range over seeds, and processor seconds."""
     if not rows:
         return "–"
     mean = _number(statistics.fmean(row["mean"] for row in rows), figure)
-    share = statistics.fmean(row["share"] for row in rows)
+    shares = [row["share"] for row in rows]
+    spread = f" ± {(max(shares) - min(shares)) / 2:.3f}" if len(shares) > 1 else ""
     spent = [row["cpu_seconds"] for row in rows if row.get("cpu_seconds") is not None]
     seconds = f", {statistics.fmean(spent):.0f} s" if spent else ""
-    return f"{mean} ({share:.3f}{seconds})"
+    return f"{mean} ({statistics.fmean(shares):.3f}{spread}{seconds})"
 
 
 def _number(value: float, figure: str) -> str:
