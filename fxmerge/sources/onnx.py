@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from fxmerge.from_onnx.file import OnnxFile, read_file
 from fxmerge.from_onnx.graph import dtype_of
 from fxmerge.from_onnx.metadata import TASKS, read_metadata
 from fxmerge.from_onnx.module import OnnxModule
+from fxmerge.from_onnx.own_constants import own_constants
 from fxmerge.from_onnx.runtime import OnnxModel, compare_runs
 from fxmerge.installed import known
 from fxmerge.ir.difference import floor, require
 from fxmerge.ir.program import Program, prune
-from fxmerge.messages import printable, reason
+from fxmerge.messages import listed, printable, reason
 
 TOLERANCE = 1e-5
 """How far a program may be from ONNX Runtime, as a share of an output's spread."""
@@ -38,6 +40,8 @@ def load_onnx(path: Path, *, extensions: Sequence[str] = (), batch_axis: int | N
     if the program is not what ONNX Runtime computes.
     """
     file = read_file(path)
+    graph, shared = own_constants(file.graph)
+    file = replace(file, graph=graph)
     module = OnnxModule(file, known(extensions).operators).eval()
     runtime = OnnxModel(path, strange=True)  # in a child first: what fills the memory does so there
     ports = _ports(file)
@@ -51,6 +55,9 @@ def load_onnx(path: Path, *, extensions: Sequence[str] = (), batch_axis: int | N
         "nothing was written; export the model in another way, and please report it",
     )
     shapes = "; ".join(f"{name} {tuple(value.shape)}" for name, value in sample.items())
+    if shared:
+        said = f"{printable(listed(shared, 3))}: one number throughout, shared by several nodes: a copy each"
+        program = program.evolve(notes=(*program.notes, said))
     notes = (*program.notes, f"read from ONNX and equal to ONNX Runtime on random inputs: {shapes}")
     return program.evolve(samples={}, notes=notes, labels=_labels(file, runtime))
 

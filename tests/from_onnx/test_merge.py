@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ import fxmerge
 from fxmerge.cli.verbs import main
 from fxmerge.output.onnx import run_onnx
 from fxmerge.sources.load import load
-from tests.from_onnx.conftest import Net, trained_vit
+from tests.from_onnx.conftest import Net, export, trained_vit
 
 Paths = tuple[Path, Path]
 
@@ -110,3 +111,35 @@ def test_attention_as_it_is_exported_lines_up_with_a_traced_one(open: bool, tmp_
     traced = fxmerge.capture(model, inputs, task="traced")
     merged = fxmerge.merge([file, traced], method="average", data={"file": inputs, "traced": inputs})
     torch.testing.assert_close(merged(*inputs.values())["file"], model(**inputs), rtol=1e-4, atol=1e-5)
+
+
+class Untrained(torch.nn.Module):
+    """Layers of one width with biases and scales as they are set to begin; or with every vector drawn."""
+
+    def __init__(self, seed: int, drawn: bool) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        linear, norm = torch.nn.Linear, torch.nn.LayerNorm
+        self.layers = torch.nn.Sequential(linear(6, 8), norm(8), torch.nn.GELU(), linear(8, 8), norm(8))
+        with torch.no_grad():
+            for name, value in self.named_parameters():
+                if value.ndim == 1:
+                    value.copy_(torch.randn(8) if drawn else torch.full((8,), 0.5 + 0.5 * name.endswith("weight")))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def test_vectors_of_one_number_that_an_exporter_stored_once_are_no_tied_weights(tmp_path: Path) -> None:
+    x = torch.randn(2, 6)
+    models = [Untrained(seed, drawn=bool(seed)) for seed in range(2)]
+    files = [export(model, tmp_path / f"{n}.onnx", x) for n, model in enumerate(models)]
+    once = onnx.load(files[0]).graph
+    assert len(once.initializer) < len(onnx.load(files[1]).graph.initializer), "nothing was stored once"
+    programs = [load(file, task=f"t{n}") for n, file in enumerate(files)]
+    assert len({program.count() for program in programs}) == 1
+    torch.testing.assert_close(programs[0](x), models[0](x), rtol=1e-4, atol=1e-5)
+    for parents in (programs, programs[::-1]):
+        merged = fxmerge.merge(parents, method="average", out=str(tmp_path / "m.onnx"), overwrite=True)
+        assert merged.result["checks"]["onnx_max_abs"] < 1e-5
+        assert any("one number throughout" in note for note in merged.result["notes"])
