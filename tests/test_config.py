@@ -57,6 +57,13 @@ def test_options_replace_and_are_checked() -> None:
         ({"batch_size": 0}, r"--batch-size 0: input should be greater than or equal to 1"),
         ({"device": "cdua"}, r"--device cdua: .*did you mean 'cuda'\?"),
         ({"dtype": "float23"}, r"--dtype float23: .*did you mean 'float32'\?"),
+        (
+            {"augment": "bogus"},
+            r"--augment bogus: no such choice\n.*one of auto, none, image, tokens, vector, written;",
+        ),
+        ({"augment": None}, r"--augment null: no such choice, did you mean 'none'\?"),
+        ({"augment": False}, r"--augment false: no such choice, did you mean 'none'\?"),
+        ({"metric": {"a": "clases"}}, r"--metric a=clases: no such choice, did you mean 'classes'\?"),
         ({"like": "a"}, r"--like a: input should be a valid integer"),
         ({"width_scale": float("nan")}, r"--width-scale nan"),
         ({"opset": 7}, r"--opset 7: input should be greater than or equal to 18"),

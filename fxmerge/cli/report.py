@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -48,6 +49,8 @@ def merge(result: Mapping[str, Any]) -> RenderableType:
                 style="dim",
             )
         )
+    if command := eval_command(result):
+        parts.append(Text(f"accuracy, where the samples hold labels: {command}", style="dim"))
     total = sum(result["seconds"].values())
     where = f"written: {result['out']}" if result["out"] and result["checks"] else "nothing was written (--dry-run)"
     parts.append(Text(f"{where}   ({duration(total)}, {result['peak_rss_mib']:,} MiB)", style="bold"))
@@ -74,6 +77,24 @@ def _tasks(result: Mapping[str, Any]) -> Table:
                 percent(output["agreement"]), number(output["r2"]), percent(output["error"]), "",
             )  # fmt: skip
     return table
+
+
+def eval_command(result: Mapping[str, Any]) -> str | None:
+    """What measures the merged model by labels, on the rows that the merge held back; None where it wrote no ONNX file,
+    or was given no samples in files. The merge itself reads no labels.
+    """
+    given = result.get("options", {})
+    data = given.get("data")
+    if not (result["checks"] and data and str(result["out"]).endswith(".onnx")):
+        return None
+    words = ["fxmerge", "eval", result["out"]]
+    for task, path in data.items():
+        words += ["--data", f"{task}={path}" if task else path]
+    for parent in () if given.get("arch") else result["parents"]:  # eval builds no model for weights
+        words += ["--parent", parent["source"]] if parent["source"] else []
+    held = [task.get("held_back") for task in result["tasks"]]
+    words += ["--limit", str(min(held))] if held and all(held) else []
+    return shlex.join(words)
 
 
 def several(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

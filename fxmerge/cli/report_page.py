@@ -10,7 +10,7 @@ from typing import Any
 from fxmerge.cli.answers import shown_answers
 from fxmerge.cli.inspect_page import HUES
 from fxmerge.cli.picture import draw
-from fxmerge.cli.report import CHECKS, gate_line, templates
+from fxmerge.cli.report import CHECKS, eval_command, gate_line, templates
 from fxmerge.compiler.comparison import Row
 from fxmerge.compiler.inspection import examine
 from fxmerge.config import MergeConfig
@@ -51,7 +51,8 @@ def html(result: Mapping[str, Any], config: MergeConfig, merged: Merged | None =
 
 def _tasks(page: Page) -> Shown:
     figures = {task["task"]: task for task in page.result["tasks"]}
-    return {"figures": figures, "gate": gate_line(page.result["gate"]) if page.result.get("gate") else ""}
+    gate = gate_line(page.result["gate"]) if page.result.get("gate") else ""
+    return {"figures": figures, "gate": gate, "eval": eval_command(page.result)}
 
 
 def _methods(page: Page) -> Shown:

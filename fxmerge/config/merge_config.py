@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -361,13 +362,21 @@ def _explain(error: ValidationError) -> OptionError:
     if first["type"] == "extra_forbidden":
         todo = "`fxmerge merge --help` lists them all; what only one method has goes into braces: method{option=value}"
         return unknown("option", name, MergeConfig.model_fields, todo)
-    message = first["msg"][0].lower() + first["msg"][1:]
-    if first["type"] == "literal_error":
-        expected = str(first.get("ctx", {}).get("expected", ""))
-        choices = [choice.strip(" '") for choice in expected.replace(" or ", ",").split(",")]
-        message += nearest(str(first["input"]), choices)
     field = MergeConfig.model_fields.get(name)
-    return OptionError(
-        f"--{name.replace('_', '-')} {printable(str(first['input']))}: {message}",
-        f"what it is for: {field.description}" if field else "`fxmerge merge --help` lists all options",
-    )
+    todo = f"what it is for: {field.description}" if field else "`fxmerge merge --help` lists all options"
+    flag, value = f"--{name.replace('_', '-')}", first["input"]
+    if first["type"] == "literal_error":
+        task = "".join(f"{part}=" for part in first["loc"][1:2] if part)
+        given, said = f"{flag} {task}{_as_written(value)}", str(first.get("ctx", {}).get("expected", ""))
+        choices = [choice.strip(" '") for choice in said.replace(" or ", ",").split(",")]
+        meant = "none" if value is None or value is False else str(value)
+        return OptionError(
+            f"{given}: no such choice{nearest(meant, choices)}", f"choose one of {', '.join(choices)}; {todo}"
+        )
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return OptionError(f"{flag} {_as_written(value)}: {message}", todo)
+
+
+def _as_written(value: Any) -> str:
+    """A value as YAML has it: null and false, and text without quotes."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else printable(str(value))

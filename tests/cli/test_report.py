@@ -64,6 +64,23 @@ def test_merge_table_of_a_dry_run() -> None:
     assert "✓" not in text
 
 
+def test_a_merge_names_the_command_that_measures_by_labels() -> None:
+    given = {"data": {"": "my samples.npz"}}
+    tasks = [{**task, "held_back": 125} for task in RESULT["tasks"]]
+    result = {**RESULT, "options": given, "tasks": tasks}
+    command = "fxmerge eval m.onnx --data 'my samples.npz' --parent a.pt --limit 125"
+    assert report.eval_command(result) == command
+    assert f"hold labels: {command}" in printed(report.merge(result))
+    assert f"<code>{command}</code>".replace("'", "&#39;") in report_page.html(result, MergeConfig())
+    of_weights = {**given, "arch": {"": "net.py:build"}, "data": {"mnist": "x.npz"}}
+    assert (
+        report.eval_command({**result, "options": of_weights}) == "fxmerge eval m.onnx --data mnist=x.npz --limit 125"
+    )
+    assert report.eval_command({**RESULT, "options": given}) == command.removesuffix(" --limit 125")
+    for without in ({"options": {}}, {"out": "m.pt2"}, {"checks": {}}):
+        assert report.eval_command({**result, **without}) is None
+
+
 def test_evaluation_table_has_the_columns_there_are() -> None:
     row = {"task": "a", "samples": 3, "merged_accuracy": 0.5}
     text = printed(report.evaluation({"tasks": [row, {"task": "b", "samples": 2}]}))
