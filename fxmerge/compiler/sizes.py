@@ -50,8 +50,10 @@ def merge_to_size(parents: Sequence[Any], data: Any, config: MergeConfig, merge:
         until = search.keeping(config.keep)
     points = list(search.measured.values())
     if config.curve or config.dry_run:
-        points = [search.point(name) for name in handful(search.places)]
+        points = [search.point(name) for name in handful(search.smaller)]
     merged = merge(parents, data=data, config=plain.with_options(share_until=until), stages=stages)
+    if not config.gate:  # which reads what is shared
+        points = [p for p in points if p.shared_until == NOTHING or p.size < search.size(NOTHING)]
     curve = tuple(sorted(points, key=lambda point: point.size))
     merged.facts = replace(merged.facts, curve=curve, notes=(*search.notes, *merged.facts.notes))
     return merged
@@ -71,6 +73,11 @@ class _Search:
         template = self.programs[self.config.like]
         self.places = (NOTHING, *blocks_of(template, extensions=self.config.extension))
         """From the largest model to the smallest."""
+
+    @property
+    def smaller(self) -> list[str]:
+        """Those at which the model is smaller than the parents side by side, and that one."""
+        return [NOTHING, *(name for name in self.places[1:] if self.size(name) < self.size(NOTHING))]
 
     # -- choosing ------------------------------------------------------------------------------------
 
@@ -121,6 +128,8 @@ class _Search:
             point = self.point(name)
             if point.kept is None:
                 raise OptionError("--keep: there are no samples to measure with", "give --data TASK=PATH")
+            if point.size >= self.size(NOTHING):  # maps that stay as matrices count
+                continue
             if point.kept >= wanted:
                 return name
             if best is None or best.kept is None or point.kept > best.kept:

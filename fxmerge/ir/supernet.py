@@ -117,7 +117,10 @@ class SuperNet:
     streams: Mapping[str, Stream] = field(default_factory=dict)
     """By space: the streams that may be turned."""
     twins: Mapping[str, tuple[fx.Node, ...]] = field(default_factory=dict)
-    """By name of a node of the trunk that all tasks share: the node of every parent that does the same."""
+    """By name of a node of the trunk that all tasks share, or of the first task's: the node of every parent that does
+    the same."""
+    copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By name of a node of the first task's trunk: per task the node of its own; none where all share one trunk."""
     trunk: Mapping[fx.Node, str] = field(default_factory=dict)
     """Name of the trunk's node for every node of the template."""
     parts: tuple[Part, ...] = ()

@@ -81,8 +81,7 @@ class Auto(Trained):
         """Starts that are the same as others that there are."""
         alone = len(supernet.merged) == 1
         found = {f"parent{k}" for k in range(len(supernet.parents)) if k not in supernet.merged}
-        found |= {"first"} if alone else set()
-        return found | ({"condense"} if alone or not supernet.together else set())
+        return found | ({"first", "condense"} if alone else set())
 
     def _starts(self, job: Job) -> Iterator[Start]:
         named = starts_of(self.init, len(job.supernet.parents), job.supernet.template)

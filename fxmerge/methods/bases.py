@@ -6,18 +6,18 @@ kept: hidden units, heads with all that is in them, groups of keys and values; t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
 
 from fxmerge.ir.maps import AxisMap
-from fxmerge.ir.program import Program
-from fxmerge.ir.supernet import Place, Stream, SuperNet
+from fxmerge.ir.space import leaves
+from fxmerge.ir.supernet import Place, Stream
 from fxmerge.methods.map_nodes import Block, Merge, Unmerge, blocks_of
-from fxmerge.methods.regress import Moments, Rows, beside_ones, eliminate, principal
-from fxmerge.methods.walk import Batch, Values
+from fxmerge.methods.regress import Moments, beside_ones, eliminate, principal
+from fxmerge.methods.seen import Part, Seen, beside, joined
+from fxmerge.methods.walk import Values
 
 Twins = tuple[fx.Node, ...]
 """Per parent: the node that does the same."""
@@ -26,8 +26,9 @@ Twins = tuple[fx.Node, ...]
 class Bases:
     """Sets every merge map of a SuperNet."""
 
-    def __init__(self, supernet: SuperNet, batches: Sequence[Batch], rows: Rows, balance: Sequence[float] = ()) -> None:
-        self.supernet, self.batches, self.rows = supernet, batches, rows
+    def __init__(self, seen: Seen, balance: Sequence[float] = ()) -> None:
+        self.seen, self.supernet = seen, seen.net
+        supernet = self.supernet
         self.balance = tuple(balance) or (1.0,) * len(supernet.parents)
         maps = {name: m for name, m in supernet.program.maps.items() if isinstance(m, AxisMap)}
         self.blocks = {name: list(blocks_of(module, supernet.places[name])) for name, module in maps.items()}
@@ -35,6 +36,8 @@ class Bases:
         self.targets = {name: self._targets(name) for name in reads}
         joins = [(n, m) for n in supernet.program.graph.nodes if (m := Merge.of(n)) and n.name in supernet.twins]
         self.written = {supernet.twins[n.name]: m.name for n, m in joins}
+        self.apart = self._apart([m for _, m in joins])
+        """Spaces that only stems write, each for its own task: all units of every parent have their place."""
         self.streams = {s: [self._twins(n) for n in (t.post or t.places)] for s, t in supernet.streams.items()}
 
         self.bases: dict[str, list[Tensor]] = {}
@@ -44,9 +47,9 @@ class Bases:
 
     def choose(self) -> frozenset[str]:
         """Set the merge maps; the spaces whose maps are left as they were."""
-        values = [Values(p, self.batches, w) for p, w in zip(parents_of(self.supernet), self._wanted(), strict=True)]
+        values = self.seen.parents(self._wanted())
         self.bases = {s: self._basis(s, self.supernet.streams[s], spots, values) for s, spots in self.streams.items()}
-        spaces = {b.space for n in self.targets for b in self.blocks[n]} - self.bases.keys()
+        spaces = {b.space for n in self.targets for b in self.blocks[n]} - self.bases.keys() - self.apart
         self.kept = {space: self._kept(space, values) for space in sorted(spaces)}
         left = set()
         for name, place in self.supernet.places.items():
@@ -55,11 +58,22 @@ class Bases:
                     block.set(self.bases[block.space])
                 elif block.space in self.kept:
                     block.set(block.selection(self.kept[block.space]))
-                else:
+                elif block.space not in self.apart:
                     left.add(block.space)
         return frozenset(left)
 
     # -- what to look at -----------------------------------------------------------------------------
+
+    def _apart(self, joins: Sequence[Merge]) -> frozenset[str]:
+        spaces = self.supernet.spaces
+        assert spaces is not None
+        summed, alone = set[str](), set[str]()
+        for joined_by in joins:
+            fits = all(len(own) <= len(block.merged) for block in self.blocks[joined_by.name] for own in block.own)
+            by_one = len(joined_by.parents) < len(self.supernet.parents)
+            (alone if by_one and fits else summed).update(block.space for block in self.blocks[joined_by.name])
+        normed = {leaf.space for name in self.supernet.own for axis in spaces.tensors[name] for leaf in leaves(axis)}
+        return frozenset(alone - summed - normed)
 
     def _selects(self, place: Place, name: str) -> bool:
         whole = place.role == "read" and all(isinstance(node, fx.Node) for node in place.of)
@@ -93,10 +107,9 @@ class Bases:
         assert spaces is not None
         size, scales, moments = spaces.spaces[space].size, [], []
         for spot in spots:
-            rows = [self.rows.all(values[k].of(node), -1) for k, node in enumerate(spot)]
-            rows = [part - part.mean(1, keepdim=True) for part in rows] if stream.centred else rows
-            scales.append(torch.stack([part.square().mean() for part in rows]))
-            side = torch.cat(rows, 1)
+            parts = [self._part(values[k], node, centred=stream.centred) for k, node in enumerate(spot)]
+            scales.append(torch.stack([joined(part).square().mean() for part in parts]))
+            side = torch.cat(rows := beside(parts), 1)
             moments.append(side.T @ side / len(side))
         widths = [part.shape[1] for part in rows]
         scale = torch.stack(scales).mean(0).sqrt() / torch.tensor(self.balance, dtype=torch.float64)
@@ -105,8 +118,8 @@ class Bases:
         second = torch.stack([moment / moment.diagonal().mean().clamp(min=1e-30) for moment in moments]).sum(0)
         basis = principal(second, size - stream.centred)
         basis = beside_ones(size) @ basis if stream.centred else basis
-        parts = [part / s for part, s in zip(torch.split(basis, widths, 1), scale, strict=True)]
-        return [part - part.mean(1, keepdim=True) for part in parts] if stream.centred else parts
+        found = [part / s for part, s in zip(torch.split(basis, widths, 1), scale, strict=True)]
+        return [part - part.mean(1, keepdim=True) for part in found] if stream.centred else found
 
     # -- units -----------------------------------------------------------------------------------------
 
@@ -124,7 +137,7 @@ class Bases:
         Of what they see alone where they look at several places (a kernel), or give others.
         """
         axis, twins = self.supernet.places[name].axis, _nodes(self.supernet.places[name])
-        seen = [self._scaled(values[k].of(node), axis, k, block.own[k]) for k, node in enumerate(twins)]
+        seen = beside([self._scaled(values[k], node, axis, k, block.own[k]) for k, node in enumerate(twins)])
         calls = [call for call in self.targets[name] if all(map(_is_matrix, call))]
         made = [part for call in calls for part in self._made(call, values)]
         if not made or len(calls) < len(self.targets[name]) or any(len(part) != len(seen[0]) for part in made):
@@ -139,14 +152,22 @@ class Bases:
         blocks = self.blocks[self.written[call]]
         basis = self.bases.get(blocks[0].space) if len(blocks) == 1 and blocks[0].plain else None
         if basis is None:
-            return [self._scaled(values[k].of(node), -1, k) for k, node in enumerate(call)]
-        turned = [self.rows.all(values[k].of(n), -1) @ m.T for k, (n, m) in enumerate(zip(call, basis, strict=True))]
-        return [torch.stack(turned).sum(0)]
+            return beside([self._scaled(values[k], node, -1, k) for k, node in enumerate(call)])
+        parts = [self._part(values[k], n, m.T) for k, (n, m) in enumerate(zip(call, basis, strict=True))]
+        return [torch.cat(self.seen.summed(parts))]
 
-    def _scaled(self, values: Sequence[Tensor], axis: int, k: int, own: Tensor | None = None) -> Tensor:
-        rows = self.rows.all(values, axis)
-        rows = rows if own is None else rows[:, own]
-        return rows * (self.balance[k] / rows.square().mean().sqrt().clamp(min=1e-30))
+    def _part(self, values: Values, node: fx.Node, times: Tensor | None = None, *, centred: bool = False) -> Part:
+        """Rows of a parent's stream, less their means or times a matrix."""
+        found = self.seen.part(values.of(node), -1)
+        if times is not None:
+            found = [None if rows is None else rows @ times for rows in found]
+        return [None if r is None else r - r.mean(1, keepdim=True) for r in found] if centred else found
+
+    def _scaled(self, values: Values, node: fx.Node, axis: int, k: int, own: Tensor | None = None) -> Part:
+        found = self.seen.part(values.of(node), axis)
+        found = found if own is None else [None if rows is None else rows[:, own] for rows in found]
+        scale = self.balance[k] / joined(found).square().mean().sqrt().clamp(min=1e-30)
+        return [None if rows is None else rows * scale for rows in found]
 
 
 def _nodes(place: Place) -> Twins:
@@ -157,10 +178,3 @@ def _nodes(place: Place) -> Twins:
 def _is_matrix(call: fx.Node) -> bool:
     """Whether nothing that a call reads beside its data has more than two axes."""
     return all(n.meta["val"].ndim < 3 for n in call.all_input_nodes if n.op == "get_attr")
-
-
-def parents_of(supernet: SuperNet) -> Iterator[Program]:
-    """The parents, their inputs named as the SuperNet's."""
-    for parent, names in zip(supernet.parents, supernet.inputs, strict=True):
-        ports = tuple(replace(port, name=name) for port, name in zip(parent.inputs, names, strict=True))
-        yield parent.evolve(inputs=ports)

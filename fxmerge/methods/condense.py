@@ -20,8 +20,8 @@ from fxmerge.methods.bases import Bases
 from fxmerge.methods.closed_form import ClosedForm
 from fxmerge.methods.groups import groups_of
 from fxmerge.methods.prefix import Prefix
-from fxmerge.methods.regress import Rows
-from fxmerge.methods.some import some
+from fxmerge.methods.sampled import through
+from fxmerge.methods.seen import Seen
 
 TRIED = 250
 """Inputs that are looked at to choose a balance."""
@@ -70,19 +70,14 @@ class Condense(ClosedForm):
         if self.balance and len(self.balance) != count:
             raise OptionError(f"{len(self.balance)} numbers to balance {count} parents", "give one for every parent")
         net = job.supernet.start([1.0] * count, "fixed")
-        if not net.together or not net.twins:
-            job.notes.append("condense: parents with inputs of their own have no closed form yet: merged by average")
-            return net, {}
         assert job.pool is not None
-        names = [port.name for port in net.program.inputs]
-        batches = [dict(zip(names, part, strict=True)) for part in some(job.pool, self.rows, net.program.rows)]
-        rows = Rows([[batch[names[i]] for i in job.pool.masks] for batch in batches])
-        bases = Bases(net, batches, rows, self.balance)
+        seen = Seen.of(net, through(net, job.pool, self.rows))
+        bases = Bases(seen, self.balance)
         left = bases.choose()
         if left:
             what = f"what {named} write" if (named := _writers(net, left)) else f"{len(left)} spaces that calls write"
             job.notes.append(f"condense: no closed form for {what}: it is averaged")
-        prefix = Prefix(net, bases, batches, rows, self.ridge, kernels)
+        prefix = Prefix(seen, bases, self.ridge, kernels)
         tensors = prefix.solve()
         return net.with_program(net.program.evolve(tensors=tensors)), prefix.weights
 

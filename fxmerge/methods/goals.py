@@ -28,7 +28,8 @@ class Goals:
         """By name of a norm whose result goes on as the stream: the stream."""
         joins = {n: m for n in supernet.program.graph.nodes if (m := Merge.of(n))}
         self.chains = {n: Chain.of(n, m.axis, tensors) for n, m in joins.items()}
-        found = {n: Kernel.of(n, supernet) for n in joins if n.name in supernet.twins} if kernels else {}
+        solved = [n for n, m in joins.items() if n.name in supernet.twins and len(m.parents) == len(supernet.parents)]
+        found = {n: Kernel.of(n, supernet) for n in solved} if kernels else {}
         self.kernels = {n: kernel for n, kernel in found.items() if kernel is not None}
         self.totals = {n: self._total(n) for n in joins}
 

@@ -170,7 +170,7 @@ PARENT = re.compile(r"parent(\d{1,6})")
 def tried_of(net: SuperNet) -> tuple[str, ...]:
     """The starts that `auto` chooses from for maps that train: each parent has its turn, so order says nothing."""
     each = ["first" if k == net.template else f"parent{k}" for k in net.merged]
-    solved = net.together and len(net.merged) == len(net.parents)
+    solved = len(net.merged) == len(net.parents)
     return ("average", *each, *(("permute", "condense") if solved else ()))
 
 

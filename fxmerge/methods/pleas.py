@@ -17,18 +17,17 @@ from fxmerge.ir.supernet import NAMED, SuperNet
 from fxmerge.messages import listed
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Job, Outcome
-from fxmerge.methods.bases import parents_of
 from fxmerge.methods.chains import Chain
 from fxmerge.methods.goals import Goals, readers
 from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.kernels import Kernel
 from fxmerge.methods.map_nodes import Merge, Unmerge, blocks_of
 from fxmerge.methods.permute import PERMUTE
-from fxmerge.methods.regress import Moments, Rows
+from fxmerge.methods.regress import Moments
 from fxmerge.methods.rotate import ROTATE
-from fxmerge.methods.sampled import Sampled, of_pool
+from fxmerge.methods.sampled import Sampled, through
+from fxmerge.methods.seen import Seen
 from fxmerge.methods.transport import TRANSPORT
-from fxmerge.methods.walk import Values
 from fxmerge.methods.zipit import ZIPIT, ZipIt
 
 ALIGNMENTS = {each.name: each for each in (PERMUTE, TRANSPORT, ROTATE, ZIPIT)}
@@ -70,14 +69,11 @@ class Pleas:
         if self.ridge < 0:
             raise OptionError(f"pleas: ridge {self.ridge:g} is below zero", "give a number from 0 on")
         wider = any(block.size > max(block.sizes) for _, block in job.supernet.maps())
-        alignment = (PARTIAL if wider else PERMUTE) if self.align == "auto" else ALIGNMENTS[self.align]
-        together = job.supernet.together and bool(job.supernet.twins)
-        net = (alignment if together else PERMUTE).start(job, "fixed")
-        if not together:
-            job.notes.append("pleas: parents with inputs of their own are aligned by weights, and no layer is solved")
-            return net, job.fold_trunk(net.program)
+        partial = wider and job.supernet.together  # which compares what all parents make of the same samples
+        alignment = (PARTIAL if partial else PERMUTE) if self.align == "auto" else ALIGNMENTS[self.align]
+        net = alignment.start(job, "fixed")
         assert job.pool is not None
-        solved = _Walk(net, of_pool(job.pool, net.program, self.rows), self.ridge)
+        solved = _Walk(net, through(net, job.pool, self.rows), self.ridge)
         solved.run()
         if solved.kept:
             job.notes.append(f"pleas: aligned and averaged, not solved: {listed(solved.kept, NAMED)}")
@@ -89,11 +85,10 @@ class _Walk:
     """The aligned SuperNet and the parents beside it; a layer is solved when the walk comes to it."""
 
     def __init__(self, net: SuperNet, batches: list[Sampled], ridge: float) -> None:
-        self.net, self.ridge, self.count = net, ridge, len(batches)
-        inputs = [batch.inputs for batch in batches]
-        self.rows = Rows([batch.masks for batch in batches])
-        self.merged = Values(net.program, inputs)
-        self.parents = [Values(parent, inputs) for parent in parents_of(net)]
+        self.seen = Seen.of(net, batches)
+        self.net, self.ridge = self.seen.net, ridge
+        net = self.net
+        self.rows, self.merged, self.parents = self.seen.rows, self.seen.merged(), self.seen.parents()
         self.goals = Goals(net, net.program.tensors, kernels=False)
         joins = {n: m for n in net.program.graph.nodes if (m := Merge.of(n)) and len(m.parents) == len(net.parents)}
         found = {n: Kernel.of(n, net, every=True) for n in joins}
@@ -128,10 +123,15 @@ class _Walk:
         if kernel.name in self.weights or len(kernel.biases) > 1:
             return
         chain, given = self.goals.chains[node], self.merged.of(kernel.source)
-        moments = Moments.empty(prod(kernel.shape[1:]), kernel.shape[0])
-        for i, goal in enumerate(self._wanted(node, merged, chain)):
-            moments.add(self.rows.of(kernel.features(given[i]), merged.axis, i), goal)
-        found, constant = moments.ridge(self.ridge, bool(kernel.biases) or chain.bias is not None)
+        features = [self.rows.of(kernel.features(x), merged.axis, i) for i, x in enumerate(given)]
+        wanted, biased = self._wanted(node, merged, chain), bool(kernel.biases) or chain.bias is not None
+        found = torch.zeros(kernel.shape[0], prod(kernel.shape[1:]), dtype=torch.float64)
+        constant = torch.zeros(kernel.shape[0], dtype=torch.float64)
+        for units, batches in self._told(merged):
+            moments = Moments.empty(found.shape[1], len(units))
+            for i in batches:
+                moments.add(features[i], wanted[i][:, units])
+            found[units], constant[units] = moments.ridge(self.ridge, biased)
         solved = kernel.solved(found, constant, given[0].dtype)
         self.weights |= solved
         if not kernel.biases and chain.bias is not None:
@@ -143,18 +143,40 @@ class _Walk:
         self.merged.replaced[node] = lambda i: kernel.run(given[i], *solved.values())
 
     def _wanted(self, node: fx.Node, merged: Merge, chain: Chain) -> list[Tensor]:
-        """Per batch, as rows: what the parents write, carried and put together."""
+        """Per batch, as rows: what the parents write, carried and put together; of one task's rows its parent alone."""
+        slope = torch.where(chain.scale.abs() < 1e-6, torch.ones_like(chain.scale), chain.scale)
+        axis_map, has = self._map(merged), self._has(merged)
+        parts: list[list[Tensor | None]] = []
+        for k, theirs in enumerate(self._twins(node)):
+            rows = self.seen.part(self.parents[k].of(theirs), merged.axis)
+            parts.append([None if own is None else axis_map.to_merged(own, k, 1) for own in rows])
+        found = self.seen.summed(parts)
+        if self.seen.trunk is not None:
+            found = [goal * has.sum(0) for goal in found]
+        return [(goal - chain.shift) / slope for goal in found]
+
+    def _told(self, merged: Merge) -> list[tuple[Tensor, list[int]]]:
+        """Merged units, and the batches that say what they should be: those of tasks whose parents have them."""
+        tasks = [batch.task for batch in self.seen.batches]
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for unit, has in enumerate(self._has(merged).T):
+            of_all = all(task is None for task in tasks)
+            alike.setdefault(() if of_all else tuple(has.nonzero()[:, 0].tolist()), []).append(unit)
+        return [
+            (torch.tensor(units), [i for i, task in enumerate(tasks) if task is None or task in parents])
+            for parents, units in alike.items()
+        ]
+
+    def _has(self, merged: Merge) -> Tensor:
+        """(parents, units) which parents have a merged unit."""
+        axis_map = self._map(merged)
+        eyes = [torch.eye(size, dtype=torch.float64) for size in axis_map.sizes]
+        return torch.stack([axis_map.to_merged(eye, k, 0).abs().sum(1) > 0 for k, eye in enumerate(eyes)])
+
+    def _map(self, merged: Merge) -> AxisMap:
         axis_map = self.net.program.maps[merged.name]
         assert isinstance(axis_map, AxisMap)
-        slope = torch.where(chain.scale.abs() < 1e-6, torch.ones_like(chain.scale), chain.scale)
-        found = []
-        for i in range(self.count):
-            parts = [
-                axis_map.to_merged(self.rows.of(self.parents[k].of(theirs)[i], merged.axis, i), k, 1)
-                for k, theirs in enumerate(self._twins(node))
-            ]
-            found.append((torch.stack(parts).sum(0) - chain.shift) / slope)
-        return found
+        return axis_map
 
     def _is_last(self, node: fx.Node) -> bool:
         """Whether tasks read their features here, each its own."""
@@ -172,6 +194,8 @@ class _Walk:
         for block in blocks_of(module, self.net.places[unmerged.name]):
             moments = Moments.empty(len(block.merged), len(block.own[unmerged.k]))
             for i, (x, y) in enumerate(zip(given, seen, strict=True)):
+                if x is None or y is None:
+                    continue
                 rows = self.rows.of(x, unmerged.axis, i), self.rows.of(y, unmerged.axis, i)
                 moments.add(rows[0][:, block.merged], rows[1][:, block.own[unmerged.k]])
             block.set_one(unmerged.k, moments.ridge(self.ridge, False)[0])

@@ -21,14 +21,14 @@ from torch import Tensor, fx
 
 from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.space import Leaf
-from fxmerge.ir.supernet import SuperNet
-from fxmerge.methods.bases import Bases, parents_of
+from fxmerge.methods.bases import Bases
 from fxmerge.methods.goals import Goals, readers
 from fxmerge.methods.kernels import Kernel, operands
 from fxmerge.methods.map_nodes import Block, Merge, Unmerge
 from fxmerge.methods.probe import matrix_of, multiplies
-from fxmerge.methods.regress import Moments, Rows
-from fxmerge.methods.walk import Batch, Values
+from fxmerge.methods.regress import Moments
+from fxmerge.methods.seen import Seen, joined
+from fxmerge.methods.walk import Values
 
 LAST = 0.1
 """Share of the penalty where tasks read their final features: no error made there is made worse by what follows."""
@@ -41,28 +41,20 @@ EXACT = 1e-6
 class Prefix:
     """The walk: merged values as far as they are solved, the parents' beside them."""
 
-    def __init__(
-        self,
-        supernet: SuperNet,
-        bases: Bases,
-        batches: Sequence[Batch],
-        rows: Rows,
-        ridge: float,
-        kernels: bool = False,
-    ) -> None:
-        self.supernet, self.bases, self.blocks = supernet, bases, bases.blocks
-        self.batches, self.rows, self.ridge = batches, rows, ridge
+    def __init__(self, seen: Seen, bases: Bases, ridge: float, kernels: bool = False) -> None:
+        self.supernet, self.bases, self.blocks = seen.net, bases, bases.blocks
+        self.samples, self.rows, self.ridge = seen, seen.rows, ridge
         self.tensors = self._own_tensors()
-        self.goals = Goals(supernet, self.tensors, kernels)
-        self.merged = Values(supernet.program.evolve(tensors=self.tensors), batches)
-        self.parents = [Values(parent, batches) for parent in parents_of(supernet)]
+        self.goals = Goals(seen.net, self.tensors, kernels)
+        self.merged = seen.merged(self.tensors)
+        self.parents = seen.parents()
         self.weights: dict[str, Tensor] = {}
         """By the template's names: the kernels that were solved as a whole."""
         self.shifts: dict[tuple[str, int], Tensor] = {}
         """By unmerge map and parent: what the parent sees besides U times the merged value."""
         self.solved: set[tuple[str, int]] = set()
         self.ideal = self._ideal()
-        for node in supernet.program.graph.nodes:
+        for node in seen.net.program.graph.nodes:
             for k, theirs in self.goals.asked(node):
                 self.parents[k].hold(theirs)
             for needed in self.goals.behind(node):
@@ -108,13 +100,18 @@ class Prefix:
                 self.parents[k].hold(theirs)
         sources = [u.source for n in net.program.graph.nodes if (u := Unmerge.of(n))]
         written = {node: partial(self._written, node, merged) for node, merged in joins.items()}
-        return Values(self.merged.program, self.batches, sources, written, self.merged.tensors)
+        return self.samples.merged(self.tensors, sources, written)
 
     def _written(self, node: fx.Node, merged: Merge, batch: int) -> Tensor:
         """What the bases make on a batch of what the parents write where a merge node stands."""
         axis_map, twins = self._map(merged), self.supernet.twins[node.name]
-        own = {k: self.parents[k].of(twins[k])[batch] for k in merged.parents}
-        return torch.stack([axis_map.to_merged(value, k, merged.axis) for k, value in own.items()]).sum(0)
+        own = {k: self.parents[k].of(twins[k])[batch] for k in self._writers(merged)}
+        parts = [axis_map.to_merged(value, k, merged.axis) for k, value in own.items() if value is not None]
+        return torch.stack(parts).sum(0)
+
+    def _writers(self, merged: Merge) -> Sequence[int]:
+        """The parents whose values a merge node stands for: of a stem each task's own, in its copy."""
+        return range(len(self.parents)) if self.samples.trunk else merged.parents
 
     def _map(self, merged: Merge) -> AxisMap:
         axis_map = self.supernet.program.maps[merged.name]
@@ -158,8 +155,10 @@ class Prefix:
         if any(len(n.users) > 1 for n in own):
             return
         bases, twins = self.bases.bases[self.goals.post[node.name]], self.supernet.twins[node.name]
-        goals = [self.rows.all(self.parents[k].of(n), -1) @ bases[k].T for k, n in enumerate(twins)]
-        goal, given = torch.stack(goals).sum(0), self.rows.all(self.merged.of(node), -1)
+        seen = [self.samples.part(self.parents[k].of(n), -1) for k, n in enumerate(twins)]
+        goals = [[None if rows is None else rows @ bases[k].T for rows in own] for k, own in enumerate(seen)]
+        goal = torch.cat(self.samples.summed(goals))
+        given = joined(self.samples.part(self.merged.of(node), -1))
         centred = given - given.mean(0)
         scale = (centred * (goal - goal.mean(0))).sum(0) / centred.square().sum(0).clamp(min=1e-30)
         for tensor in own:
@@ -190,11 +189,14 @@ class Prefix:
         if biased:
             self.shifts[name, k] = shift
 
-    def _moments(self, axis: int, block: Block, k: int, given: Sequence[Tensor], seen: Sequence[Tensor]) -> Moments:
+    def _moments(
+        self, axis: int, block: Block, k: int, given: Sequence[Tensor | None], seen: Sequence[Tensor | None]
+    ) -> Moments:
         """Of what parent k sees along a block of an axis, beside the merged values that it is told from."""
         moments = Moments.empty(len(block.merged), len(block.own[k]))
         for i, (x, y) in enumerate(zip(given, seen, strict=True)):
-            moments.add(self.rows.of(x, axis, i)[:, block.merged], self.rows.of(y, axis, i)[:, block.own[k]])
+            if x is not None and y is not None:
+                moments.add(self.rows.of(x, axis, i)[:, block.merged], self.rows.of(y, axis, i)[:, block.own[k]])
         return moments
 
     def _bias(self, call: fx.Node) -> fx.Node | None:
@@ -237,6 +239,8 @@ class Prefix:
         alone = sum(n.target is node.target for n in self.supernet.nodes_of(merged.name)) == 1
         if self.goals.totals[node] is None or self.goals.chains[node].last is not node or not alone or len(blocks) != 1:
             return
+        if len(merged.parents) < len(self.supernet.parents):
+            return
         basis = torch.cat([blocks[0].map.dense[k].detach().double() for k in merged.parents], 1)
         if len(basis) < node.meta["val"].shape[merged.axis]:
             return
@@ -266,8 +270,9 @@ class Prefix:
         chain, other, axis = self.goals.chains[node], self.goals.other(node), merged.axis
         axis_map, twins = self._map(merged), self.supernet.twins[self.goals.goal(node)]
         found = []
-        for i in range(len(self.batches)):
-            rows = {k: self.rows.of(self.parents[k].of(twins[k])[i], axis, i) for k in merged.parents}
+        for i in range(len(self.samples.batches)):
+            own = {k: self.parents[k].of(twins[k])[i] for k in self._writers(merged)}
+            rows = {k: self.rows.of(value, axis, i) for k, value in own.items() if value is not None}
             goal = torch.stack([axis_map.to_merged(part, k, 1) for k, part in rows.items()]).sum(0)
             if other is not None:
                 goal = goal - self.rows.of(self.merged.of(other)[i], axis, i)

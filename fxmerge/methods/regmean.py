@@ -17,10 +17,9 @@ from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.closed_form import ClosedForm
 from fxmerge.methods.kernels import Kernel, operands
 from fxmerge.methods.map_nodes import Merge, Unmerge, blocks_of
-from fxmerge.methods.regress import Rows
-from fxmerge.methods.sampled import Sampled, of_each_task
+from fxmerge.methods.sampled import Sampled, as_given
+from fxmerge.methods.seen import Seen
 from fxmerge.methods.trunks import require_alike
-from fxmerge.methods.walk import Values
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,7 @@ class RegMean(ClosedForm):
     def _solved(self, job: Job, kernels: bool) -> tuple[SuperNet, dict[str, Tensor]]:
         require_alike(job.supernet, self.name)
         net = job.supernet.start([1.0] * len(job.supernet.parents), "fixed")
-        if not net.together:
-            job.notes.append("regmean: parents with inputs of their own are not regressed yet: merged by average")
-            return net, {}
-        walk = _Walk(net, of_each_task(job, self.rows), self.shrink, kernels)
+        walk = _Walk(net, as_given(job, self.rows), self.shrink, kernels)
         walk.solve()
         return net, walk.weights
 
@@ -61,10 +57,10 @@ class _Walk:
     """The SuperNet run node by node on all tasks' samples; each unmerge map is set when the walk comes to it."""
 
     def __init__(self, net: SuperNet, batches: Sequence[Sampled], shrink: float, kernels: bool) -> None:
-        self.net, self.shrink, self.kernels = net, shrink, kernels
-        self.tasks = [batch.task or 0 for batch in batches]
-        self.rows = Rows([batch.masks for batch in batches])
-        self.values = Values(net.program, [batch.inputs for batch in batches])
+        seen = Seen.of(net, batches)
+        self.net, self.shrink, self.kernels = seen.net, shrink, kernels
+        self.tasks = [batch.task or 0 for batch in seen.batches]
+        self.rows, self.values = seen.rows, seen.merged()
         maps = {name: m for name, m in net.program.maps.items() if isinstance(m, AxisMap)}
         self.blocks = {name: list(blocks_of(module, net.places[name])) for name, module in maps.items()}
         self.weights: dict[str, Tensor] = {}

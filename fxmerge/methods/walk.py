@@ -2,7 +2,8 @@
 
 What a method wants to know of a node is there when the walk comes to it: the merged values so far (behind maps that are
 already solved) and each parent's own value. Values are dropped as soon as nothing needs them, so memory holds one
-front of the graph, for all batches, and not all activations.
+front of the graph, for all batches, and not all activations. Where tasks have inputs of their own a batch is one
+task's: the value of what it does not reach is None.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.ir.program import Program
+from fxmerge.methods.one_trunk import OneTrunk
 
 Batch = Mapping[str, Tensor]
 
@@ -28,26 +30,33 @@ class Values:
         kept: Iterable[fx.Node] = (),
         replaced: Mapping[fx.Node, Callable[[int], Tensor]] | None = None,
         tensors: dict[str, Tensor] | None = None,
+        trunk: OneTrunk | None = None,
+        tasks: Sequence[int | None] = (),
     ) -> None:
-        """With `replaced` only what is `kept` is run, and what that is computed from; `tensors` may be another's."""
+        """With `replaced` only what is `kept` is run, and what that is computed from; `tensors` may be another's.
+
+        With `trunk`, whose program this is, a batch runs through the copy of its task (`tasks`, one for every batch).
+        """
         kept = list(kept)
-        self.program = program
+        self.program, self.trunk, self.tasks = program, trunk, tasks
         self.tensors = dict(program.tensors) if tensors is None else tensors
         """What `get_attr` nodes give; a method may change them as it goes."""
         self.replaced = dict(replaced or {})
         """What to compute on a batch in the place of a node's own call."""
         self.order = [node for node in program.graph.nodes if node.op != "output"]
         if replaced is not None:
-            self.order = _needed(self.order, kept, replaced)
+            self.order = self._needed(kept, replaced)
         self.next = 0
         self.batches = batches
         self.held: dict[fx.Node, int] = {}
         for node in kept:
             self.hold(node)
         self.values: dict[fx.Node, list[Any]] = {}
-        run = set(self.order) - self.replaced.keys()
-        self.unread = {node: sum(user in run for user in node.users) for node in self.order}
+        self.unread = dict.fromkeys(self.order, 0)
+        for needed in (n for node in self.order if node not in self.replaced for n in self._reads(node)):
+            self.unread[needed] = self.unread.get(needed, 0) + 1
         self.inputs = {node: port.name for node, port in zip(program.placeholders, program.inputs, strict=True)}
+        self.inputs |= {} if trunk is None else trunk.ports
 
     def hold(self, node: fx.Node) -> None:
         """Keep a value for one more `release`, whoever has read it by then."""
@@ -69,7 +78,7 @@ class Values:
         self.next += 1
         with torch.no_grad():
             self.values[node] = [self.value(node, i) for i in range(len(self.batches))]
-        for needed in set(node.all_input_nodes) if node not in self.replaced else ():
+        for needed in self._reads(node) if node not in self.replaced else ():
             self.unread[needed] -= 1
             self._drop(needed)
 
@@ -82,30 +91,52 @@ class Values:
         """What a node gives on a batch, with other values in the place of some operands."""
         if node in self.replaced:
             return self.replaced[node](batch)
+        task = self.tasks[batch] if self.trunk is not None else None
+        if self.trunk is None or task is None:
+            return self._run(node, batch, lambda n: n, instead or {})
+        real = self.trunk.real(node, task)
+        return None if real is None else self._run(real, batch, self.trunk.back.get, instead or {})
+
+    def _run(
+        self, node: fx.Node, batch: int, known: Callable[[fx.Node], fx.Node | None], instead: Mapping[fx.Node, Any]
+    ) -> Any:
+        """Run a node whose operands are there under the nodes that are `known` for them."""
         if node.op == "placeholder":
-            return self.batches[batch][self.inputs[node]]
+            return self.batches[batch].get(self.inputs[node])
         if node.op == "get_attr":
             name = str(node.target)
             return self.program.maps[name] if name in self.program.maps else self.tensors[name]
+        missing = False
 
         def operand(n: fx.Node) -> Any:
-            return instead[n] if instead and n in instead else self.values[n][batch if len(self.values[n]) > 1 else 0]
+            nonlocal missing
+            ours = known(n)
+            if ours is None:
+                found = self._run(n, batch, known, instead)
+            elif ours in instead:
+                found = instead[ours]
+            else:
+                found = self.values[ours][batch if len(self.values[ours]) > 1 else 0]
+            missing = missing or found is None
+            return found
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), operand)
         target: Any = node.target
-        return target(*args, **kwargs)
+        return None if missing else target(*args, **kwargs)
 
     def _drop(self, node: fx.Node) -> None:
         if self.unread.get(node, 0) <= 0 and self.held.get(node, 0) <= 0 and node.op == "call_function":
             self.values.pop(node, None)
 
+    def _reads(self, node: fx.Node) -> Iterable[fx.Node]:
+        return node.all_input_nodes if self.trunk is None else self.trunk.reads(node)
 
-def _needed(order: Sequence[fx.Node], wanted: Iterable[fx.Node], given: Iterable[fx.Node]) -> list[fx.Node]:
-    """What is wanted and what it is computed from, as far as it is not given, in order."""
-    stop, needed, todo = set(given), set[fx.Node](), list(wanted)
-    while todo:
-        node = todo.pop()
-        if node not in needed:
-            needed.add(node)
-            todo += [] if node in stop else node.all_input_nodes
-    return [node for node in order if node in needed]
+    def _needed(self, wanted: Iterable[fx.Node], given: Iterable[fx.Node]) -> list[fx.Node]:
+        """What is wanted and what it is computed from, as far as it is not given, in order."""
+        stop, needed, todo = set(given), set[fx.Node](), list(wanted)
+        while todo:
+            node = todo.pop()
+            if node not in needed:
+                needed.add(node)
+                todo += [] if node in stop else self._reads(node)
+        return [node for node in self.order if node in needed]

@@ -58,11 +58,12 @@ def blocks(merged: Program, insight: Insight) -> dict[str, list[float | None]]:
     for k, parent in enumerate(net.parents):
         rows = {name: value[:ROWS] for name, value in samples[k].items()}
         own = merged.only([f"{parent.task}.{port.name}" for port in parent.outputs], inputs=True)
-        ours = _values(own, net.given(k, rows), set(ends.values()))
+        here = {end: net.copies[end][k] if end in net.copies else end for end in ends.values()}
+        ours = _values(own, net.given(k, rows), set(here.values()))
         twins = {end: net.twins[end][k].name for end in ends.values() if end in net.twins and k in net.merged}
         theirs = _values(parent, rows, set(twins.values()))
         for name, end in ends.items():
-            one, two = ours.get(end), theirs.get(twins.get(end, ""))
+            one, two = ours.get(here[end]), theirs.get(twins.get(end, ""))
             found[name].append(None if one is None or two is None else 1 - alignment(one, two))
     return found
 

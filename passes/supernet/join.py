@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import fx
 
@@ -43,10 +44,7 @@ def _shared(state: State) -> SuperNet:
     trunk.build([state.graph.placeholder(str(n.target)) for n in first.placeholders])
     names = tuple(port.name for port in first.inputs)
     made = _finish(state, first.inputs, Heads(trunk).results(), (names,) * len(state.parents))
-    where = {ours: node.name for ours, node in trunk.where.items()}
-    paired = {ours: name for ours, name in where.items() if all(ours in pairs for pairs in state.pairs)}
-    twins = {name: tuple(pairs[ours] for pairs in state.pairs) for ours, name in paired.items()}
-    return replace(made, streams=streams(state.sites), trunk=where, twins=twins)
+    return replace(made, **_paired(state, trunk.where))
 
 
 def _apart(state: State) -> SuperNet:
@@ -58,13 +56,28 @@ def _apart(state: State) -> SuperNet:
         starts.append([state.graph.placeholder(re.sub(r"\W", "_", f"in{k}_{port.name}")) for port in own])
         ports += own
     results: list[tuple[Port, fx.Node]] = []
+    trunks: list[Trunk] = []
     for k, parent in enumerate(state.parents):
         source, where = resize(parent, state.others[k], _sizes(state, k))
         trunk = Trunk(state, source, {ours: where[theirs] for ours, theirs in state.pairs[k].items()}, only=k)
         trunk.build(starts[k])
         results += Heads(trunk).results()
+        trunks.append(trunk)
     names = tuple(tuple(f"{parent.task}.{p.name}" for p in parent.inputs) for parent in state.parents)
-    return _finish(state, tuple(ports), results, names)
+    made = _finish(state, tuple(ports), results, names)
+    first = trunks[0].where
+    common = [n for n in first if all(n in trunk.where for trunk in trunks)]
+    alike = {first[n].name: tuple(trunk.where[n].name for trunk in trunks) for n in common}
+    copies = {name: own for name, own in alike.items() if len(set(own)) == len(trunks)}
+    return replace(made, copies=copies, **_paired(state, first))
+
+
+def _paired(state: State, where: Mapping[fx.Node, fx.Node]) -> dict[str, Any]:
+    """What stands where in a trunk: by the template's nodes, and by its own the parents'."""
+    names = {ours: node.name for ours, node in where.items()}
+    paired = {ours: name for ours, name in names.items() if all(ours in pairs for pairs in state.pairs)}
+    twins = {name: tuple(pairs[ours] for pairs in state.pairs) for ours, name in paired.items()}
+    return {"streams": streams(state.sites), "trunk": names, "twins": twins}
 
 
 def _sizes(state: State, k: int) -> dict[str, int]:

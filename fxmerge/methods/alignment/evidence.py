@@ -11,9 +11,9 @@ from torch import Tensor, fx
 from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.supernet import Place, SuperNet
 from fxmerge.methods.alignment.layout import TURNED, Layout
-from fxmerge.methods.bases import parents_of
 from fxmerge.methods.map_nodes import Block, blocks_of
 from fxmerge.methods.regress import Rows
+from fxmerge.methods.seen import parents_of
 from fxmerge.methods.some import some
 from fxmerge.methods.walk import Values
 from fxmerge.training.pool import Pool

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from fxmerge.ir.space import AxisExpr, Leaf, leaves
 from fxmerge.ir.supernet import SuperNet
+from fxmerge.methods.map_nodes import Merge
 
 CHAIN = ("identity", "permutation", "signed_permutation", "orthogonal", "invertible")
 TURNED = ("orthogonal", "invertible")
@@ -92,6 +93,29 @@ class Layout:
     def roots(self) -> tuple[str, ...]:
         """The spaces that are inside none: each is decided with all that is inside it."""
         return tuple(name for name, site in self.sites.items() if site.owner is None)
+
+    @cached_property
+    def unlike(self) -> frozenset[str]:
+        """Tensors of stems that read other inputs in every parent: what they write is told from nothing in common."""
+        net, found = self.supernet, set[str]()
+        by_own = {(k, own): name for name, theirs in net.names.items() for k, own in enumerate(theirs)}
+        for joined in (m for node in net.program.graph.nodes if net.copies and (m := Merge.of(node))):
+            tensors = {n for call in joined.calls for n in call.all_input_nodes if n.op == "get_attr"}
+            origins = [net.program.origins[str(n.target)] for n in tensors if n.target in net.program.origins]
+            names = {by_own[o.owner, o.name] for o in origins if (o.owner, o.name) in by_own}
+            if len(joined.parents) < self.count and not all(map(self._comparable, names)):
+                found |= names
+        return frozenset(found)
+
+    def _comparable(self, name: str) -> bool:
+        """Whether the parents' tensors of this name agree along every axis that is no space of theirs."""
+        spaces, theirs = self.supernet.spaces, self.supernet.names[name]
+        assert spaces is not None
+        own = [parent.tensors[each].shape for parent, each in zip(self.supernet.parents, theirs, strict=True)]
+        fixed = [
+            i for i, axis in enumerate(spaces.tensors[name]) if not any(x.space in self.sites for x in leaves(axis))
+        ]
+        return len({tuple(shape[i] for i in fixed) for shape in own}) == 1
 
     def inside(self, space: str) -> tuple[str, ...]:
         """The spaces directly inside one."""

@@ -54,12 +54,12 @@ def _evidence(alignment: Alignment, root: str, settled: set[str] | None) -> Iter
     layout = alignment.layout
     spaces = layout.supernet.spaces
     assert spaces is not None
-    tree = set(layout.tree(root))
+    tree, unlike = set(layout.tree(root)), layout.unlike
     for name, theirs in layout.supernet.names.items():
         axes = spaces.tensors.get(name, ())
         found = [leaf.space for axis in axes for leaf in leaves(axis)]
         output = any(spaces.spaces[space].role == "output" for space in found if space in spaces.spaces)
-        if not tree & set(found) or name in spaces.steady or name not in spaces.transformed or output:
+        if not tree & set(found) or name in spaces.steady or name not in spaces.transformed or output or name in unlike:
             continue
         others = {space for space in found if space in layout.sites} - tree
         if settled is None or others <= settled:

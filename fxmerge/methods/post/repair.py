@@ -19,11 +19,11 @@ from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods import map_nodes
-from fxmerge.methods.bases import parents_of
 from fxmerge.methods.chains import Chain
+from fxmerge.methods.one_trunk import OneTrunk
 from fxmerge.methods.post.step import ROWS, Done, Merge
-from fxmerge.methods.regress import Rows
-from fxmerge.methods.sampled import of_each_task
+from fxmerge.methods.sampled import as_given
+from fxmerge.methods.seen import Seen
 from fxmerge.methods.walk import Values
 
 ALL = 1 << 40
@@ -78,10 +78,10 @@ class Repair:
         net = merge.job.supernet
         if merge.trained:
             return Done(merge.program, left={"all units": "weights were trained after the fold: no unit is a parent's"})
-        if not net.together or not net.twins:
-            return Done(merge.program, left={"all units": "parents have inputs of their own"})
-        sites, left = _sites(net, merge.program)
-        walk = _Walk(merge, sites, self.rows)
+        seen = Seen.of(net, as_given(merge.job, self.rows), merge.program, ALL)
+        one = OneTrunk.of(net)
+        sites, left = _sites(net.with_program(one.program) if one else net, seen.net.program)
+        walk = _Walk(seen, sites)
         walk.run()
         tensors = {**merge.program.tensors, **walk.changed}
         return Done(merge.program.evolve(tensors=tensors), walk.facts, {**left, **walk.left})
@@ -92,7 +92,7 @@ def _sites(net: SuperNet, program: Program) -> tuple[list[Site], dict[str, str]]
     found, left = {}, {}
     for node in net.program.graph.nodes:
         joined = map_nodes.Merge.of(node)
-        if joined is None:
+        if joined is None or (net.copies and len(joined.parents) < len(net.parents)):  # a stem has its parent's units
             continue
         made = _site(net, program, node, joined)
         if isinstance(made, Site):
@@ -147,13 +147,9 @@ def _weights(net: SuperNet, joined: map_nodes.Merge) -> dict[str, int]:
 class _Walk:
     """The merged program and the parents side by side; a site is set before anything reads it."""
 
-    def __init__(self, merge: Merge, sites: list[Site], rows: int) -> None:
-        net, batches = merge.job.supernet, of_each_task(merge.job, rows)
-        inputs = [batch.inputs for batch in batches]
-        self.rows = Rows([batch.masks for batch in batches], ALL)
-        self.sites, self.count = sites, len(batches)
-        self.merged = Values(merge.program, inputs)
-        self.parents = [Values(parent, inputs) for parent in parents_of(net)]
+    def __init__(self, seen: Seen, sites: list[Site]) -> None:
+        self.seen, self.sites = seen, sites
+        self.merged, self.parents = seen.merged(), seen.parents()
         self.changed: dict[str, Tensor] = {}
         self.facts: dict[str, dict[str, float]] = {}
         self.left: dict[str, str] = {}
@@ -177,7 +173,7 @@ class _Walk:
         for k, matrix in site.matrices.items():
             middle, deviation = self._statistics(self.parents[k], site.parents[k], site.axis)
             mean, spread = mean + matrix @ middle, spread + matrix.abs() @ deviation
-        own, varied = self._statistics(self.merged, site.chain.last, site.axis)
+        own, varied = self._own(site)
         units = (shares <= WHOLE) & (shares > 0) & (varied > STILL * float(varied.max()))
         if not bool(units.any()):
             self.left[site.name] = "its units mix parents' units, or never vary"
@@ -194,12 +190,24 @@ class _Walk:
             "shift": round(float((shift[units].abs() / varied[units]).mean()), 4),
         }
 
-    def _statistics(self, values: Values, node: fx.Node, axis: int) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of every unit over all places of all batches, in two passes in float64."""
+    def _own(self, site: Site) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the merged units: of every task on its own rows, in the shares of its parent."""
+        if self.seen.trunk is None:
+            return self._statistics(self.merged, site.chain.last, site.axis)
+        found = [self._statistics(self.merged, site.chain.last, site.axis, k) for k in site.matrices]
+        shares = torch.stack([matrix.abs().sum(1) for matrix in site.matrices.values()])
+        shares = shares / shares.sum(0).clamp_min(1e-300)
+        mean, spread = (torch.stack([each[i] for each in found]) for i in range(2))
+        return (shares * mean).sum(0), (shares * spread).sum(0)
+
+    def _statistics(self, values: Values, node: fx.Node, axis: int, task: int | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of every unit over all places of all batches, or of a task's, in two passes in float64."""
+        wanted = [task in (None, batch.task) for batch in self.seen.batches]
 
         def parts() -> Iterator[Tensor]:
-            for i, value in enumerate(values.of(node)):
-                yield self.rows.of(value, axis, i)
+            for own, rows in zip(wanted, self.seen.part(values.of(node), axis), strict=True):
+                if own and rows is not None:
+                    yield rows
 
         count = sum(len(part) for part in parts())
         mean = torch.stack([part.sum(0) for part in parts()]).sum(0) / count
