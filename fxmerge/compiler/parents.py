@@ -33,6 +33,12 @@ def load_parents(given: Sequence[Parent], config: MergeConfig, data: Any) -> lis
     """
     if len(given) < 2:
         raise OptionError(f"{len(given)} model given", "give two or more models to merge")
+    for number, parent in enumerate(given):
+        if not isinstance(parent, Program | str | Path):
+            raise CaptureError(
+                f"parent {number} is a {type(parent).__name__}, which is not traced",
+                "give programs, fxmerge.capture(model, (x,), task=NAME), or paths of models",
+            )
     tasks = [parent.task if isinstance(parent, Program) else sources.task_of(parent) for parent in given]
     _check_use(given, tasks, config)
     programs = [

@@ -214,3 +214,10 @@ def test_what_the_given_samples_show_of_a_mask_holds_in_their_merge() -> None:
         fxmerge.merge(bare, method="average")
     merged = fxmerge.merge(bare, method="average", data={"ids": ids, "keep": keep})
     assert "keep is taken to hold zeros and ones, and a one for every row" in merged.result["notes"]
+
+
+def test_a_module_that_is_not_traced_is_refused_with_what_traces_it() -> None:
+    with pytest.raises(
+        CaptureError, match=r"parent 1 is a Linear, which is not traced\ngive programs, fxmerge.capture"
+    ):
+        fxmerge.merge(["a.pt", nn.Linear(2, 2)], method="average")  # type: ignore[list-item]

@@ -76,7 +76,8 @@ def test_image_bytes_become_fractions_and_it_is_said(vit: Program, tmp_path: Pat
     assert samples.notes == (f"{tmp_path / 'a.npy'}: x holds bytes; they were read as 0..1 (divided by 255)",)
     scaled = vit.evolve(samples={"x": torch.randn(4, 1, 8, 8) * 3})
     with pytest.raises(
-        DataError, match=r"bytes, but the model's own samples are numbers from .*\ngive the arrays as floats"
+        DataError,
+        match=r"bytes, but the model's own samples are numbers from .*\ngive the arrays as floats.*--image-mean",
     ):
         load_samples(tmp_path / "a.npy", scaled)
 
