@@ -6,6 +6,6 @@ PAIRS = (
     ("question", "context"), ("query", "passage"), ("text", "text_pair"), ("text1", "text2"), ("text_a", "text_b"),
 )  # fmt: skip
 """Two columns that a tokenizer takes as one row, the first and the second."""
-LABELS = ("label", "labels", "y", "class", "target")
+LABELS = ("label", "labels", "y", "class", "target", "sentiment", "category")
 KNOWN = frozenset((*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair)))
 """Names that say that the first line of a table is its header."""

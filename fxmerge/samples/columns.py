@@ -44,6 +44,9 @@ def read_text(rows: Rows, limit: int | None = None, broken: Broken | None = None
         broken.check(0)
         raise DataError(f"{rows.where} has no rows", "write the samples again")
     texts, label, notes = _chosen(rows, first)
+    others = [name for name in dict.fromkeys(name for row in first for name in row) if name not in texts]
+    if labels and rows.named and not label and others and not notes:
+        notes = (f"{rows.where}: no labels: of {printable(listed(others))} none is called {listed(LABELS)}",)
     label = label if labels else None
     most = 0 if limit else min(MOST_ROWS, max(1, MOST_TEXT // max(1, _size(first, texts))))
     found: list[tuple[str, ...]] = []
@@ -86,7 +89,7 @@ def _chosen(rows: Rows, first: Sequence[Row]) -> tuple[tuple[str, ...], str | No
     known = pair or next(((c.lower(),) for c in columns if c.lower() in by_name and c.lower() in TEXTS), None)
     told = [c for c in columns if not (rows.named and c.lower() in LABELS)]
     texts = tuple(by_name[name] for name in known) if known else (_longest(first, told, columns, rows.where),)
-    label = next((c for c in columns if rows.named and c.lower() in LABELS and c not in texts), None)
+    label = next((by_name[name] for name in LABELS if by_name.get(name, texts[0]) not in texts), None)
     if not rows.named:
         label = next((c for c in columns if c not in texts and all(str(row[c]).isdigit() for row in first)), None)
     if (known and not pair) or columns == [LINE]:

@@ -220,7 +220,7 @@ def _check_scale(port: Port, program: Program, where: str) -> None:
     if low < -1e-3 or high > 1.001:
         raise DataError(
             f"{where}: {port.name} holds bytes, but the model's own samples are numbers from {low:.3g} to {high:.3g}",
-            "give the arrays as floats, scaled as the model was trained; of image files say --image-mean and --image-std",
+            "give the arrays as floats, scaled as the model was trained; of images, say --image-mean and --image-std",
         )
 
 

@@ -131,6 +131,21 @@ def test_pairs_of_columns_are_one_row(suffix: str, reviews: Program, tmp_path: P
     assert samples.labels.tolist() == [0, 1]
 
 
+def test_a_table_without_a_known_column_of_labels_says_so_to_whoever_asks(reviews: Program, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("category,review,label\n7,good film,1\n8,bad film,0\n")
+    found = load_samples(path, reviews)
+    assert found.labels is not None and found.labels.tolist() == [1, 0] and found.notes == ()
+    path.write_text("review,mood\ngood film,1\nbad film,0\n")
+    found = load_samples(path, reviews)
+    assert found.labels is None
+    said = "no labels: of mood none is called label, labels, y, class, target, sentiment, category"
+    assert found.notes == (f"{path}: {said}",)
+    assert load_samples(path, reviews, Reading(labels=False)).notes == ()
+    path.write_text("review,sentiment\ngood film,1\nbad film,0\n")
+    assert (found := load_samples(path, reviews)).labels is not None and found.labels.tolist() == [1, 0]
+
+
 def test_labels_by_name_and_missing_ones(reviews: Program, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good", "label": "neg"}\n{"text": "bad", "label": "pos"}\n')
