@@ -10,7 +10,7 @@ from typing import Any
 
 from fxmerge.errors import DataError
 from fxmerge.messages import listed, printable
-from fxmerge.samples.column_names import LABELS, PAIRS, TEXTS
+from fxmerge.samples.column_names import LABELS, PAIRS, TEXTS, label_column
 from fxmerge.samples.reading import Broken
 from fxmerge.samples.tables import LINE, Row, Rows
 
@@ -89,7 +89,7 @@ def _chosen(rows: Rows, first: Sequence[Row]) -> tuple[tuple[str, ...], str | No
     known = pair or next(((c.lower(),) for c in columns if c.lower() in by_name and c.lower() in TEXTS), None)
     told = [c for c in columns if not (rows.named and c.lower() in LABELS)]
     texts = tuple(by_name[name] for name in known) if known else (_longest(first, told, columns, rows.where),)
-    label = next((by_name[name] for name in LABELS if by_name.get(name, texts[0]) not in texts), None)
+    label = label_column(c for c in by_name.values() if c not in texts)
     if not rows.named:
         label = next((c for c in columns if c not in texts and all(str(row[c]).isdigit() for row in first)), None)
     if (known and not pair) or columns == [LINE]:

@@ -11,7 +11,7 @@ from typing import Any
 from fxmerge.errors import DataError
 from fxmerge.io.guard import read_bytes
 from fxmerge.messages import listed, printable
-from fxmerge.samples.column_names import LABELS
+from fxmerge.samples.column_names import label_column
 from fxmerge.samples.reading import Broken, Reading
 from fxmerge.samples.tables import Rows
 
@@ -34,7 +34,7 @@ def files(
             f"{rows.where} has several columns of files: {printable(listed(names))}",
             "keep one of them",
         )
-    label = next((c for c in rows.kinds if c.lower() in LABELS and rows.kinds[c] != "file"), None)
+    label = label_column(name for name, kind in rows.kinds.items() if kind != "file")
     columns = [names[0], *([label] if label and reading.labels else [])]
     with closing(rows.read(broken, columns, 0 if reading.limit else most)) as found:
         for number, row in found:
