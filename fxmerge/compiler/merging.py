@@ -53,8 +53,8 @@ def merge(
 ) -> Merged:
     """Merge two or more parents into one model of one model's size.
 
-    `parents`: programs, or SOURCEs. `data`: unlabeled samples by task (a tensor for a single input, a dict of tensors
-    by input name, or a path), or one of these for all tasks; without it, the samples inside the parents are used.
+    `parents`: programs, or SOURCEs. `data`: unlabeled samples by task (a tensor or array for a single input, a dict of
+    them by input name, or a path), or one of these for all tasks; without it, the samples inside the parents are used.
     `options` are fields of `MergeConfig` and override it. With `out`, the model is written there, whole or not at all,
     and the figures where `result` says; a `report` is drawn by `page`, which the command line has.
     Raises `FxmergeError`s; `VerificationError` if a check fails, and then nothing is written.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from fxmerge.compiler.figures import digest
@@ -17,7 +18,7 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.messages import nearest
 from fxmerge.result import ParentFacts
-from fxmerge.samples.fit import named_tensors, rows_first
+from fxmerge.samples.fit import Raw, fit, named_tensors, rows_first
 from fxmerge.samples.images import picture_port, preprocessing, put_settings
 from fxmerge.samples.load import Reading, Samples, load_samples
 from fxmerge.sources import load as sources
@@ -67,9 +68,13 @@ def load_base(source: str, config: MergeConfig, samples: Mapping[str, Any]) -> P
 
 
 def samples_of(program: Program, value: Any, config: MergeConfig) -> Samples:
-    """Samples of a parent, from tensors or from a file; without either, its own."""
+    """Samples of a parent, from tensors, from arrays as a file holds them, or from a file; without any, its own."""
     if value is None:
         return Samples(dict(program.samples))
+    arrays = {program.inputs[0].name: value} if isinstance(value, np.ndarray) else value
+    if isinstance(arrays, Mapping) and any(isinstance(each, np.ndarray) for each in arrays.values()):
+        how = Reading(batch_axis=config.batch_axis, strict=config.strict_data)
+        return fit(Raw(arrays, as_model=True), program, f"the samples of {program.task}", how)
     if isinstance(value, Tensor):
         return Samples(rows_first({program.inputs[0].name: value}, program, config.batch_axis))
     if isinstance(value, Mapping):
@@ -77,7 +82,7 @@ def samples_of(program: Program, value: Any, config: MergeConfig) -> Samples:
     if not isinstance(value, str | Path):
         raise DataError(
             f"the samples of {program.task} are a {type(value).__name__}",
-            "give a tensor, a dict of tensors by input name, or a path; or a dict with one of these for each task",
+            "give a tensor or array, a dict of them by input name, or a path, or a dict of these by task",
         )
     return load_samples(value, program, Reading(batch_axis=config.batch_axis, strict=config.strict_data, labels=False))
 

@@ -161,7 +161,7 @@ def test_what_cannot_be_written_or_has_no_effect_is_refused_from_python_too(pare
         ({"report": out}, "a report is drawn by the command line alone\nleave out report"),
         ({"result": f"{tmp_path}/none/m.json"}, "none does not exist"),
         ({"batch_axis": 1}, "--batch-axis 1: every parent takes its batch on the first axis"),
-        ({"data": [1, 2]}, "the samples of .* are a list\ngive a tensor, a dict of tensors"),
+        ({"data": [1, 2]}, "the samples of .* are a list\ngive a tensor or array, a dict of them"),
     ):
         with pytest.raises(fxmerge.FxmergeError, match=message):
             fxmerge.merge(programs, method="average", **options)
