@@ -15,7 +15,7 @@ from benchmarks.family_tasks import Study, classify
 from benchmarks.quality_case import Case
 from benchmarks.table import RESULTS, Row, save, show
 from benchmarks.tasks import Task
-from fxmerge.compiler.sizes import NOTHING, point_of
+from fxmerge.compiler.sizes import point_of
 from fxmerge.demo import EPOCHS, NARROW, WIDE, Half, ViT, fit, split_of
 
 METHODS = ("average", "condense")
@@ -84,8 +84,7 @@ def measured(case: Case, count: int, seeds: int) -> list[Row]:
 def _places(case: Case) -> Sequence[str]:
     """Where `--curve` ends the trunk."""
     plan, _ = case.merge(case.data(8, 0), 0, {"method": "average", "curve": True, "dry_run": True})
-    sizes = {point["shared_until"]: point["size"] for point in plan.result["curve"]}
-    return [place for place, size in sizes.items() if size < sizes[NOTHING] or place == NOTHING]
+    return [point["shared_until"] for point in plan.result["curve"]]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from fxmerge.methods.alignment.maps import aligned
 from fxmerge.methods.alignment.matches import Similarity
 from fxmerge.methods.alignment.solve import Alignment, Carriers, align, scores
 from fxmerge.methods.alignment.told import groups_by, told
-from fxmerge.methods.alignment.weights import SWEEPS, descend
+from fxmerge.methods.alignment.weights import SWEEPS, descend, same
 from fxmerge.methods.base import Job, Outcome
 
 SIGNED = ("signed_permutation", *TURNED)
@@ -131,6 +131,13 @@ class Permute:
         features = Features.of(layout, job.pool, self.rows, turns=self.turns)
         for root in layout.roots:
             self._root(alignment, root, features, order)
+        beside = [root for root in layout.roots if features.beside(root, layout)]
+        for _ in range(self.most_sweeps if beside else 0):  # each was decided with the others where they stood then
+            before = alignment.everything
+            for root in beside:
+                self._root(alignment, root, features, order)
+            if all(same(before.get(key), now.to) for key, now in alignment.everything.items()):
+                break
         return alignment
 
     def _root(self, alignment: Alignment, root: str, features: Features, order: Order) -> None:

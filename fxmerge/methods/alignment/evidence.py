@@ -103,6 +103,12 @@ class Features:
                 spot.add(parts, rows, number)
         return found
 
+    def beside(self, root: str, layout: Layout) -> bool:
+        """Whether a space, or one inside it, stands beside another root's on an axis: as heads that share a scale."""
+        tree = set(layout.tree(root))
+        factors = [set(e.factors) & layout.sites.keys() for spot in self.spots for e in spot.evidence(None)]
+        return any(found & tree and found - tree for found in factors)
+
     def evidence(self, spaces: Iterable[str], half: int | None = None) -> list[Evidence]:
         """What concerns any of these spaces: correlations, of one half of the samples or of all."""
         wanted = set(spaces)

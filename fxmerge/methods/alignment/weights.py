@@ -36,11 +36,12 @@ def descend(alignment: Alignment, roots: Sequence[str], decide: Decide, sweeps: 
         before = alignment.everything
         for root in roots:
             decide(root, list(_evidence(alignment, root, None)))
-        if all(_same(before.get(key), now.to) for key, now in alignment.everything.items()):
+        if all(same(before.get(key), now.to) for key, now in alignment.everything.items()):
             break
 
 
-def _same(before: object, now: Sequence[Tensor]) -> bool:
+def same(before: object, now: Sequence[Tensor]) -> bool:
+    """Whether carriers (of an object that may have none) are these."""
     old = getattr(before, "to", None)
     return old is not None and all(torch.allclose(a, b, atol=1e-7) for a, b in zip(old, now, strict=True))
 
