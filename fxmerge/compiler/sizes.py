@@ -52,7 +52,7 @@ def merge_to_size(parents: Sequence[Any], data: Any, config: MergeConfig, merge:
     if config.curve or config.dry_run:
         points = [search.point(name) for name in handful(search.smaller)]
     merged = merge(parents, data=data, config=plain.with_options(share_until=until), stages=stages)
-    if not config.gate:  # which reads what is shared
+    if config.max_size is None and not config.gate:  # whose choice has other measures; a gate reads a trunk
         points = [p for p in points if p.shared_until == NOTHING or p.size < search.size(NOTHING)]
     curve = tuple(sorted(points, key=lambda point: point.size))
     merged.facts = replace(merged.facts, curve=curve, notes=(*search.notes, *merged.facts.notes))
