@@ -14,6 +14,8 @@ import fxmerge
 from fxmerge.errors import OutputError
 from fxmerge.from_onnx.runtime import run_onnx
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
 X = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0))
 
 
