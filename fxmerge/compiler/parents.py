@@ -75,16 +75,21 @@ def samples_of(program: Program, value: Any, config: MergeConfig) -> Samples:
     if isinstance(arrays, Mapping) and any(isinstance(each, np.ndarray) for each in arrays.values()):
         how = Reading(batch_axis=config.batch_axis, strict=config.strict_data)
         return fit(Raw(arrays, as_model=True), program, f"the samples of {program.task}", how)
-    if isinstance(value, Tensor):
-        return Samples(rows_first({program.inputs[0].name: value}, program, config.batch_axis))
-    if isinstance(value, Mapping):
-        return Samples(rows_first(named_tensors(value), program, config.batch_axis))
+    if isinstance(value, Tensor | Mapping):
+        named = {program.inputs[0].name: value} if isinstance(value, Tensor) else named_tensors(value)
+        return Samples(_as_wide(rows_first(named, program, config.batch_axis), program))
     if not isinstance(value, str | Path):
         raise DataError(
             f"the samples of {program.task} are a {type(value).__name__}",
             "give a tensor or array, a dict of them by input name, or a path, or a dict of these by task",
         )
     return load_samples(value, program, Reading(batch_axis=config.batch_axis, strict=config.strict_data, labels=False))
+
+
+def _as_wide(tensors: Mapping[str, Tensor], program: Program) -> dict[str, Tensor]:
+    """Floating-point numbers in the type that the model takes; arrays of a file are read so too."""
+    kinds = {port.name: port.dtype for port in program.inputs if port.dtype.is_floating_point}
+    return {n: t.to(kinds.get(n, t.dtype)) if t.is_floating_point() else t for n, t in tensors.items()}
 
 
 def facts_of(source: Parent, program: Program, joined: Program) -> ParentFacts:

@@ -227,7 +227,7 @@ def test_arrays_are_samples_as_in_a_file() -> None:
     nets = [nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(2)]
     programs = [fxmerge.capture(net, (torch.randn(2, 2),), task=f"t{n}") for n, net in enumerate(nets)]
     rows = torch.randn(5, 2).double().numpy()
-    for data in (rows, {"input": rows}, {"t0": rows, "t1": torch.randn(5, 2)}):
+    for data in (rows, {"input": rows}, {"t0": rows, "t1": torch.randn(5, 2)}, torch.from_numpy(rows)):
         assert fxmerge.merge(programs, data=data, method="condense").result["tasks"][0]["samples"] == 5
     with pytest.raises(DataError, match="the samples of t0: input holds int64 values"):
         fxmerge.merge(programs, data=rows.astype("int64"), method="condense")
