@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +10,7 @@ from fxmerge.errors import FxmergeError
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Job, Outcome, Trained
+from fxmerge.methods.clock import Clock
 from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.inits import FromAverage, find_init, folded, starts_of
 from fxmerge.methods.one_base_starts import best_of_one_base, best_untrained
@@ -57,10 +57,8 @@ class Auto(Trained):
             init = find_init(self._untrained(job) if self.init == "auto" else self.init)
             net, program = folded(job, init)
             return Outcome(program, init=init.name, groups=groups_at_start(net))
-        begun = time.perf_counter()
-        starts = list(self._starts(job))
-        left = None if self.budget is None else self.budget - (time.perf_counter() - begun)
-        return polish(job, starts, steps, left)
+        clock = None if self.budget is None else Clock.of(self.budget)
+        return polish(job, list(self._starts(job)), steps, clock)
 
     def plan(self, job: Job) -> Outcome:
         """The outcome before anything is tried."""

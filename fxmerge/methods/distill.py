@@ -25,8 +25,11 @@ class Distill(Trained):
         "Hinton et al. 2015; on features: Romero et al. 2015", trained=True, teachers=True, groups=("free",)
     )
 
+    budget: float | None = None
+    """Seconds that trials and training may take together, in place of a number of steps."""
+
     def __call__(self, job: Job) -> Outcome:
-        begun = begin(job, self.start)
+        begun = begin(job, self.start, self.budget)
         student, log = train(begun.program, begun.supernet, begun.job)
         return Outcome(
             begun.program,

@@ -43,13 +43,19 @@ class Foldable(Trained):
     """Steps of training of all weights after the fold."""
     sequential: bool = False
     """Merge two parents, then what they became with the next: the loss is over the tasks so far."""
+    budget: float | None = None
+    """Seconds that trials and training may take together, in place of a number of steps."""
+
+    excluding: ClassVar[tuple[tuple[tuple[str, ...], str], ...]] = (
+        (("sequential", "budget"), "a budget is of one run, and there is one for every parent"),
+    )
 
     def __call__(self, job: Job) -> Outcome:
         if self.sequential and len(job.supernet.parents) > 2:
             outcome = one_after_the_other(job, self.form(job.supernet))
             net = job.supernet.with_program(outcome.program)
             return polished(job, outcome, net, self.name, self.polish) if self.polish else outcome
-        begun = begin(job, self.start)
+        begun = begin(job, self.start, self.budget)
         watch = GradientWatch(begun.supernet.maps())
         student, log = train(begun.program, begun.supernet, begun.job)
         watch.close()

@@ -25,11 +25,12 @@ from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job, Outcome, Stage
+from fxmerge.methods.clock import Clock, Pace
 from fxmerge.methods.groups import groups_of
 from fxmerge.methods.judge import judge
 from fxmerge.methods.mixing import Mixed, mixing
 from fxmerge.methods.student import groups, student_of, targets_of, train, trainable, unreached
-from fxmerge.methods.trial import FEWEST, with_best_augmentation
+from fxmerge.methods.trial import FEWEST, NO_TRIALS, TRIED, with_best_augmentation
 from fxmerge.training.fit import fit_labelled, labels_of, score_labelled
 from fxmerge.training.labels import Labels
 from fxmerge.training.optimizers import OPTIMIZERS
@@ -95,17 +96,20 @@ class Try:
         return replace(settings, optimizer=OPTIMIZERS[self.optimizer], lr=self.rate, steps=steps)
 
 
-def polish(job: Job, starts: Sequence[Start], steps: int, budget: float | None = None) -> Outcome:
+def polish(job: Job, starts: Sequence[Start], steps: int, clock: Clock | None = None) -> Outcome:
     """The best of the starts, trained for so many steps; where there is nothing to choose it is simply trained.
 
-    With a budget the steps are those that it has the seconds for, trials and all.
+    With a clock the steps are those that it has the time for, trials and all.
     """
     with ExitStack() as stack:
         search = _Search(job, starts, steps, stack)
-        if budget is not None:
-            search.steps = steps = search.affordable(budget)
+        if clock is not None:
+            search.plan(clock)
         best = search.best()
-        job = with_best_augmentation(job, lambda kind: search.varied(best, kind))
+        if not search.hurried:
+            job = with_best_augmentation(job, lambda kind: search.varied(best, kind))
+        if clock is not None:
+            steps = clock.most(search.run, FEWEST)
     supernet, program = best.start.supernet, best.start.program
     before = frozen(program)
     job = replace(job, settings=best.settings(job.settings, steps))
@@ -172,37 +176,47 @@ class _Search:
         """By start, optimizer, rate, steps and augmentation: no trial runs twice."""
         self.labelled: dict[tuple[str, float], Labels] = {}
         stack.callback(self.labelled.clear)
-        self.pace: float | None = None
-        """Seconds of a step."""
+        self.pace: Pace | None = None
+        self.hurried = False
+        """Whether there is no time for trials."""
         options = job.options
         optimizers = ("muon", "adamw") if options.optimizer == "auto" else (options.optimizer,)
         self.field = [Try(start, each, options.lr or RATE) for start in starts for each in optimizers]
 
-    def affordable(self, seconds: float) -> int:
-        """Steps that there is time for, by what a short trial takes."""
-        spent = time.perf_counter()
-        self._measured(self.field[0], FEWEST, self._likeliest)
-        begun = time.perf_counter()
-        self._measured(self.field[0], FEWEST, self._likeliest)
-        each = (time.perf_counter() - begun) / FEWEST
-        left = seconds - (begun - spent)
-        return max(FEWEST, int(left / (each * (1 + self.overhead))))
+    def plan(self, clock: Clock) -> None:
+        """As many steps as there is time for, by what the first trial takes; no more trials if they would take most."""
+        self.steps = FEWEST
+        self.error(self.field[0], 0)
+        self.hurried = self.trials(FEWEST) > TRIED * clock.left
+        trials = (lambda steps: 0.0) if self.hurried else self.trials
+        self.steps = clock.most(lambda steps: self.run(steps) + trials(steps), FEWEST)
+
+    def run(self, steps: int) -> float:
+        """Seconds of training itself, and of the comparison with its start."""
+        assert self.pace is not None and self.job.pool is not None
+        judged = 2 * self.pace.look + self._pool("held ", 1.0).rows * self.pace.row
+        return self.pace.run(steps, self.job.pool, self.job.settings) + judged
+
+    def trials(self, steps: int) -> float:
+        """Seconds of all trials of a run of so many steps."""
+        assert self.pace is not None
+        rates = 3 * 3 * (self.job.options.lr is None)
+        kinds = len(self.job.pools.kinds) if self.job.pools else 0
+        counts = (len(self.field), rates + kinds, 3)
+        return sum(n * self.pace.trial(self._steps(rung, steps)) for rung, n in enumerate(counts))
 
     def _in_all(self) -> str:
         """How long everything will take, once a trial has shown it."""
         if self.pace is None:
             return ""
-        seconds = self.pace * self.steps * (1 + self.overhead)
+        seconds = self.run(self.steps) + self.trials(self.steps)
         return f", about {seconds:.0f} s in all" if seconds < 120 else f", about {seconds / 60:.0f} min in all"
-
-    @property
-    def overhead(self) -> float:
-        """Steps of all trials beside those of the run itself."""
-        rates = 3 * 3 * (self.job.options.lr is None)
-        return len(self.field) / SHARES[0] + rates / SHARES[1] + 3 / SHARES[2]
 
     def best(self) -> Try:
         field = self.field
+        if self.hurried:
+            self.job.notes.append(f"polish {field[0]}: {NO_TRIALS}")
+            return field[0]
         if len(field) > 1:
             starts = self._near(self._of_each_start(self._ranked(field, 0))[:2], 0)
             field = [each for each in field if any(each.start is near.start for near in starts)]
@@ -306,15 +320,15 @@ class _Search:
 
         Seen once or twice, inputs as they are teach best; the run shows them a hundred times.
         """
-        steps = self._steps(1)
+        steps = self._steps(1, self.steps)
         return self._measured(one, steps, kind, steps / self.steps)
 
-    def _steps(self, rung: int) -> int:
-        return min(self.steps, max(FEWEST, self.steps // SHARES[rung]))
+    def _steps(self, rung: int, whole: int) -> int:
+        return min(whole, max(FEWEST, whole // SHARES[rung]))
 
     def error(self, one: Try, rung: int) -> float:
         """On held-back inputs after a trial; infinite where training diverged."""
-        kind, steps = self._likeliest, self._steps(rung)
+        kind, steps = self._likeliest, self._steps(rung, self.steps)
         number = next(i for i, start in enumerate(self.starts) if start is one.start)
         key = (number, one.optimizer, one.rate, steps, kind)
         if key not in self.errors:
@@ -330,9 +344,11 @@ class _Search:
         before = [(p, p.detach().clone()) for group in parts for p in group.parameters]
         try:
             log = fit_labelled(student.module, parts, self._labels(student, one, kind, share), settings)
-            self.pace = log.seconds / log.steps
             held = self._labels(student, one, "held " + kind)
+            held.measure(rows=None)
+            begun = time.perf_counter()
             scores = score_labelled(student.module, held, settings)
+            self.pace = Pace.of(log, time.perf_counter() - begun)
         except OptionError:
             return math.inf
         finally:

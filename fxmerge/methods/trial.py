@@ -5,23 +5,31 @@ Every trial trains on a small share of the samples and is judged by samples that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
 
 from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Init, Job
+from fxmerge.methods.clock import Clock, Pace
 from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.inits import find_init, tried_of
 from fxmerge.methods.student import targets_of, train
-from fxmerge.training.fit import score
+from fxmerge.training.fit import labels_of, score_labelled
 from fxmerge.training.pool import Pool
 from fxmerge.training.settings import silent
 
 SHARE = 12
 """A trial takes one step in this many of the whole run."""
 FEWEST = 20
+TRIED = 0.5
+"""Trials may take this share of a budget; where they would take more there are none."""
+NO_TRIALS = "the budget has no time for trials; give a larger one to have them"
 CLEARLY = 0.98
 """Another kind of augmentation is taken if its error is below this share of the likeliest kind's."""
 
@@ -41,12 +49,24 @@ class Begun:
     """What its maps do to every space before they are trained."""
 
 
-def begin(job: Job, start: Start) -> Begun:
-    """The start and the augmentation that the user named, or the best ones."""
+def begin(job: Job, start: Start, budget: float | None = None) -> Begun:
+    """The start and the augmentation that the user named, or the best ones.
+
+    With a budget, in seconds, the job has the steps that it has time for, trials and all.
+    """
     trial = _Trial(job, start)
-    init = trial.best_init() if job.options.init == "auto" else job.options.init
-    job = with_best_augmentation(job, lambda kind: trial.error(init, kind))
-    supernet, program = start(job, find_init(init))
+    clock = None if budget is None else Clock.of(budget)
+    if clock is not None and not trial.plan(clock):
+        init = list(trial.starts)[-1]
+        job.notes.append(f"init {init}: {NO_TRIALS}")
+        supernet, program = trial.made(init)
+    else:
+        init = trial.best_init() if job.options.init == "auto" else job.options.init
+        job = with_best_augmentation(job, lambda kind: trial.error(init, kind))
+        supernet, program = start(job, find_init(init))
+    if clock is not None:
+        steps = clock.most(lambda steps: trial.run(steps, job), FEWEST)
+        job = replace(job, settings=replace(job.settings, steps=steps))
     return Begun(init, supernet, program, job, groups_at_start(supernet))
 
 
@@ -70,28 +90,92 @@ def with_best_augmentation(job: Job, error: Callable[[str], float]) -> Job:
 
 
 @dataclass(frozen=True)
+class _Started:
+    """A start, and the values of its tensors and maps: other starts and training change them."""
+
+    supernet: SuperNet
+    program: Program
+    values: Sequence[tuple[Tensor, Tensor]]
+    seconds: float
+
+    @torch.no_grad()
+    def again(self) -> tuple[SuperNet, Program]:
+        """As it was when it was made."""
+        for tensor, value in self.values:
+            tensor.copy_(value)
+        return self.supernet, self.program
+
+
+@dataclass
 class _Trial:
     job: Job
     start: Start
-    tried: dict[tuple[str, str], float] = field(default_factory=dict)
-    """Error by init and augmentation: no trial runs twice."""
+    pace: Pace | None = None
+    """Of the last trial."""
+
+    def __post_init__(self) -> None:
+        self.tried: dict[tuple[str, str], float] = {}
+        """Error by init and augmentation: no trial runs twice."""
+        self.starts: dict[str, _Started] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The starts that are tried."""
+        return tried_of(self.job.supernet) if self.job.options.init == "auto" else (self.job.options.init,)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The likeliest kind of augmentation, and the others that there are."""
+        return self.job.pools.kinds if self.job.pools else ("",)
+
+    def plan(self, clock: Clock) -> bool:
+        """Take as many steps as there is time for, by what the first trial takes; False if trials would take most."""
+        self._plan(FEWEST)
+        for name in self.names:
+            try:
+                self.made(name)
+            except OptionError:
+                if name == self.names[0]:
+                    raise
+        self.error(self.names[0], self.kinds[0])
+        most = max(each.seconds for each in self.starts.values())
+        if self.trials(FEWEST) + most > TRIED * clock.left:
+            return False
+        self._plan(clock.most(lambda steps: self.run(steps, self.job) + self.trials(steps) + most, FEWEST))
+        self.tried.clear()
+        return True
+
+    def _plan(self, steps: int) -> None:
+        self.job = replace(self.job, settings=replace(self.job.settings, steps=steps))
+
+    def run(self, steps: int, job: Job) -> float:
+        """Seconds of the run itself."""
+        assert self.pace is not None and job.pool is not None
+        return self.pace.run(steps, job.pool, job.settings)
+
+    def trials(self, steps: int) -> float:
+        """Seconds of all trials of a run of so many steps, once their starts are made."""
+        assert self.pace is not None
+        names, kinds = (len(each) if len(each) > 1 else 0 for each in (self.names, self.kinds))
+        return (names + kinds) * self.pace.trial(self.steps_of(steps))
+
+    def steps_of(self, whole: int) -> int:
+        """Of one trial: never more than the run itself has."""
+        return min(max(FEWEST, whole // SHARE), max(1, whole))
 
     @property
     def steps(self) -> int:
-        """Of one trial: never more than the run itself has."""
-        return min(max(FEWEST, self.job.settings.steps // SHARE), max(1, self.job.settings.steps))
+        return self.steps_of(self.job.settings.steps)
 
     def best_init(self) -> str:
         """Name of the start with the smallest reconstruction error."""
-        likeliest = self.job.pools.kinds[0] if self.job.pools else ""
-        names = tried_of(self.job.supernet)
         errors = {}
-        for number, name in enumerate(names):
-            self.job.progress(number, len(names), f"try init {name}")
+        for number, name in enumerate(self.names):
+            self.job.progress(number, len(self.names), f"try init {name}")
             try:
-                errors[name] = self.error(name, likeliest)
+                errors[name] = self.error(name, self.kinds[0])
             except OptionError:
-                if name == names[0]:
+                if name == self.names[0]:
                     raise
                 # Maps of this form cannot hold it.
         best = min(errors, key=lambda name: errors[name])
@@ -112,14 +196,39 @@ class _Trial:
             self.tried[init, kind] = self._measured(init, *self.pools(kind))
         return self.tried[init, kind]
 
-    def _measured(self, init: str, pool: Pool, held: Pool) -> float:
+    def made(self, init: str) -> tuple[SuperNet, Program]:
+        """A start that has not seen what trials are judged by; it is made once."""
+        if init not in self.starts:
+            begun = time.perf_counter()
+            short = self._short(self.pools(self.kinds[0])[0])
+            supernet, program = self.start(short, find_init(init))
+            values = {id(t): t for each in (supernet.program, program) for t in tensors_of(each.module)}
+            kept = [(tensor, tensor.detach().clone()) for tensor in values.values()]
+            self.starts[init] = _Started(supernet, program, kept, time.perf_counter() - begun)
+        return self.starts[init].again()
+
+    def _short(self, pool: Pool) -> Job:
         settings = replace(self.job.settings, steps=self.steps)
-        short = replace(self.job, pool=pool, settings=settings, progress=silent, state=None, notes=[], held=None)
-        supernet, program = self.start(short, find_init(init))
-        student, _ = train(program, supernet, short)
-        scores = score(student.module, held, targets_of(student, supernet, replace(short, pool=held)), settings)
+        return replace(self.job, pool=pool, settings=settings, progress=silent, state=None, notes=[], held=None)
+
+    def _measured(self, init: str, pool: Pool, held: Pool) -> float:
+        supernet, program = self.made(init)
+        short = self._short(pool)
+        student, log = train(program, supernet, short)
+        targets = targets_of(student, supernet, replace(short, pool=held))
+        with labels_of(held, targets, short.settings) as labels:
+            labels.measure(rows=None)
+            begun = time.perf_counter()
+            scores = score_labelled(student.module, labels, short.settings)
+            self.pace = Pace.of(log, time.perf_counter() - begun)
         return 1 - sum(scores) / len(scores)
 
     def said(self, errors: dict[str, float]) -> str:
         tried = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
         return f"reconstruction error after {self.steps} steps: {tried}"
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """All that a module holds."""
+    yield from module.parameters()
+    yield from module.buffers()

@@ -193,7 +193,7 @@ class _Run:
         untouched = tuple(name for name in self.trained if name in self.untouched)
         return Log(
             tuple(self.losses), self.seconds, self.labels.seconds, rate, untouched, self.labels.constant,
-            tuple(self.held_back),
+            tuple(self.held_back), self.labels.made,
         )  # fmt: skip
 
     # -- keeping and resuming --------------------------------------------------------------------------

@@ -86,6 +86,8 @@ class Labels:
         self.last: tuple[tuple[int, int], Block] | None = None
         self.used = 0
         self.seconds = 0.0
+        self.made = 0
+        """Rows, each time they were made."""
         self.layouts: tuple[Layout | None, ...] = ()
         features = len(self.block(0, 0).features)
         self.weights = targets.weights or (1.0,) * features
@@ -115,6 +117,7 @@ class Labels:
         else:
             self.last = (key, made)
         self.seconds += time.perf_counter() - start
+        self.made += len(inputs[0])
         return made
 
     def measure(self, rows: int | None = SPREAD_ROWS, progress: Callable[[int, int], None] | None = None) -> None:

@@ -69,6 +69,8 @@ class Log:
     """For every feature, whether it has one value for all inputs."""
     held_back: tuple[tuple[int, float], ...] = ()
     """(steps, loss on samples that are not trained on), some times in a run; nothing unless it is measured."""
+    labelled: int = 0
+    """Rows that `label_seconds` went into."""
 
     @property
     def steps(self) -> int:

@@ -42,19 +42,19 @@ class Fake:
 def test_trained_methods_get_the_same_time_and_cells_are_kept(tmp_path: Path, capsys: Any) -> None:
     case: Any = Fake()
     course = Course(case, tmp_path, Ledger(tmp_path / "methods.json"), 23.0)
-    methods = [BY_NAME[name] for name in ("average", "foldable", "auto", "ties")]
+    methods = [BY_NAME[name] for name in ("average", "align", "auto", "ties")]
     course.run(methods, [16], 1)
     assert case.asked == [
         {"method": "average"},
-        {"method": "foldable", "steps": 20},
-        {"method": "foldable", "steps": 60},
-        {"method": "foldable", "steps": 1000},
+        {"method": "align", "steps": 20},
+        {"method": "align", "steps": 60},
+        {"method": "align", "steps": 1000},
         {"method": "auto", "budget": 23.0},
     ]
     rows = {row["method"]: row for row in course.ledger.rows()}
-    assert set(rows) == {"parents", "average", "foldable", "auto"}
-    assert rows["foldable"]["share"] == 0.5
-    assert rows["foldable"]["cpu_seconds"] == 23
+    assert set(rows) == {"parents", "average", "align", "auto"}
+    assert rows["align"]["share"] == 0.5
+    assert rows["align"]["cpu_seconds"] == 23
     assert "skipped: ties of fake: no" in capsys.readouterr().out
     course.run(methods[:3], [16], 1)
     assert len(case.asked) == 5

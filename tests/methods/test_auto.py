@@ -12,6 +12,7 @@ from torch import nn
 import fxmerge
 from benchmarks.models import GPT
 from fxmerge.errors import OptionError
+from fxmerge.methods.trial import NO_TRIALS
 from fxmerge.samples.pool import Pools
 from tests.methods.test_condense import parent
 
@@ -104,6 +105,15 @@ def test_a_budget_is_steps_that_there_is_time_for() -> None:
         for seconds in (0.5, 4.0)
     )
     assert few.result["training"]["steps"] < many.result["training"]["steps"]
+
+
+def test_a_budget_without_time_for_trials_trains_the_likeliest_start() -> None:
+    programs, data = two()
+    how = {name: value for name, value in SHORT.items() if name != "steps"}
+    result = fxmerge.merge(programs, data=data, **how, budget=0.01).result
+    assert result["init"] == "condense"
+    assert len(result["training"]["chosen"]["tried"]) == 1
+    assert any(NO_TRIALS in note for note in result["notes"])
 
 
 def test_a_start_that_cannot_be_made_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,65 @@
+"""A budget of seconds turned into steps, by what a short run took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fxmerge.training.pool import Pool
+from fxmerge.training.settings import Log, Settings
+
+MOST = 10_000_000
+"""No budget asks for more steps."""
+SPARED = 0.97
+"""Of the time that is left, this share is planned for: steps are not all alike."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time until which a method may try and train."""
+
+    until: float
+    """By `time.perf_counter`."""
+
+    @classmethod
+    def of(cls, seconds: float) -> Clock:
+        return cls(time.perf_counter() + seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.until - time.perf_counter()
+
+    def most(self, cost: Callable[[int], float], fewest: int) -> int:
+        """The most steps whose cost, in seconds, fits into what is left; `fewest` where not even they do."""
+        low, high, seconds = fewest, fewest, SPARED * self.left
+        while high < MOST and cost(high) <= seconds:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if cost(middle) <= seconds else (low, middle)
+        return low
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a short run took, in seconds."""
+
+    step: float
+    row: float
+    """To make a row of the pool, and what the parents say of it."""
+    look: float
+    """To judge the student by held-back inputs."""
+
+    @classmethod
+    def of(cls, log: Log, look: float) -> Pace:
+        return cls(log.seconds / log.steps, log.label_seconds / max(log.labelled, 1), look)
+
+    def run(self, steps: int, pool: Pool, settings: Settings) -> float:
+        """Of training itself: rows are made when they are first read."""
+        return steps * self.step + min(steps * settings.batch_size, pool.rows) * self.row
+
+    def trial(self, steps: int) -> float:
+        """Of a trial whose rows are there."""
+        return steps * self.step + self.look

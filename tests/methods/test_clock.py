@@ -1,0 +1,44 @@
+"""A budget of seconds: what fits into it, and methods that keep to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import fxmerge
+from fxmerge.methods.clock import SPARED, Clock, Pace
+from fxmerge.methods.trial import FEWEST, NO_TRIALS
+from fxmerge.training.pool import Pool
+from fxmerge.training.settings import Log, Settings
+from tests.methods.test_auto import SHORT, two
+
+PACE = Pace.of(Log((1.0,) * 10, seconds=5.0, label_seconds=2.0, samples_per_second=1.0, labelled=100), look=3.0)
+
+
+def test_a_run_costs_its_steps_and_the_rows_that_it_reads_first() -> None:
+    pool, settings = Pool.of([torch.zeros(50, 2)]), Settings(batch_size=10)
+    assert PACE.run(3, pool, settings) == pytest.approx(3 * 0.5 + 30 * 0.02)
+    assert PACE.run(300, pool, settings) == pytest.approx(300 * 0.5 + 50 * 0.02)
+    assert PACE.trial(4) == pytest.approx(4 * 0.5 + 3)
+
+
+def test_as_many_steps_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxmerge.methods.clock.time.perf_counter", lambda: 100.0)
+    clock = Clock.of(50.0)
+    most = clock.most(lambda steps: 7 + 0.1 * steps, 20)
+    assert 7 + 0.1 * most <= SPARED * 50 < 7 + 0.1 * (most + 1)
+    assert clock.most(lambda steps: 60.0, 20) == 20
+
+
+@pytest.mark.parametrize("method", ["foldable", "distill"])
+def test_trained_methods_keep_to_a_budget(method: str) -> None:
+    programs, data = two()
+    how: dict[str, Any] = {**{k: v for k, v in SHORT.items() if k != "steps"}, "method": method}
+    none = fxmerge.merge(programs, data=data, **how, budget=0.01).result
+    assert none["training"]["steps"] == FEWEST
+    assert any(NO_TRIALS in note for note in none["notes"])
+    some = fxmerge.merge(programs, data=data, **how, budget=3.0).result
+    assert some["training"]["steps"] > FEWEST
+    assert not any(NO_TRIALS in note for note in some["notes"])
