@@ -13,6 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, TypeAlias
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor, fx
 from fxmerge.coupling import Call, Rule, RuleSet, Signature, signature
 from fxmerge.coupling.axes import Axis, Class, Coupler, factors, segments
 from fxmerge.coupling.factors import Factor, factor_in, scales_with
-from fxmerge.coupling.law import Apply, Expr, Operand, Sum, added_in, names, normed_in, parse
+from fxmerge.coupling.law import Apply, Expr, Operand, Sum, added_in, names, neutral_in, normed_in, parse
 from fxmerge.coupling.move import Move
+from fxmerge.coupling.signature import labels_of
 from fxmerge.coupling.views import Held, restore
 from passes.rules import BUILTIN
 
@@ -116,6 +118,26 @@ class Operators:
         found = signature(self.rules, node)
         names = added_in(parse(found.law)) if found is not None and found.law else frozenset()
         return frozenset(operands[name] for name in names if name in operands)
+
+    def neutral(self, node: fx.Node) -> dict[str, float]:
+        """Operands that a call may be given or not, by name, with the number that changes nothing if it holds that."""
+        _, law = self._lawful(node)
+        schema = getattr(node.target, "_schema", None)
+        if law is None or schema is None:
+            return {}
+        optional = {each.name for each in schema.arguments if str(each.type) == "Optional[Tensor]"}
+        return {name: number for name, number in neutral_in(law).items() if name in optional}
+
+    def neutral_shape(self, node: fx.Node, like: fx.Node, name: str) -> tuple[int, ...] | None:
+        """The shape that an operand of a call would have, as the call `like` it has one; None where that is open."""
+        own, other = signature(self.rules, node), signature(self.rules, like)
+        if own is None or other is None or own.law != other.law or name not in other.names:
+            return None
+        term = other.operands[other.names.index(name)]
+        sizes = {**own.sizes, "1": 1}
+        if term is None or any(label not in sizes for axis in term for label in labels_of(axis)):
+            return None
+        return tuple(prod(sizes[label] for label in labels_of(axis)) for axis in term)
 
     def sums(self, node: fx.Node) -> bool:
         """Whether a call is the plain sum of its two operands."""

@@ -174,6 +174,25 @@ def added_in(expr: Expr) -> frozenset[str]:
     return frozenset()
 
 
+def neutral_in(expr: Expr) -> dict[str, float]:
+    """Operands that leave the formula as it is when they hold this number everywhere: 0 if added, 1 if a factor.
+
+    >>> neutral_in(parse("isotropic(input, d) * weight + bias"))
+    {'weight': 1.0, 'bias': 0.0}
+    """
+    found: dict[str, float] = {}
+    match expr:
+        case Sum(terms):
+            for term in terms:
+                found |= {term.name: 0.0} if isinstance(term, Operand) else neutral_in(term)
+        case Product(factors):
+            for factor in factors:
+                found |= {factor.name: 1.0} if isinstance(factor, Operand) else {}
+                found |= neutral_in(factor) if isinstance(factor, Product) else {}
+    parts = expr.terms if isinstance(expr, Sum) else expr.factors if isinstance(expr, Product) else ()
+    return {name: number for name, number in found.items() if sum(name in names(part) for part in parts) == 1}
+
+
 @dataclass(frozen=True)
 class Normed:
     """An operand that is normed along some labels: what it is multiplied by and what is added acts on each entry."""

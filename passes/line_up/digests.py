@@ -62,8 +62,11 @@ class Described:
     """Whether its two operands may stand in either order."""
 
 
-def describe(node: fx.Node, operators: Operators) -> Described:
-    """The description of a node of a program. An input's says nothing of which input it is."""
+def describe(node: fx.Node, operators: Operators, *, bare: bool = False) -> Described:
+    """The description of a node of a program. An input's says nothing of which input it is.
+
+    `bare`: without the tensors of the model that the call could do without (`Operators.neutral`).
+    """
     value = _kind(node.meta.get("val"))
     if node.op != "call_function":
         return Described(Description(node.op, (), (("value", value),)), (), {})
@@ -71,8 +74,9 @@ def describe(node: fx.Node, operators: Operators) -> Described:
     sizes: dict[str, fx.Node] = {}
     tokens: list[tuple[str, Token]] = [("value", value)]
     told, spelt = operators.numbers(node), operators.sizes(node)
+    spared = operators.neutral(node) if bare else {}
     for name, argument in Call.of(node).arguments.items():
-        if name not in IGNORED:
+        if name not in IGNORED and not (name in spared and is_spare(argument)):
             free = name in FREE.union(spelt) or (name in told and not _is_whole(node))
             token = _token(node, name, argument, name, operands, sizes, free=free)
             tokens.append((name, token))
@@ -80,6 +84,11 @@ def describe(node: fx.Node, operators: Operators) -> Described:
     plain = dict(tokens).get("alpha", ("number", 1.0)) == ("number", 1.0)
     commutes = len(operands) == 2 and plain and operators.commutes(node)
     return Described(description, tuple(operand for _, operand in operands), sizes, commutes)
+
+
+def is_spare(argument: Any) -> bool:
+    """Whether an operand is left out, or a tensor of the model itself."""
+    return argument is None or (isinstance(argument, fx.Node) and argument.op == "get_attr")
 
 
 def _kind(value: Any) -> Token:
@@ -195,6 +204,8 @@ class StructureOf:
     operators: Operators = OPERATORS
     named: bool = False
     """Whether inputs are told apart by their names; otherwise by their order."""
+    bare: bool = False
+    """Whether calls are described without the tensors of the model that they could do without."""
 
     def __call__(self, program: Program) -> Structure:
         inputs = input_names(program, named=self.named)
@@ -203,7 +214,7 @@ class StructureOf:
         for node in program.graph.nodes:
             if node.op == "output" or not has_tensor(node):
                 continue
-            found = described[node] = describe(node, self.operators)
+            found = described[node] = describe(node, self.operators, bare=self.bare)
             below = [hashes[operand] for operand in found.operands]
             trained = node.op == "get_attr" and node.target in program.parameters
             own = repr((found.description, inputs.get(node), trained, found.commutes)).encode()

@@ -12,6 +12,7 @@ from fxmerge.pipeline import Known, Pass, Pipeline, Run
 from fxmerge.pipeline.passes import Use, use_of
 from fxmerge.rewrite import Rewrite, apply
 from passes.line_up.carry_moves.carry import carry_moves
+from passes.line_up.fill_in import fill_in
 from passes.line_up.fold_rows import fold_rows
 from passes.line_up.masks import plain_masks
 from passes.line_up.order_sums import order_sums
@@ -127,6 +128,17 @@ def line_up_all(
 
 
 def _in_line(parents: Sequence[Program], template: int, operators: Operators) -> list[Program]:
+    """`parents` if they line up, or with what calls leave out that others have; raises `LineUpError`."""
+    try:
+        return _paired(parents, template, operators)
+    except LineUpError as error:
+        try:
+            return _paired(fill_in(parents, template, operators), template, operators)
+        except LineUpError:
+            raise error from None
+
+
+def _paired(parents: Sequence[Program], template: int, operators: Operators) -> list[Program]:
     for other in parents:
         line_up(parents[template], other, operators)
     return list(parents)

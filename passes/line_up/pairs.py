@@ -36,10 +36,18 @@ def line_up(template: Program, other: Program, operators: Operators = OPERATORS)
 
 
 def pair_values(
-    template: Program, other: Program, roots: Sequence[tuple[fx.Node, fx.Node]], operators: Operators = OPERATORS
+    template: Program,
+    other: Program,
+    roots: Sequence[tuple[fx.Node, fx.Node]],
+    operators: Operators = OPERATORS,
+    *,
+    bare: bool = False,
 ) -> Pairs:
-    """`line_up` for what these pairs of values are computed from, whatever else the two programs do."""
-    pairs = _Pairs(template, other, operators)
+    """`line_up` for what these pairs of values are computed from, whatever else the two programs do.
+
+    `bare`: tensors of the models that calls could do without are left out, whoever has them.
+    """
+    pairs = _Pairs(template, other, operators, bare)
     pairs.compare(roots)
     for a, b in roots:
         pairs.match(a, b)
@@ -50,11 +58,11 @@ def pair_values(
 class _Pairs:
     """The walk: explicit stacks, because a deep model is deeper than Python's recursion limit."""
 
-    def __init__(self, template: Program, other: Program, operators: Operators) -> None:
+    def __init__(self, template: Program, other: Program, operators: Operators, bare: bool = False) -> None:
         self.template, self.other = template, other
         inputs = [[port.name for port in program.inputs] for program in (template, other)]
         self.named = len(inputs[0]) != len(inputs[1]) or set(inputs[0]) == set(inputs[1])
-        structure = StructureOf(operators, self.named)
+        structure = StructureOf(operators, self.named, bare)
         self.names = [input_names(program, named=self.named) for program in (template, other)]
         self.constants = [Constants(p, operators.rules, p.parameters) for p in (template, other) if self.named]
         self.ours, self.theirs = template.get(structure), other.get(structure)

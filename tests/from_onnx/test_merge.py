@@ -143,3 +143,20 @@ def test_vectors_of_one_number_that_an_exporter_stored_once_are_no_tied_weights(
         merged = fxmerge.merge(parents, method="average", out=str(tmp_path / "m.onnx"), overwrite=True)
         assert merged.result["checks"]["onnx_max_abs"] < 1e-5
         assert any("one number throughout" in note for note in merged.result["notes"])
+
+
+def test_a_file_whose_zero_biases_were_dropped_merges_with_one_that_has_them(nets: Paths, tmp_path: Path) -> None:
+    model = onnx.load(nets[1])
+    for node in model.graph.node:
+        if node.op_type in ("Gemm", "LayerNormalization"):
+            del node.input[2:]
+    [last] = [node for node in model.graph.node if "last.bias" in node.input]
+    model.graph.node.remove(last)
+    model.graph.node[-1].output[0] = "scores"
+    onnx.save(model, tmp_path / "b.onnx")
+    x = torch.randn(16, 6)
+    bare = load(tmp_path / "b.onnx")
+    torch.testing.assert_close(bare(x), run_onnx(tmp_path / "b.onnx", {"x": x})["scores"], rtol=1e-4, atol=1e-5)
+    merged = fxmerge.merge([load(nets[0]), bare], method="average", data=x)
+    assert [each["role"] for each in merged.result["parents"]] == ["merged", "merged"]
+    assert merged.result["checks"]["rewrite_max_abs"] < 1e-6
