@@ -35,8 +35,8 @@ SHARE = {1: 100, 2: 60}
 """Of the steps, in percent, by the number of stages: those of the first."""
 STEADY = 0.25
 """Scores of an order are ahead by what this share of all steps, all in one direction, would make up for."""
-FLAT = 1e-5
-"""An error halfway that leaves nothing to learn."""
+FLAT = torch.finfo(torch.float32).eps
+"""An error halfway, as a share of the answers' variance, that leaves nothing to learn."""
 
 
 @dataclass(frozen=True)

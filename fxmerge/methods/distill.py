@@ -10,7 +10,8 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Init, Job, Outcome, Trained
 from fxmerge.methods.inits import FromAverage, folded
-from fxmerge.methods.student import student_of, train, trainable, unreached
+from fxmerge.methods.kept import train_or_keep
+from fxmerge.methods.student import student_of, trainable, unreached
 from fxmerge.methods.trial import begin
 
 
@@ -30,7 +31,7 @@ class Distill(Trained):
 
     def __call__(self, job: Job) -> Outcome:
         begun = begin(job, self.start, self.budget)
-        student, log = train(begun.program, begun.supernet, begun.job)
+        student, log = train_or_keep(begun.program, begun.supernet, begun.job)
         return Outcome(
             begun.program,
             init=begun.init,

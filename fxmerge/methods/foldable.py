@@ -13,9 +13,10 @@ from fxmerge.ir.verify import GradientWatch
 from fxmerge.methods.about import About
 from fxmerge.methods.base import Init, Job, Outcome, Trained
 from fxmerge.methods.inits import FromAverage
+from fxmerge.methods.kept import train_or_keep
 from fxmerge.methods.polish import polished
 from fxmerge.methods.sequential import one_after_the_other
-from fxmerge.methods.student import student_of, train, trainable, unreached
+from fxmerge.methods.student import student_of, trainable, unreached
 from fxmerge.methods.trial import begin
 
 WIDE = 256
@@ -57,7 +58,7 @@ class Foldable(Trained):
             return polished(job, outcome, net, self.name, self.polish) if self.polish else outcome
         begun = begin(job, self.start, self.budget)
         watch = GradientWatch(begun.supernet.maps())
-        student, log = train(begun.program, begun.supernet, begun.job)
+        student, log = train_or_keep(begun.program, begun.supernet, begun.job)
         watch.close()
         outcome = Outcome(
             begun.supernet.program,

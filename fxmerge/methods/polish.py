@@ -27,9 +27,9 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job, Outcome, Stage
 from fxmerge.methods.clock import Clock, Pace
 from fxmerge.methods.groups import groups_of
-from fxmerge.methods.judge import judge
+from fxmerge.methods.kept import train_or_keep
 from fxmerge.methods.mixing import Mixed, mixing
-from fxmerge.methods.student import groups, student_of, targets_of, train, trainable, unreached
+from fxmerge.methods.student import groups, student_of, targets_of, trainable, unreached
 from fxmerge.methods.trial import FEWEST, NO_TRIALS, TRIED, with_best_augmentation
 from fxmerge.training.fit import fit_labelled, labels_of, score_labelled
 from fxmerge.training.labels import Labels
@@ -113,10 +113,7 @@ def polish(job: Job, starts: Sequence[Start], steps: int, clock: Clock | None = 
     supernet, program = best.start.supernet, best.start.program
     before = frozen(program)
     job = replace(job, settings=best.settings(job.settings, steps))
-    student, log = train(program, supernet, job)
-    if (told := _no_better(job, supernet, before, program)) is not None:
-        job.notes.append(told)
-        _restore(program, before)
+    student, log = train_or_keep(program, supernet, job)
     return Outcome(
         program,
         init=best.start.name,
@@ -131,29 +128,6 @@ def polish(job: Job, starts: Sequence[Start], steps: int, clock: Clock | None = 
         mixed=best.start.mixed,
         chosen={"start": best.start.name, "optimizer": best.optimizer, "lr": best.rate, "tried": search.said()},
     )
-
-
-def _no_better(job: Job, supernet: SuperNet, before: Program, after: Program) -> str | None:
-    """Why the start is to be kept: after training it is no nearer to the parents on inputs that trials held back.
-
-    Training saw these inputs, so this says little of small gains; but a start that is exact is not to be lost.
-    """
-    if job.pools is None or not job.pools.triable:
-        return None
-    with judge(job, supernet) as score:
-        start, trained = 1 - score(before), 1 - score(after)
-    return (
-        f"the start is kept: training brought its error from {start:.2g} to {trained:.2g}" if start <= trained else None
-    )
-
-
-@torch.no_grad()
-def _restore(program: Program, before: Program) -> None:
-    """Put the values that a program had `before` into its tensors and maps."""
-    for name, tensor in program.tensors.items():
-        tensor.copy_(before.tensors[name])
-    for name, module in program.maps.items():
-        module.load_state_dict(before.maps[name].state_dict())
 
 
 def polished(job: Job, outcome: Outcome, supernet: SuperNet, name: str, steps: int) -> Outcome:

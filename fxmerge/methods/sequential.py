@@ -20,7 +20,8 @@ from fxmerge.ir.verify import GradientWatch
 from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.inits import find_init
-from fxmerge.methods.student import train, trainable, unreached
+from fxmerge.methods.kept import train_or_keep
+from fxmerge.methods.student import trainable, unreached
 from fxmerge.training.settings import Log
 
 EVEN = "average"
@@ -93,7 +94,7 @@ def _stage(job: Job, supernet: SuperNet, group: Sequence[int], steps: int) -> tu
     short = replace(job, settings=replace(job.settings, steps=steps), state=None)
     watch = GradientWatch(supernet.maps())
     program: Program = job.hoist(supernet.program)
-    student, log = train(program, alone, short)
+    student, log = train_or_keep(program, alone, short)
     watch.close()
     return log, unreached(student, log, short, watch), trainable(student)
 

@@ -101,11 +101,16 @@ def score_labelled(student: nn.Module, labels: Labels, settings: Settings) -> tu
     """`score` on a pool whose teachers are at hand."""
     labels.measure(rows=None)
     pool, errors = labels.pool, [0.0] * len(labels.measures)
-    for table, number in pool.blocks():
-        everything = torch.arange(len(labels.block(table, number).inputs[0]))
-        for rows in torch.split(everything, settings.batch_size):
-            found = _errors(student, Part(table, number, rows), labels, settings)
-            errors = [e + float(f) * len(rows) / pool.rows for e, f in zip(errors, found, strict=True)]
+    home = next((p.device for p in student.parameters()), torch.device("cpu"))
+    try:
+        student.to(settings.device)
+        for table, number in pool.blocks():
+            everything = torch.arange(len(labels.block(table, number).inputs[0]))
+            for rows in torch.split(everything, settings.batch_size):
+                found = _errors(student, Part(table, number, rows), labels, settings)
+                errors = [e + float(f) * len(rows) / pool.rows for e, f in zip(errors, found, strict=True)]
+    finally:
+        student.to(home)
     return tuple(1 - error for error in errors)
 
 

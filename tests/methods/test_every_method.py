@@ -27,8 +27,14 @@ from tests.methods.test_condense import parent
 ORDERS: tuple[Kind, ...] = ("permutation",)
 SIGNS: tuple[Kind, ...] = ("permutation", "sign")
 SCALES: tuple[Kind, ...] = ("permutation", "scale")
-EXACT, FITTED, TRAINED = 1e-5, 1e-4, 3e-2
-"""Kept: up to rounding; what a ridge of next to nothing leaves; what steps of training away from an optimum leave."""
+TURNS: tuple[Kind, ...] = ("permutation", "dense")
+EXACT, FITTED = 1e-5, 1e-4
+"""Kept: up to rounding; what a ridge of next to nothing leaves."""
+SHORT = 'steps=4,augment="none"'
+SITES: list[tuple[str, tuple[Kind, ...]]] = [
+    ("experts", ORDERS), ("resnet", ORDERS), ("llama", ORDERS), ("vit-fused", TURNS)
+]  # fmt: skip
+"""Experts and a router, channels, groups of queries with planes and gates, heads that turn."""
 CONDENSE = "condense{ridge=1e-8,rows=200,balance=[1 1]}"
 
 
@@ -84,6 +90,8 @@ NETS: Mapping[str, Callable[[], nn.Module]] = {
 
 
 def net(family: str, rows: int = 96) -> tuple[Program, dict[str, Tensor]]:
+    if family == "llama":
+        return llama()
     if family not in NETS:
         return parent(family, 1, "a")
     torch.manual_seed(1)
@@ -108,9 +116,11 @@ KEPT: list[tuple[str, str, tuple[Kind, ...], float]] = [
     ("pleas{ridge=0}", "relu", ORDERS, EXACT),
     (CONDENSE, "relu", SCALES, FITTED),
     ("auto{init=permute,polish=0}", "relu", ORDERS, EXACT),
-    ("auto{init=permute,steps=20,augment=vector}", "relu", ORDERS, TRAINED),
-    ("foldable{init=permute,steps=20,augment=vector}", "relu", ORDERS, TRAINED),
-    ("distill{init=permute,steps=20,augment=vector}", "relu", ORDERS, TRAINED),
+    ("auto{init=permute,steps=20,augment=vector}", "relu", ORDERS, EXACT),
+    *((f"{each}{{init=permute,steps=20,augment=vector}}", "relu", ORDERS, EXACT) for each in ("foldable", "distill")),
+    *((f"align{{{SHORT}}}", family, kinds, EXACT) for family, kinds in SITES[:3]),
+    *((f"foldable{{init=rotate,{SHORT}}}", family, kinds, EXACT) for family, kinds in SITES),
+    (f"distill{{init=rotate,{SHORT}}}", "vit-fused", TURNS, EXACT),
     *((each, "relu", (), EXACT) for each in ("average", "task-arithmetic{scale=0.5}", "ties{density=1}")),
     *((each, "relu", (), EXACT) for each in ("dare{density=1}", "fisher", "regmean")),
 ]
@@ -142,7 +152,7 @@ def test_every_method_is_here() -> None:
 @pytest.mark.parametrize(("method", "family", "kinds", "most"), KEPT)
 def test_what_the_group_holds_is_undone(method: str, family: str, kinds: tuple[Kind, ...], most: float) -> None:
     first, x = net(family)
-    second = planted(first, kinds) if kinds else dataclasses.replace(first, task="b")
+    second = planted(first, kinds, stretched=kinds != TURNS) if kinds else dataclasses.replace(first, task="b")
     assert bool(kinds) == any(not torch.equal(first.tensors[n], second.tensors[n]) for n in first.parameters)
     found, _ = miss([first, second], x, method)
     assert found < most
