@@ -52,8 +52,9 @@ def merge(result: Mapping[str, Any]) -> RenderableType:
     if command := eval_command(result):
         parts.append(Text(f"accuracy, where the samples hold labels: {command}", style="dim"))
     total = sum(result["seconds"].values())
-    where = f"written: {result['out']}" if result["out"] and result["checks"] else "nothing was written (--dry-run)"
-    parts.append(Text(f"{where}   ({duration(total)}, {result['peak_rss_mib']:,} MiB)", style="bold"))
+    said = f"written: {result['out']}   ({duration(total)}, {result['peak_rss_mib']:,} MiB)"
+    is_written = result["out"] and result["checks"]
+    parts.append(Text(said if is_written else "nothing was written (--dry-run)", style="bold"))
     return Group(*parts)
 
 

@@ -15,6 +15,7 @@ from fxmerge.output.formats import save_model
 from fxmerge.pipeline.format import Content, check_suffix
 from fxmerge.pipeline.knowledge import Plan
 from fxmerge.sources.load import load
+from fxmerge.sources.said import metadata_in
 from fxmerge.version import __version__
 
 
@@ -30,7 +31,8 @@ def export(
 ) -> float:
     """Write a model in the format of the suffix of `out`; the largest difference of what was written, read back.
 
-    Inputs, outputs and dynamic axes keep the model's own names. `options` are those of `fxmerge.load`.
+    Inputs, outputs and dynamic axes keep the model's own names; a merged model stays one, whatever it was written as.
+    `options` are those of `fxmerge.load`.
     Raises `VerificationError`, and writes nothing, if what was written computes something else.
     """
     installed = known(extensions)
@@ -40,8 +42,10 @@ def export(
     written = knowledge().pipeline(Plan((program.task,))).run("merged", program, installed)
     todo = "nothing was written; write it in another format, and please report it"
     require("the model as it would be written", compare_runs(written, program), max(tolerance, floor(program)), todo)
-    metadata = {"fxmerge.version": __version__}
+    said = metadata_in(program)
+    metadata = {**said, "fxmerge.version": __version__}
     if not isinstance(source, Program):
         metadata["fxmerge.source"] = sha256(source)
-    content = Content(written, metadata, {}, {program.task: program.assets}, rules=installed.rules)
+    assets = {} if said else {program.task: program.assets}
+    content = Content(written, metadata, {}, assets, rules=installed.rules)
     return largest(save_model(content, out, opset=opset, overwrite=overwrite, tolerance=tolerance))

@@ -18,7 +18,7 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.shapes import first_unsized
 from fxmerge.messages import nearest
 from fxmerge.result import ParentFacts
-from fxmerge.samples.fit import Raw, fit, named_tensors, rows_first
+from fxmerge.samples.fit import fit_given
 from fxmerge.samples.images import picture_port, preprocessing, put_settings
 from fxmerge.samples.load import Reading, Samples, load_samples
 from fxmerge.sources import load as sources
@@ -71,25 +71,15 @@ def samples_of(program: Program, value: Any, config: MergeConfig) -> Samples:
     """Samples of a parent, from tensors, from arrays as a file holds them, or from a file; without any, its own."""
     if value is None:
         return Samples(dict(program.samples))
-    arrays = {program.inputs[0].name: value} if isinstance(value, np.ndarray) else value
-    if isinstance(arrays, Mapping) and any(isinstance(each, np.ndarray) for each in arrays.values()):
-        how = Reading(batch_axis=config.batch_axis, strict=config.strict_data)
-        return fit(Raw(arrays, as_model=True), program, f"the samples of {program.task}", how)
-    if isinstance(value, Tensor | Mapping):
-        named = {program.inputs[0].name: value} if isinstance(value, Tensor) else named_tensors(value)
-        return Samples(_as_wide(rows_first(named, program, config.batch_axis), program))
+    how = Reading(batch_axis=config.batch_axis, strict=config.strict_data, labels=False)
+    if isinstance(value, np.ndarray | Tensor | Mapping):
+        return fit_given(value, program, f"the samples of {program.task}", how)
     if not isinstance(value, str | Path):
         raise DataError(
             f"the samples of {program.task} are a {type(value).__name__}",
             "give a tensor or array, a dict of them by input name, or a path, or a dict of these by task",
         )
-    return load_samples(value, program, Reading(batch_axis=config.batch_axis, strict=config.strict_data, labels=False))
-
-
-def _as_wide(tensors: Mapping[str, Tensor], program: Program) -> dict[str, Tensor]:
-    """Floating-point numbers in the type that the model takes; arrays of a file are read so too."""
-    kinds = {port.name: port.dtype for port in program.inputs if port.dtype.is_floating_point}
-    return {n: t.to(kinds.get(n, t.dtype)) if t.is_floating_point() else t for n, t in tensors.items()}
+    return load_samples(value, program, how)
 
 
 def facts_of(source: Parent, program: Program, joined: Program) -> ParentFacts:

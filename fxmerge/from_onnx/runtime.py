@@ -6,8 +6,10 @@ import glob
 import importlib
 import math
 import os
+import shlex
 import sys
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from torch import Tensor
 from fxmerge.errors import SourceError, VerificationError
 from fxmerge.io.child import ChildError, ask
 from fxmerge.io.files import weights_beside
-from fxmerge.io.guard import check_file
+from fxmerge.io.guard import check_file, reading
 from fxmerge.ir.difference import Difference, difference, largest
 from fxmerge.ir.port import Runnable
 from fxmerge.ir.program import Port, Program
@@ -57,6 +59,7 @@ class OnnxModel:
         if not os.path.lexists(path):
             raise SourceError(f"{path}: no such file", "give the path of an ONNX model")
         check_file(Path(path), todo="give the path of an ONNX model")
+        _check_kind(Path(path))
         if strange:
             _try(Path(path))
         try:
@@ -177,6 +180,21 @@ def _try(path: Path) -> None:
             pass
     except ChildError as error:
         raise SourceError(f"{path}: ONNX Runtime cannot open it: {_line(error)}", "give an ONNX model") from error
+
+
+def _check_kind(path: Path) -> None:
+    """Raise `SourceError` with what writes it as ONNX, if a file is a model of another kind."""
+    if not zipfile.is_zipfile(path):
+        return
+    with reading(path), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if "bundle.json" in names or any(name.endswith("/archive_format") for name in names):
+        out = path.with_suffix(".onnx")
+        while out.exists():
+            out = out.with_stem(f"{out.stem}_")
+        kind = "a bundle" if "bundle.json" in names else "an archive of torch.export"
+        command = shlex.join(["fxmerge", "export", str(path), "--out", str(out)])
+        raise SourceError(f"{path} is no ONNX model but {kind}", f"write it as ONNX first: {command}")
 
 
 def _port(value: Any, path: str | Path) -> Port:

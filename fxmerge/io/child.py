@@ -21,11 +21,11 @@ from typing import IO, Any
 MEMORY = 3 << 29
 """Bytes of memory a worker may take beside what it is given."""
 
-SECONDS = 6
-"""Processor time a worker may take for one answer."""
+SECONDS = 20
+"""Processor time a worker may take for one answer: beside other work it takes a multiple of what it takes alone."""
 
 WALL = 60
-"""Seconds that may pass before an answer where processor time is not bounded, or the machine is busy."""
+"""Seconds that may pass before an answer where the machine is not busy: a worker may wait, and compute nothing."""
 
 RATE = 32 << 20
 """Bytes of a file that are worth a second more."""
@@ -101,7 +101,7 @@ class Talk:
         assert self._process.stdin is not None and self._process.stdout is not None
         late = threading.Event()
         try:
-            with _Alarm(self._process, late, WALL):
+            with _Alarm(self._process, late, _wall()):
                 with suppress(BrokenPipeError):
                     _write(self._process.stdin, question, data)
                 answer = _read(self._process.stdout)
@@ -133,7 +133,7 @@ def _answers(process: subprocess.Popen[bytes], head: dict[str, Any], data: bytes
         with suppress(BrokenPipeError), process.stdin as stream:
             _write(stream, {**head, "seconds": SECONDS}, data)
         while True:
-            with _Alarm(process, late, WALL + head["size"] // RATE):
+            with _Alarm(process, late, _wall(head["size"])):
                 answer = _read(process.stdout)
             if answer is None:
                 raise ChildError(_end(process.wait(), late.is_set()))
@@ -179,10 +179,19 @@ def serve() -> None:
         _write(out, {"error": text}, b"")
 
 
+def _wall(size: int = 0) -> float:
+    """Seconds that may pass before an answer about so many bytes: more where others want the processors too."""
+    try:
+        load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (AttributeError, OSError):  # Windows, and systems that do not say
+        load = 0.0
+    return (WALL + size // RATE) * max(1.0, load)
+
+
 class _Alarm:
     """Kill the process if this block takes too long."""
 
-    def __init__(self, process: subprocess.Popen[bytes], late: threading.Event, seconds: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], late: threading.Event, seconds: float) -> None:
         def stop() -> None:
             late.set()
             process.kill()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fxmerge.errors import FxmergeError
+from fxmerge.from_onnx.metadata import TASKS
 from fxmerge.from_onnx.runtime import OnnxModel, compare_runs
 from fxmerge.io.files import atomic_write
 from fxmerge.io.tensor_files import write_tensors, written_by_torch
@@ -26,6 +27,7 @@ from fxmerge.output.onnx import export_onnx, retrace
 from fxmerge.output.task_folders import EXACT, HEADS, WEIGHTS, write_task_folder, write_weights
 from fxmerge.pipeline.format import Content, Format
 from fxmerge.sources.bundle import load_bundle, save_bundle
+from fxmerge.sources.said import SAID, said_of
 
 
 def save_model(
@@ -73,7 +75,7 @@ def _write_pt2(content: Content, path: Path, opset: int | None) -> None:
     exported = retrace(content.program, content.rules)
     with warnings.catch_warnings(), written_by_torch(path) as file:
         warnings.simplefilter("ignore")  # it warns of weights that share storage
-        torch.export.save(exported, file)
+        torch.export.save(exported, file, extra_files=_said(content))
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,15 @@ def _read_pt2(path: Path, program: Program) -> Runnable:
 
 
 def _write_bundle(content: Content, path: Path, opset: int | None) -> None:
-    save_bundle(content.program, path)
+    said = {name: text.encode() for name, text in _said(content).items()}
+    save_bundle(content.program.evolve(assets={**content.program.assets, **said}), path)
+
+
+def _said(content: Content) -> dict[str, str]:
+    """What a merged model says of itself, as a file by its name; nothing of a model alone."""
+    if TASKS not in content.metadata:
+        return {}
+    return {SAID: said_of(content.program, {**content.metadata, **pack(content.assets)}).decode()}
 
 
 def _write_weights(content: Content, path: Path, opset: int | None) -> None:

@@ -81,6 +81,16 @@ def fit(raw: Raw, program: Program, where: str, reading: Reading = USUAL, broken
     return Samples(inputs, labels, (*notes, *broken.notes(where)), broken.count)
 
 
+def fit_given(value: Any, program: Program, where: str, reading: Reading = USUAL) -> Samples:
+    """`fit` for a tensor or array given in Python, or several by input name, nested as the model takes them."""
+    named = named_tensors(value) if isinstance(value, Mapping) else {program.inputs[0].name: value}
+    for name, each in named.items():
+        if not isinstance(each, Tensor | np.ndarray):
+            raise DataError(f"{where}: {name} is a {type(each).__name__}, not a tensor", wanted(program))
+    held = {name: each.detach() if isinstance(each, Tensor) else each for name, each in named.items()}
+    return fit(Raw(held, as_model=True), program, where, reading)
+
+
 def _whole(inputs: Mapping[str, Tensor], by_row: frozenset[str], where: str, broken: Broken) -> Tensor | None:
     """Which rows hold finite numbers alone; None where all do, or none, and where arrays have other numbers of rows."""
     floats = {n: inputs[n] for n in by_row if inputs[n].is_floating_point() and inputs[n].ndim}

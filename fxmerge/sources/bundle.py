@@ -31,6 +31,7 @@ from fxmerge.sources import graphs
 from fxmerge.sources.halves import capture_in_float32
 from fxmerge.sources.limits import check_values
 from fxmerge.sources.operators import DTYPES
+from fxmerge.sources.said import SAID, with_said
 from fxmerge.sources.tokenizers import longest_in, with_longest
 
 FORMAT, VERSION = "fxmerge bundle", 1
@@ -132,13 +133,14 @@ def load_bundle(path: str | Path) -> Program:
     """
     path = Path(path)
     with reading(path, todo="capture the model again", how="is damaged"), Archive(path) as archive, quiet():
-        assets = [ASSETS + name for name in KNOWN_ASSETS if ASSETS + name in archive.names]
+        assets = [ASSETS + name for name in (*KNOWN_ASSETS, SAID) if ASSETS + name in archive.names]
         archive.only({GRAPH, WEIGHTS, SAMPLES, *assets})
         _check_samples_size(archive)
         description = parse_json(archive.read(GRAPH), f"{path}: {GRAPH}")
         weights, samples = (_tensors(archive, member) for member in (WEIGHTS, SAMPLES))
         files = {name.removeprefix(ASSETS): archive.read(name) for name in assets}
-        return _program(description, weights, samples, path).evolve(assets=files)
+        program = _program(description, weights, samples, path).evolve(assets=files)
+        return with_said(program, files[SAID]) if SAID in files else program
 
 
 def _program(description: Any, weights: Mapping[str, Tensor], samples: Mapping[str, Tensor], path: Path) -> Program:

@@ -26,6 +26,7 @@ from fxmerge.messages import damaged, printable
 from fxmerge.sources import graphs
 from fxmerge.sources.limits import FREE_BYTES, RATIO, check_values
 from fxmerge.sources.pt2_graph import DTYPES, STRIDED, Reader, Size, leaf_names, read_size
+from fxmerge.sources.said import SAID, with_said
 
 SCHEMA = 8
 
@@ -116,7 +117,9 @@ def _load(archive: Archive, root: str) -> Program:
     reader.graph.lint()
     replay.start(reader.graph, inputs, outputs)
     samples = _samples(archive, root, inputs)
-    return _trace(replay, inputs, serialized["range_constraints"]).evolve(samples=samples)
+    program = _trace(replay, inputs, serialized["range_constraints"]).evolve(samples=samples)
+    member = f"{root}extra/{SAID}"
+    return with_said(program, archive.read(member)) if member in archive.names else program
 
 
 class _Replay(nn.Module):

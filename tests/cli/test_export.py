@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import onnx
@@ -94,7 +95,7 @@ def test_a_part_can_be_evaluated_and_split_again(folder: Path, tmp_path: Path) -
     ("words", "said"),
     [
         (["split", "{m}", "--task", "A", "--out", "{o}"], "has no task 'A'"),
-        (["split", "{p}", "--task", "a", "--out", "{o}"], "give an ONNX model"),
+        (["split", "{p}", "--task", "a", "--out", "{o}"], "fxmerge export {p} --out "),
         (["split", "{m}", "--task", "a", "--out", "{m}"], "exists already"),
         (["export", "{p}", "--out", "{o}.gguf"], "cannot be written"),
         (["export", "{p}", "--out", "{o}", "--opset", "3"], "choose one from 18"),
@@ -107,7 +108,7 @@ def test_wrong_words_are_two_lines(
     names = {"m": folder / "merged.onnx", "p": folder / "a.pt", "o": tmp_path / "one.onnx"}
     assert main([word.format(**names) for word in words]) == 2
     told = capsys.readouterr().err
-    assert said in told
+    assert said.format(**names) in told
     assert len(told.strip().splitlines()) == 2
     assert not list(tmp_path.iterdir())
 
@@ -121,3 +122,22 @@ def test_large_weights_lie_beside(folder: Path, tmp_path: Path, monkeypatch: pyt
     torch.testing.assert_close(
         run_onnx(out, {"x": x})["a.logits"], run_onnx(folder / "merged.onnx", {"x": x})["a.logits"]
     )
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".pt"])
+def test_a_merged_model_of_another_format_is_served_after_the_command_that_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    parents = [str(folder / "a.pt"), str(folder / "a.b.pt")]
+    held = tmp_path / f"m{suffix}"
+    assert main(["merge", *parents, "--method", "average", "--out", str(held), "-q"]) == 0
+    (tmp_path / "m.onnx").touch()
+    assert main(["eval", str(held), "--data", "a=x.npz"]) == 2
+    what, todo = capsys.readouterr().err.strip().splitlines()
+    assert what.endswith("is no ONNX model but " + ("a bundle" if suffix == ".pt" else "an archive of torch.export"))
+    words = shlex.split(todo.partition(": ")[2])
+    assert words[0] == "fxmerge" and main([*words[1:], "-q"]) == 0
+    found, whole = MergedFile(words[-1], "cpu"), MergedFile(folder / "merged.onnx", "cpu")
+    assert (found.tasks, found.labels, found.hashes) == (whole.tasks, whole.labels, whole.hashes)
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(run_onnx(words[-1], {"x": x}), run_onnx(folder / "merged.onnx", {"x": x}))

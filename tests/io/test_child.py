@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fxmerge.io import child
 from fxmerge.io.child import ChildError, Talk
 
 
@@ -54,3 +55,13 @@ def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
         with pytest.raises(ChildError):
             failing.begin()
     failing.close()
+
+
+def test_a_worker_has_longer_where_the_machine_is_busy(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child cannot begin within a hundredth of a second; it can where ten thousand others want each processor."""
+    monkeypatch.setattr(child, "WALL", 0.01)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    with pytest.raises(ChildError, match="takes longer"):
+        talk.begin()
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e4 * (os.cpu_count() or 1), 0.0, 0.0))
+    assert talk.ask({}, picture(3))[1] == bytes([3] * 4)

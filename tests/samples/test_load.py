@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from fxmerge.errors import DataError, UnsafeFileError
 from fxmerge.ir.program import Program
 from fxmerge.samples import arrays
+from fxmerge.samples.fit import fit_given
 from fxmerge.samples.load import Reading, check_samples, load_samples
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -183,6 +184,22 @@ def test_samples_in_memory_are_checked(vit: Program) -> None:
         check_samples({"x": torch.zeros(1, 1, 8, 8, dtype=torch.float64)}, vit)
     with pytest.raises(DataError, match="x is a list, not a tensor"):
         check_samples({"x": [1]}, vit)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("given", [torch.from_numpy, np.asarray])
+def test_what_is_given_in_python_is_read_as_a_file_is(vit: Program, tmp_path: Path, given: Any) -> None:
+    images = np.random.default_rng(0).standard_normal((5, 1, 8, 8))
+    images[2, 0, 3, 4] = np.nan
+    np.savez(tmp_path / "a.npz", x=images, other=images[:1])
+    held = {"x": given(images), "other": given(images[:1])}
+    read, found = load_samples(tmp_path / "a.npz", vit), fit_given(held, vit, str(tmp_path / "a.npz"))
+    torch.testing.assert_close(found.inputs, read.inputs)
+    assert (found.skipped, found.notes) == (read.skipped, read.notes) and found.skipped == 1
+    with pytest.raises(DataError, match="x holds NaN"):
+        fit_given({"x": given(images)}, vit, "mine", Reading(strict=True))
+    with pytest.raises(DataError, match="mine: x is a str, not a tensor"):
+        fit_given({"x": "images.npz"}, vit, "mine")
+    assert len(fit_given(given(images[3:]), vit, "mine").inputs["x"]) == 2
 
 
 def test_a_fixed_batch_takes_any_number_of_rows(vit: Program) -> None:
