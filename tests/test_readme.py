@@ -40,7 +40,14 @@ def test_files_the_readme_links_exist() -> None:
 
 
 def test_tables_are_those_of_the_result_files() -> None:
-    assert readme.renewed(TEXT, readme.RESULTS) == TEXT, "run python -m benchmarks.readme"
+    assert readme.main(["--check"]) == 0, "run python -m benchmarks.readme"
+
+
+def test_a_method_is_a_line_and_a_family_a_column() -> None:
+    row = {"setting": "vits", "inputs": 16, "method": "condense", "share": 0.9, "cpu_seconds": 7.0}
+    text = readme.by_method([row, {**row, "share": 0.92}, {**row, "setting": "gpt", "cpu_seconds": 9.4, "share": 41.2}])
+    assert text.splitlines()[0] == "With 16 unlabeled inputs a task:"
+    assert text.splitlines()[-1] == "| `condense` | 0.910 ± 0.010 | 41 | 7 to 9 |"
 
 
 def test_every_command_of_the_readme_is_a_verb() -> None:
