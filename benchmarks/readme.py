@@ -9,7 +9,6 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.picture import FAMILIES
 from benchmarks.table import RESULTS, Row, grouped
@@ -48,7 +47,7 @@ def _rows(name: str) -> list[Row]:
 
 
 def by_method(rows: list[Row]) -> str:
-    """Markdown tables, one for every number of inputs: a line a method, a column a family; share of the parents' mean."""
+    """Markdown tables, one for every number of inputs: a line a method, a column a family."""
     cells = grouped([row for row in rows if row.get("inputs")], ("setting", "inputs", "method"))
     tables = []
     for inputs in sorted({inputs for _, inputs, _ in cells}):
@@ -60,7 +59,9 @@ def by_method(rows: list[Row]) -> str:
         for method in methods:
             found = [cells.get((family, inputs, method), []) for family in families]
             spent = [statistics.fmean(row["cpu_seconds"] for row in group) for group in found if group]
-            seconds = f"{min(spent):.0f} to {max(spent):.0f}" if round(min(spent)) < round(max(spent)) else f"{spent[0]:.0f}"
+            seconds = (
+                f"{min(spent):.0f} to {max(spent):.0f}" if round(min(spent)) < round(max(spent)) else f"{spent[0]:.0f}"
+            )
             lines += [f"| `{method}` | " + " | ".join(_share(group) for group in found) + f" | {seconds} |"]
         tables.append("\n".join(lines) + "\n")
     return "\n".join(tables)

@@ -45,6 +45,8 @@ def best_balance(job: Job, solve: Solve) -> Balance:
                 tried = tuple(step if i == k else 1.0 for i in range(count))
                 job.progress(len(scores), count + len(STEPS), f"closed form, parents at {_told(tried)}")
                 scores[tried] = score(solve(short, tried)[1])
+                if count == 2 and scores[tried] > scores[equal]:
+                    break  # of two parents the other one larger is the same the other way
     best = max(scores, key=lambda tried: scores[tried])
     best = best if 1 - scores[best] < CLEARLY * (1 - scores[equal]) else equal
     told = ", ".join(f"{_told(tried)} {score:.3f}" for tried, score in scores.items())

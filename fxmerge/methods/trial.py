@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
@@ -202,7 +202,7 @@ class _Trial:
             begun = time.perf_counter()
             short = self._short(self.pools(self.kinds[0])[0])
             supernet, program = self.start(short, find_init(init))
-            values = {id(t): t for each in (supernet.program, program) for t in tensors_of(each.module)}
+            values = {id(t): t for each in (supernet.program, program) for t in _changing(each, supernet)}
             kept = [(tensor, tensor.detach().clone()) for tensor in values.values()]
             self.starts[init] = _Started(supernet, program, kept, time.perf_counter() - begun)
         return self.starts[init].again()
@@ -228,7 +228,8 @@ class _Trial:
         return f"reconstruction error after {self.steps} steps: {tried}"
 
 
-def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """All that a module holds."""
-    yield from module.parameters()
-    yield from module.buffers()
+def _changing(program: Program, supernet: SuperNet) -> Iterator[Tensor]:
+    """What starts and training set: not the parents' own tensors, which are their teachers' too."""
+    for module in program.maps.values():
+        yield from module.state_dict(keep_vars=True).values()
+    yield from (t for name, t in program.tensors.items() if name not in program.origins or supernet.is_fresh(name))

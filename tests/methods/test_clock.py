@@ -9,7 +9,8 @@ import torch
 
 import fxmerge
 from fxmerge.methods.clock import SPARED, Clock, Pace
-from fxmerge.methods.trial import FEWEST, NO_TRIALS
+from fxmerge.methods.inits import find_init
+from fxmerge.methods.trial import FEWEST, NO_TRIALS, _Trial
 from fxmerge.training.pool import Pool
 from fxmerge.training.settings import Log, Settings
 from tests.methods.test_auto import SHORT, two
@@ -42,3 +43,24 @@ def test_trained_methods_keep_to_a_budget(method: str) -> None:
     some = fxmerge.merge(programs, data=data, **how, budget=3.0).result
     assert some["training"]["steps"] > FEWEST
     assert not any(NO_TRIALS in note for note in some["notes"])
+
+
+@pytest.mark.parametrize("method", ["foldable", "distill"])
+def test_a_start_is_made_once_and_every_trial_begins_with_it(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, made = _Trial._measured, list[str]()
+
+    def twice(self: _Trial, init: str, pool: Any, held: Any) -> float:
+        first, second = measured(self, init, pool, held), measured(self, init, pool, held)
+        assert first == second
+        return first
+
+    def find(name: str) -> Any:
+        made.append(name)
+        return find_init(name)
+
+    monkeypatch.setattr(_Trial, "_measured", twice)
+    monkeypatch.setattr("fxmerge.methods.trial.find_init", find)
+    programs, data = two()
+    result = fxmerge.merge(programs, data=data, **{**SHORT, "augment": "auto"}, method=method).result
+    assert sorted(made) == sorted([*{*made}, result["init"]])
+    assert len(made) == 6
