@@ -162,16 +162,6 @@ def test_unknown_names_the_nearest() -> None:
     assert "did you mean 'average'?" in str(unknown("method", "avarage", ["average", "foldable"]))
 
 
-def test_with_a_budget_no_state_is_kept(tmp_path: Path) -> None:
-    config = MergeConfig(out=str(tmp_path / "m.onnx"), budget=60.0)
-    with state_folder(config, print) as used:
-        assert used.resume is None
-    (tmp_path / "training.pt").touch()
-    refused = pytest.raises(OptionError, match="--resume and --budget exclude each other")
-    with refused, state_folder(config.with_options(resume=str(tmp_path)), print):
-        pass
-
-
 def test_state_folder(tmp_path: Path) -> None:
     config, said = MergeConfig.of(out=str(tmp_path / "m.onnx")), []
     folder = tmp_path / "m.onnx.state"

@@ -15,16 +15,8 @@ def state_folder(config: MergeConfig, say: Callable[[str], None]) -> Iterator[Me
     """The config with a folder where an interrupted merge keeps its state: `--resume`, else one beside `--out`.
 
     A state left by an earlier run is used only if `--resume` names it, and dropped otherwise; an empty folder is
-    removed afterwards. With a budget nothing is kept: how many steps there are would be measured anew.
+    removed afterwards.
     """
-    if config.budget is not None:
-        if config.resume:
-            raise OptionError(
-                "--resume and --budget exclude each other: what there is time for is measured anew in every run",
-                "give --steps instead, for a merge that may be interrupted",
-            )
-        yield config
-        return
     folder = Path(config.resume or f"{config.out or 'merge'}.state")
     old = sorted(folder.glob("*.pt"))
     if config.resume and not old:

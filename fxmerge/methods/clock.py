@@ -60,6 +60,10 @@ class Pace:
         """Of training itself: rows are made when they are first read."""
         return steps * self.step + min(steps * settings.batch_size, pool.rows) * self.row
 
+    def compared(self, held: Pool) -> float:
+        """Of a student before and after training, by inputs that are held back."""
+        return 2 * self.look + held.rows * self.row
+
     def trial(self, steps: int) -> float:
         """Of a trial whose rows are there."""
         return steps * self.step + self.look

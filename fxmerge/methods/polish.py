@@ -30,11 +30,12 @@ from fxmerge.methods.groups import groups_of
 from fxmerge.methods.kept import train_or_keep
 from fxmerge.methods.mixing import Mixed, mixing
 from fxmerge.methods.student import groups, student_of, targets_of, trainable, unreached
-from fxmerge.methods.trial import FEWEST, NO_TRIALS, TRIED, with_best_augmentation
+from fxmerge.methods.trial import FEWEST, NO_TRIALS, TRIED, choices, goes_on, recalled, with_best_augmentation
 from fxmerge.training.fit import fit_labelled, labels_of, score_labelled
 from fxmerge.training.labels import Labels
 from fxmerge.training.optimizers import OPTIMIZERS
 from fxmerge.training.pool import Pool
+from fxmerge.training.resume import chosen
 from fxmerge.training.settings import Settings
 
 RATE = 3e-3
@@ -103,16 +104,23 @@ def polish(job: Job, starts: Sequence[Start], steps: int, clock: Clock | None = 
     """
     with ExitStack() as stack:
         search = _Search(job, starts, steps, stack)
-        if clock is not None:
-            search.plan(clock)
-        best = search.best()
-        if not search.hurried:
-            job = with_best_augmentation(job, lambda kind: search.varied(best, kind))
-        if clock is not None:
-            steps = clock.most(search.run, FEWEST)
+        if known := chosen(job.state):
+            best, job = search.recalled(known), goes_on(job, known)
+            settings = recalled(best.settings(job.settings, steps), known, clock)
+        else:
+            if clock is not None:
+                search.plan(clock)
+            best = search.best()
+            if not search.hurried:
+                job = with_best_augmentation(job, lambda kind: search.varied(best, kind))
+            if clock is not None:
+                steps = clock.most(search.run, FEWEST)
+            settings = best.settings(job.settings, steps)
+            own: dict[str, str | float] = {"start": best.start.name, "optimizer": best.optimizer, "lr": best.rate}
+            settings = replace(settings, chosen=own | choices(replace(job, settings=settings)))
     supernet, program = best.start.supernet, best.start.program
     before = frozen(program)
-    job = replace(job, settings=best.settings(job.settings, steps))
+    job = replace(job, settings=settings)
     student, log = train_or_keep(program, supernet, job)
     return Outcome(
         program,
@@ -168,8 +176,8 @@ class _Search:
     def run(self, steps: int) -> float:
         """Seconds of training itself, and of the comparison with its start."""
         assert self.pace is not None and self.job.pool is not None
-        judged = 2 * self.pace.look + self._pool("held ", 1.0).rows * self.pace.row
-        return self.pace.run(steps, self.job.pool, self.job.settings) + judged
+        held = self._pool("held ", 1.0)
+        return self.pace.run(steps, self.job.pool, self.job.settings) + self.pace.compared(held)
 
     def trials(self, steps: int) -> float:
         """Seconds of all trials of a run of so many steps."""
@@ -185,6 +193,12 @@ class _Search:
             return ""
         seconds = self.run(self.steps) + self.trials(self.steps)
         return f", about {seconds:.0f} s in all" if seconds < 120 else f", about {seconds / 60:.0f} min in all"
+
+    def recalled(self, known: Mapping[str, str | float]) -> Try:
+        """What was chosen before an interruption, as far as it is left to trials still."""
+        own = [each for each in self.field if each.start.name == known["start"]] or self.field
+        one = next((each for each in own if each.optimizer == known["optimizer"]), own[0])
+        return replace(one, rate=self.job.options.lr or float(known["lr"]))
 
     def best(self) -> Try:
         field = self.field

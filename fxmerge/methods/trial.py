@@ -22,7 +22,8 @@ from fxmerge.methods.inits import find_init, tried_of
 from fxmerge.methods.student import targets_of, train
 from fxmerge.training.fit import labels_of, score_labelled
 from fxmerge.training.pool import Pool
-from fxmerge.training.settings import silent
+from fxmerge.training.resume import chosen
+from fxmerge.training.settings import Settings, silent
 
 SHARE = 12
 """A trial takes one step in this many of the whole run."""
@@ -56,6 +57,11 @@ def begin(job: Job, start: Start, budget: float | None = None) -> Begun:
     """
     trial = _Trial(job, start)
     clock = None if budget is None else Clock.of(budget)
+    if known := chosen(job.state):
+        init = str(known["init"]) if job.options.init == "auto" else job.options.init
+        job = replace(goes_on(job, known), settings=recalled(job.settings, known, clock))
+        supernet, program = start(job, find_init(init))
+        return Begun(init, supernet, program, job, groups_at_start(supernet))
     if clock is not None and not trial.plan(clock):
         init = list(trial.starts)[-1]
         job.notes.append(f"init {init}: {NO_TRIALS}")
@@ -67,7 +73,27 @@ def begin(job: Job, start: Start, budget: float | None = None) -> Begun:
     if clock is not None:
         steps = clock.most(lambda steps: trial.run(steps, job), FEWEST)
         job = replace(job, settings=replace(job.settings, steps=steps))
+    job = replace(job, settings=replace(job.settings, chosen={"init": init, **choices(job)}))
     return Begun(init, supernet, program, job, groups_at_start(supernet))
+
+
+def choices(job: Job) -> dict[str, str | float]:
+    """What every run goes on with when it was interrupted."""
+    kind = job.pool.about.get("kind", "") if job.pool else ""
+    return {"steps": job.settings.steps, "augmentation": str(kind)}
+
+
+def goes_on(job: Job, known: Mapping[str, str | float]) -> Job:
+    """The job with the inputs varied as they were before an interruption."""
+    job.notes.append("goes on with what trials chose: " + ", ".join(f"{name} {value}" for name, value in known.items()))
+    kind = known["augmentation"]
+    return replace(job, pool=job.pools.pool(str(kind))) if job.pools and kind in job.pools.kinds else job
+
+
+def recalled(settings: Settings, known: Mapping[str, str | float], clock: Clock | None) -> Settings:
+    """The settings of an interrupted run: the steps that its budget had time for."""
+    steps = settings.steps if clock is None else int(known["steps"])
+    return replace(settings, steps=steps, chosen=known)
 
 
 def with_best_augmentation(job: Job, error: Callable[[str], float]) -> Job:
@@ -151,7 +177,7 @@ class _Trial:
     def run(self, steps: int, job: Job) -> float:
         """Seconds of the run itself."""
         assert self.pace is not None and job.pool is not None
-        return self.pace.run(steps, job.pool, job.settings)
+        return self.pace.run(steps, job.pool, job.settings) + self.pace.compared(self.pools(self.kinds[0])[1])
 
     def trials(self, steps: int) -> float:
         """Seconds of all trials of a run of so many steps, once their starts are made."""

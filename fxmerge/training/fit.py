@@ -26,7 +26,7 @@ from fxmerge.training.settings import Group, Judge, Log, Progress, Settings, gro
 
 JUDGED = 20
 """About so often in a run the student is judged, where there is a judge."""
-FREE = ("device", "optimizer", "memory")
+FREE = ("device", "optimizer", "memory", "chosen")
 """Settings that a kept run may be continued with others of; its optimizer is named beside."""
 
 
@@ -210,6 +210,7 @@ class _Run:
             "settings": repr(kept) + type(self.optimizer).__name__,
             "parameters": {name: list(p.shape) for name, p in self.trained.items()},
             "samples": repr(self.pool.identity()),
+            "chosen": dict(self.settings.chosen),
         }
 
     def state(self) -> dict[str, Any]:

@@ -71,8 +71,7 @@ def recall(path: Path, identity: Mapping[str, Any], own: Mapping[str, Any]) -> d
     `own` is the state of the run that asks: what is read has its names, shapes and types, whatever the file says.
     """
     with reading(path, OptionError, "remove it", how="is not a kept training state"):
-        check_pickle(path)
-        kept = torch.load(path, map_location="cpu", weights_only=True)
+        kept = _kept(path)
         theirs, state = kept["identity"], dict(kept["state"])
         other = [key for key in identity if identity[key] != theirs.get(key)]
     if other:
@@ -84,6 +83,22 @@ def recall(path: Path, identity: Mapping[str, Any], own: Mapping[str, Any]) -> d
     if wrong:
         raise OptionError(f"{path} is not a kept training state: {wrong}", "remove it")
     return state
+
+
+def chosen(path: Path | None) -> dict[str, str | float]:
+    """What trials had chosen for the run whose state is kept at `path`; nothing where there is none."""
+    if path is None or not path.exists():
+        return {}
+    with reading(path, OptionError, "remove it", how="is not a kept training state"):
+        found = dict(_kept(path)["identity"]["chosen"])
+        if not all(isinstance(k, str) and isinstance(v, str | int | float) for k, v in found.items()):
+            raise TypeError("what was chosen is no text and no number")
+    return found
+
+
+def _kept(path: Path) -> Any:
+    check_pickle(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def restore(optimizer: torch.optim.Optimizer, kept: Any, path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -53,6 +53,8 @@ class Settings:
     memory: int = 1 << 30
     """Bytes that inputs and teachers' features may take together; what does not fit is made again when it is read."""
     optimizer: OptimizerFactory = adamw
+    chosen: Mapping[str, str | float] = field(default_factory=dict)
+    """What trials chose, by name: kept with the state of an interrupted run, which goes on without them."""
 
 
 @dataclass(frozen=True)

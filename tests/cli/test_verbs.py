@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from fxmerge.compiler import inspection
 from fxmerge.errors import VerificationError
 from fxmerge.from_onnx.runtime import OnnxModel
 from fxmerge.sources.bundle import save
-from fxmerge.training.resume import Interrupted
+from fxmerge.training.resume import Interrupted, chosen
 from passes.spaces.check import CheckReport
 
 VERBS = (
@@ -331,37 +333,58 @@ def test_a_bug_is_1_and_says_where(
     assert "Traceback" in err
 
 
+class Stop(stages.Stages):
+    """Interrupts the run when training tells of its sixth step."""
+
+    steps: tuple[int, ...] = (12,)
+    """How many there may be in all."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def tell(self, done: int, total: int, message: str = "", **values: float) -> None:
+        if total in self.steps and done == 6 and message.startswith("train,"):
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def show(self, name: str) -> Iterator[Any]:
+        yield self.tell
+
+
+def interrupted(here: Path, capsys: pytest.CaptureFixture[str], *args: str, steps: Sequence[int] = (12,)) -> None:
+    """Run a merge that is interrupted, and keeps its state."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stop, "steps", tuple(steps))
+        patch.setattr("fxmerge.cli.bars.Bars", Stop)
+        code, _, err = run(capsys, *args)
+    assert code == 130, err
+    assert (here / "m.onnx.state" / "training.pt").is_file()
+    assert not (here / "m.onnx").exists()
+
+
+def test_a_resumed_merge_goes_on_with_what_trials_chose(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a budget too, whose steps and trials would be others in every run."""
+    args = (*MERGE, "--budget", "2", "--batch-size", "16", "--pool", "64", "-q", "--result", "r.json")
+    interrupted(here, capsys, *args, steps=range(7, 10_000))
+    known = chosen(here / "m.onnx.state" / "training.pt")
+    monkeypatch.setattr("fxmerge.methods.polish._Search.best", lambda self: pytest.fail("trials again"))
+    code, _, err = run(capsys, *args, "--resume", "m.onnx.state")
+    assert code == 0, err
+    result = json.loads((here / "r.json").read_text())
+    assert result["training"]["steps"] == known["steps"]
+    assert {name: result["training"]["chosen"][name] for name in ("start", "optimizer", "lr")}.items() <= known.items()
+    assert any(note.startswith("goes on with what trials chose: start ") for note in result["notes"])
+
+
 def test_interrupted_for_real_and_resumed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C after some steps; going on gives the same weights as never having stopped."""
     args = (*MERGE, "--steps", "12", "--batch-size", "16", "--pool", "64", "-q")
     assert run(capsys, *args)[0] == 0
     whole = (here / "m.onnx").read_bytes()
     (here / "m.onnx").unlink()
-
-    class Stop(stages.Stages):
-        """Interrupts the run when training tells of its sixth step."""
-
-        def __init__(self, *_: Any, **__: Any) -> None:
-            super().__init__()
-            self.steps = 0
-
-        def tell(self, done: int, total: int, message: str = "", **values: float) -> None:
-            if total == 12 and done == 6:
-                raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        from contextlib import contextmanager
-
-        @contextmanager
-        def show(self: Any, name: str) -> Any:
-            yield self.tell
-
-        patch.setattr(Stop, "show", show)
-        patch.setattr("fxmerge.cli.bars.Bars", Stop)
-        code, _, err = run(capsys, *args)
-    assert code == 130, err
-    assert (here / "m.onnx.state" / "training.pt").is_file()
-    assert not (here / "m.onnx").exists()
+    interrupted(here, capsys, *args)
     code, _, err = run(capsys, *args, "--resume", "m.onnx.state")
     assert code == 0, err
     assert (here / "m.onnx").read_bytes() == whole

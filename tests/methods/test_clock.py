@@ -22,6 +22,7 @@ def test_a_run_costs_its_steps_and_the_rows_that_it_reads_first() -> None:
     pool, settings = Pool.of([torch.zeros(50, 2)]), Settings(batch_size=10)
     assert PACE.run(3, pool, settings) == pytest.approx(3 * 0.5 + 30 * 0.02)
     assert PACE.run(300, pool, settings) == pytest.approx(300 * 0.5 + 50 * 0.02)
+    assert PACE.compared(pool) == pytest.approx(2 * 3 + 50 * 0.02)
     assert PACE.trial(4) == pytest.approx(4 * 0.5 + 3)
 
 
