@@ -24,7 +24,6 @@ from fxmerge.sources import huggingface
 from fxmerge.sources.bundle import KNOWN_ASSETS
 from fxmerge.sources.checkpoint import Checkpoint
 from fxmerge.sources.state_dict import read_weights
-from fxmerge.sources.tokenizers import CONFIG as TOKENIZER_CONFIG
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -81,7 +80,7 @@ class Adapter:
         state = self._state()
         values = read_json(self.base / huggingface.CONFIG)
         (folder / huggingface.CONFIG).write_text(json.dumps(self._described(values, state)), encoding="utf-8")
-        for name in (*KNOWN_ASSETS, TOKENIZER_CONFIG, *huggingface.OLDER_TOKENIZERS):
+        for name in (*KNOWN_ASSETS, *huggingface.OLDER_TOKENIZERS):
             here = next((f for f in (self.path / name, self.base / name) if f.is_file()), None)
             if here is not None and name != huggingface.CONFIG:
                 shutil.copyfile(here, folder / name)

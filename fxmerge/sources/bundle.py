@@ -32,13 +32,14 @@ from fxmerge.sources.halves import capture_in_float32
 from fxmerge.sources.limits import check_values
 from fxmerge.sources.operators import DTYPES
 from fxmerge.sources.said import SAID, with_said
+from fxmerge.sources.tokenizers import CONFIG as TOKENIZER_CONFIG
 from fxmerge.sources.tokenizers import longest_in, with_longest
 
 FORMAT, VERSION = "fxmerge bundle", 1
 GRAPH, WEIGHTS, SAMPLES, ASSETS = "bundle.json", "weights.safetensors", "samples.safetensors", "assets/"
 INPUT_ASSETS = ("tokenizer.json", "preprocessor_config.json")
 """What turns text or images into inputs."""
-KNOWN_ASSETS = (*INPUT_ASSETS, "config.json")
+KNOWN_ASSETS = (*INPUT_ASSETS, "config.json", TOKENIZER_CONFIG, "special_tokens_map.json")
 MOST_SAMPLES = 1 << 29
 MOST_LABELS = 1 << 17
 

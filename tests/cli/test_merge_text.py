@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,23 @@ def test_a_kind_of_augmentation_that_does_not_fit_is_refused(
     said = capsys.readouterr().err
     assert "no input is of kind 'image'" in said
     assert "leave the kind to auto, or use none" in said
+
+
+def test_the_folder_of_a_task_reads_text_as_its_parent_does(folder: Path, tmp_path: Path) -> None:
+    said = {
+        "tokenizer_class": "TokenizersBackend",
+        "backend": "tokenizers",
+        "model_max_length": 7,
+        "pad_token": "[PAD]",
+    }
+    parents = [shutil.copytree(folder / name, tmp_path / name) for name in ("sst2", "trec")]
+    for parent in parents:
+        (parent / "tokenizer_config.json").write_text(json.dumps({**said, "unk_token": "[UNK]"}))
+    out = tmp_path / "merged"
+    data = [word for name in ("sst2", "trec") for word in ("--data", f"{name}={folder / name}.csv")]
+    assert main(["merge", *map(str, parents), *data, "--method", "average", "--out", str(out), "-q"]) == 0
+    read = [transformers.AutoTokenizer.from_pretrained(each) for each in (parents[1], out / "trec")]
+    texts = ["w1 w2 w3", "w4 w5 w6 w7 w8 w9 w1 w2 w3"]
+    wanted, found = (dict(each(texts, padding=True, truncation=True)) for each in read)
+    assert found == wanted and len(found["input_ids"][0]) == 7
+    assert [type(each) for each in read] == [type(read[0])] * 2 and read[1].model_max_length == 7
