@@ -13,6 +13,7 @@ from fxmerge.pipeline.passes import Use, use_of
 from fxmerge.rewrite import Rewrite, apply
 from passes.line_up.carry_moves.carry import carry_moves
 from passes.line_up.fill_in import fill_in
+from passes.line_up.fold_factors import fold_factors
 from passes.line_up.fold_rows import fold_rows
 from passes.line_up.masks import plain_masks
 from passes.line_up.order_sums import order_sums
@@ -79,6 +80,14 @@ class FoldRows(Pass):
 
 
 @dataclass(frozen=True)
+class FoldFactors(Pass):
+    """Multiply factors into the weights that write what they multiply."""
+
+    def run(self, program: Program, known: Known) -> Program:
+        return fold_factors(program, Operators(known.rules))
+
+
+@dataclass(frozen=True)
 class SplitParameters(Pass):
     """Make a moved parameter, or part of one, a parameter of its own."""
 
@@ -97,6 +106,7 @@ FURTHER = (
     Pipeline((SplitParameters(),)),
     Pipeline((*RESPELT, *LAST)),
     Pipeline((*RESPELT, FoldRows(), *LAST)),
+    Pipeline((*RESPELT, FoldRows(), *LAST, FoldFactors(), *LAST)),
 )
 """What is tried in turn when parents do not line up as they are."""
 

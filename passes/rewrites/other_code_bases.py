@@ -4,6 +4,7 @@
     unfold(x, k, stride = k)                -->   patches of x
     table[tokens]                           -->   embedding(table, tokens)
     attention(q, k, v, enable_gqa=True)     -->   attention(q, repeat(k), repeat(v))
+    add(x, y, alpha=a)                      -->   x + a · y
 
 Patches are reshapes and permutes: windows that do not overlap are a grid of blocks.
 """
@@ -150,6 +151,16 @@ def plus_nothing(match: Match) -> fx.Node:
     return found
 
 
+def _is_weighted(match: Match) -> Refusal | None:
+    return Refusal("its terms count alike", match.root) if match["alpha"] == 1 else None
+
+
+@rewrite(op("aten.add.Tensor", x, var("y"), alpha=var("alpha")), check=_is_weighted)
+def weight_apart(match: Match) -> fx.Node:
+    """add(x, y, alpha=a)  -->  x + a · y"""
+    return match.call("aten.add.Tensor", match["x"], match.call("aten.mul.Tensor", match["y"], match["alpha"]))
+
+
 # -- rows of a table ---------------------------------------------------------------------------------------
 
 
@@ -173,6 +184,7 @@ def index_as_embedding(match: Match) -> fx.Node:
 
 SPELLINGS = (
     plus_nothing,
+    weight_apart,
     index_as_embedding,
     convolution_of_patches,
     unfold_as_moves,

@@ -138,6 +138,7 @@ CASES: dict[str, Case] = {
     "causal-mask": Case(lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, m.past), heads),
     "projection-apart": Case(lambda m, x: F.linear(x, m.w, m.b)[..., :2] * F.linear(x, m.w, m.b)[..., 2:4]),
     "plus-nothing": Case(lambda m, x: torch.tanh(x + 0)),
+    "weight-apart": Case(lambda m, x: torch.add(torch.tanh(x), torch.exp(x), alpha=2)),
     "index-as-embedding": Case(lambda m, ids: m.table[ids], tokens),
     "convolution-of-patches": Case(lambda m, x: F.conv2d(x, m.kernel, m.b, stride=2), images),
     "unfold-as-moves": Case(lambda m, x: F.unfold(x, 2, stride=2), images),
