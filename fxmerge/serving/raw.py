@@ -16,7 +16,7 @@ import numpy as np
 from fxmerge.errors import FxmergeError, SourceError
 from fxmerge.io.files import LARGEST_JSON
 from fxmerge.io.guard import read_bytes
-from fxmerge.messages import listed
+from fxmerge.messages import listed, nearest
 from fxmerge.output.assets import unpack
 from fxmerge.samples.text import LONGEST
 from fxmerge.serving.batching import Limits
@@ -130,6 +130,10 @@ class Raw:
 
     async def take(self, request: InferRequest, seconds: float) -> Taken:
         """The request in numbers, its raw inputs read. Raises `RequestError` where they cannot be, or too many wait."""
+        for name in request.inputs:
+            if name not in self.inputs and name not in self.engine.inputs:
+                known = [*self.inputs, *self.engine.inputs]
+                raise RequestError(f"the model has no input {name!r}{nearest(name, known)}", f"send {listed(known)}")
         wanted = self._wanted(request)
         plain = tuple(dict.fromkeys(self.named[n].source if n in self.named else n for n in wanted))
         if not any(name in self.inputs for name in request.inputs):

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -38,7 +39,7 @@ def package(path: Path, repository: Path, limits: Limits, *, overwrite: bool = F
     entries = _entries(path.stem, engine.tasks)
     _check(repository, [path.stem, *entries.values()], overwrite)
     writer = _Writer(engine, limits, path.stem)
-    told = []
+    told, is_new = [], not repository.exists()
     try:
         repository.mkdir(exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".fxmerge-", dir=repository))
@@ -50,6 +51,9 @@ def package(path: Path, repository: Path, limits: Limits, *, overwrite: bool = F
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
+        if is_new:
+            with suppress(OSError):  # it is not there, or another program has written into it
+                repository.rmdir()
         raise unwritten(repository, error) from error
     return told
 

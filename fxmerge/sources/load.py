@@ -270,6 +270,12 @@ def _trace(model: nn.Module, where: Where, dummies: Mapping[str, Tensor] | None,
         program = capture(model, given, dynamic=where.dynamic, batch_axis=where.batch_axis)
         check_samples(program.samples, program, _named(inputs))
         return program.evolve(notes=(*program.notes, *notes))
+    if dummies is None and inputs is not None:  # images, sound or text, which are read as a model takes them
+        raise SourceError(
+            f"{what}: its inputs are not known, and {inputs} holds no arrays that show them",
+            f"trace it first: fxmerge capture WEIGHTS --arch {what} --inputs X.npz --out NAME.pt (arrays named like"
+            " forward's parameters), then merge NAME.pt with the same --data",
+        )
     if dummies is None:
         raise SourceError(
             f"{what}: its inputs are not known",

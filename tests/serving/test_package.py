@@ -131,7 +131,9 @@ def test_a_full_disk_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    repository = tmp_path / "repository"
-    assert main(["package", str(two_tasks()), "--triton", str(repository)]) == 2
+    path, repository = two_tasks(), tmp_path / "repository"
+    assert main(["package", str(path), "--triton", str(repository)]) == 2
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 and "No space left" in told[0] and not list(repository.iterdir())
+    assert len(told) == 2 and "No space left" in told[0] and not repository.exists()
+    repository.mkdir()
+    assert main(["package", str(path), "--triton", str(repository)]) == 2 and not list(repository.iterdir())

@@ -188,6 +188,9 @@ def test_tasks_that_read_otherwise_have_raw_inputs_of_their_own(pictures: Any, a
     assert list(ask({"a.image": white})) == ["a.logits"] and list(ask({"b.image": white})) == ["b.shares"]
     with pytest.raises(RequestError, match=r"'b\.shares' is not computed from a\.image"):
         ask({"a.image": white}, "b.shares")
+    with pytest.raises(RequestError, match=r"no input 'image', did you mean '[ab]\.image'") as caught:
+        ask({"image": white})
+    assert caught.value.todo == "send a.image, b.image, x"
     with pytest.raises(RequestError, match="fills 'x' once more"):
         ask({"a.image": white, "b.image": white})
 

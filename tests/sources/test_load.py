@@ -172,6 +172,12 @@ def test_a_state_dict_without_arch(place: Path) -> None:
 def test_a_model_without_inputs(place: Path) -> None:
     with pytest.raises(SourceError, match=r"its inputs are not known\nadd --inputs FILE"):
         load(place / "net.pt", arch=arch(place))
+    (place / "recordings").mkdir()
+    said = (
+        r"recordings holds no arrays that show them\ntrace it first: fxmerge capture WEIGHTS --arch \S+ --inputs X\.npz"
+    )
+    with pytest.raises(SourceError, match=said):
+        load(place / "net.pt", arch=arch(place), inputs=place / "recordings")
     np.savez(place / "x.npz", pixel=np.zeros((3, 4)), other=np.zeros((3, 4)))
     with pytest.raises(
         DataError, match=r"no array for pixels \(found: pixel, other\), did you mean 'pixel'\?\n.*forward: pixels"
