@@ -26,22 +26,6 @@ class Sampled:
     """None where a row is of all tasks at once."""
 
 
-def of_each_task(job: Job, rows: int) -> list[Sampled]:
-    """At most so many samples of every task, as they were given; rows of all tasks where inputs are each task's own."""
-    assert job.pools is not None and job.pool is not None
-    program = job.supernet.program
-    if not job.supernet.together:
-        return of_pool(job.pool, program, rows)
-    found = []
-    for k, samples in enumerate(job.pools.samples):
-        given = job.supernet.given(k, samples)
-        stored = [given[port.name].to(port.dtype) for port in program.inputs]
-        if program.rows is not None and len(stored[0]) < program.rows:
-            stored = [value[torch.arange(program.rows) % len(value)] for value in stored]
-        found += of_pool(Pool.of(stored, job.pool.masks), program, rows, k)
-    return found
-
-
 def of_pool(pool: Pool, program: Program, rows: int, task: int | None = None) -> list[Sampled]:
     """At most so many rows of a pool."""
     names = [port.name for port in program.inputs]
@@ -69,16 +53,16 @@ def through(net: SuperNet, pool: Pool, rows: int) -> list[Sampled]:
 
 def as_given(job: Job, rows: int) -> list[Sampled]:
     """At most so many samples of every task, as they were given: of its own inputs alone where tasks have such."""
-    net = job.supernet
-    if net.together:
-        return of_each_task(job, rows)
     assert job.pools is not None and job.pool is not None
-    ports, found = {port.name: port for port in net.program.inputs}, []
-    masks = {net.program.inputs[i].name for i in job.pool.masks}
+    program, found = job.supernet.program, []
+    masks = {program.inputs[i].name for i in job.pool.masks}
     for k, samples in enumerate(job.pools.samples):
-        names, given = net.inputs[k], net.given(k, samples)
-        own = Pool.of([given[name].to(ports[name].dtype) for name in names])
-        for part in some(own, rows, net.program.rows):
-            inputs = dict(zip(names, part, strict=True))
+        given = job.supernet.given(k, samples)
+        ports = [port for port in program.inputs if port.name in given]
+        stored = [given[port.name].to(port.dtype) for port in ports]
+        if program.rows is not None and len(stored[0]) < program.rows:
+            stored = [value[torch.arange(program.rows) % len(value)] for value in stored]
+        for part in some(Pool.of(stored), rows, program.rows):
+            inputs = {port.name: value for port, value in zip(ports, part, strict=True)}
             found.append(Sampled(inputs, [value for name, value in inputs.items() if name in masks], k))
     return found

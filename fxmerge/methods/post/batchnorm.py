@@ -13,7 +13,7 @@ from fxmerge.coupling import Call, Moment, RuleSet, signature
 from fxmerge.ir.reach import behind
 from fxmerge.methods.post.step import ROWS, Done, Merge
 from fxmerge.methods.regress import Rows
-from fxmerge.methods.sampled import Sampled, of_each_task
+from fxmerge.methods.sampled import Sampled, as_given
 from fxmerge.methods.walk import Values
 
 ALL = 1 << 40
@@ -49,7 +49,7 @@ class BatchNorm:
         left = dict.fromkeys(_unknown(merge, found), "no rule says of what it is the mean or the variance")
         if not found:
             return Done(merge.program, left=left)
-        walk = _Walk(merge, found, of_each_task(merge.job, self.rows))
+        walk = _Walk(merge, found, as_given(merge.job, self.rows))
         tensors = {**merge.program.tensors, **walk.run()}
         changed = {
             name: round(float(_relative(merge.program.tensors[name], tensors[name])), 6) for name in sorted(walk.found)
@@ -88,7 +88,10 @@ def _unknown(merge: Merge, found: Sequence[Statistic]) -> list[str]:
 
 @dataclass
 class _Walk:
-    """The merged program run once; a statistic is set when the walk comes to the first call that reads it."""
+    """The merged program run once; a statistic is set when the walk comes to the first call that reads it.
+
+    Where tasks have inputs of their own, a batch of one task has values in its own stem, trunk and head alone.
+    """
 
     merge: Merge
     statistics: Sequence[Statistic]
@@ -129,7 +132,8 @@ class _Walk:
 
         def parts() -> Iterator[Tensor]:
             for each, i in own:
-                yield rows.of(values.of(each.source)[i], each.axis, i)
+                if (value := values.of(each.source)[i]) is not None:
+                    yield rows.of(value, each.axis, i)
 
         count = sum(len(part) for part in parts())
         mean = torch.stack([part.sum(0) for part in parts()]).sum(0) / count

@@ -75,3 +75,43 @@ def test_steps_need_samples_and_have_names() -> None:
     with pytest.raises(OptionError, match="did you mean 'temperature'"):
         fxmerge.merge(bare, method="average", post="temprature")
     assert fxmerge.MergeConfig.of(post=["batchnorm, temperature"]).post == ("batchnorm", "temperature")
+
+
+class Stemmed(nn.Module):
+    """A trunk behind a stem for so many channels, each with a norm."""
+
+    def __init__(self, channels: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem, self.before = nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6)
+        self.first, self.norm, self.head = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.before(self.stem(x)))
+        logits: Tensor = self.head(torch.relu(self.norm(self.first(x))).mean((2, 3)))
+        return logits
+
+
+def test_tasks_with_inputs_of_their_own_are_seen_on_their_own_samples() -> None:
+    torch.manual_seed(6)
+    data = {"a": torch.randn(20, 2, 8, 8), "b": torch.randn(30, 3, 6, 6) * 2 + 1}
+    parents = [
+        fxmerge.capture(Stemmed(x.shape[1], k).eval(), (x[:4],), task=task) for k, (task, x) in enumerate(data.items())
+    ]
+    merged = fxmerge.merge(parents, data=data, method="average", post="batchnorm")
+    state, given = merged.state_dict(), []
+    for task, x in data.items():
+        net = Stemmed(x.shape[1], 0)
+        own = {n: state.get(f"{task}.{n}", state.get(n)) for n in net.state_dict()}
+        net.load_state_dict({n: value for n, value in own.items() if value is not None}, strict=False)
+        net.eval().double()
+        with torch.no_grad():
+            y = net.stem(x.double())
+            given.append(net.first(torch.relu(net.before(y))).movedim(1, 0).flatten(1))
+        if f"{task}.before.running_mean" in state:  # a stem of its own sees its own samples
+            torch.testing.assert_close(net.before.running_mean, y.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
+    together = torch.cat(given, 1)
+    for name, wanted in (("mean", together.mean(1)), ("var", together.var(1))):
+        torch.testing.assert_close(state[f"norm.running_{name}"].double(), wanted, atol=1e-4, rtol=1e-4)
+    (did,) = merged.result["post"]
+    assert not did["left"] and "norm.running_mean" in did["changed"]
