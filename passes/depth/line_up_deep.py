@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
 from fxmerge.pipeline import Known, Pipeline, Run
 from passes.depth.match_depth import match_depth
+from passes.line_up.fill_in import fill_like
 from passes.line_up.further import FURTHER, line_up_all
 from passes.line_up.pairs import line_up
 from passes.operators import Operators
@@ -26,8 +27,7 @@ def line_up_deep(parents: Sequence[Program], template: int, known: Known, run: R
     except LineUpError as error:
         last = error
     least: tuple[int, list[Program]] | None = None
-    for steps in (Pipeline(()), *FURTHER):
-        written = [run(steps, parent) if steps.passes else parent for parent in parents]
+    for written in _ways(parents, operators, run):
         found = [match_depth(written[template], each, known.rules) or each for each in written]
         try:
             for other in found:
@@ -44,3 +44,13 @@ def line_up_deep(parents: Sequence[Program], template: int, known: Known, run: R
     if least is None:
         raise last
     return least[1]
+
+
+def _ways(parents: Sequence[Program], operators: Operators, run: Run) -> Iterator[list[Program]]:
+    """Parents as they are and written further, each also with what calls leave out that others have."""
+    for steps in (Pipeline(()), *FURTHER):
+        written = [run(steps, parent) if steps.passes else parent for parent in parents]
+        yield written
+        filled = fill_like(written, operators)
+        if any(new is not old for new, old in zip(filled, written, strict=True)):
+            yield filled

@@ -7,7 +7,7 @@ Exporters drop what changes nothing, so of two files written by the same code on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,28 @@ def fill_in(parents: Sequence[Program], template: int, operators: Operators) -> 
         if k != template:
             found[template], found[k] = _filled(found[template], found[k], operators)
     return found
+
+
+def fill_like(parents: Sequence[Program], operators: Operators) -> list[Program]:
+    """`parents` with all that calls leave out and that calls of the same operator have, in whichever parent.
+
+    For parents of which no pairs are known yet, since their depth or their heads differ too.
+    """
+    like: dict[tuple[object, str], fx.Node] = {}
+    for node in (node for program in parents for node in program.graph.nodes if node.op == "call_function"):
+        for name in operators.neutral(node):
+            if dict(Call.of(node).operands).get(name) is not None:
+                like.setdefault((node.target, name), node)
+    return [
+        _with(each, [left for node in each.graph.nodes for left in _lacking(node, like, operators)]) for each in parents
+    ]
+
+
+def _lacking(node: fx.Node, like: Mapping[tuple[object, str], fx.Node], operators: Operators) -> Iterator[Left]:
+    """What a call leaves out that another call of its operator has."""
+    for name in operators.neutral(node) if node.op == "call_function" else ():
+        if (node.target, name) in like:
+            yield from (left for left in _left_out(node, like[node.target, name], operators) if left.name == name)
 
 
 def _filled(template: Program, other: Program, operators: Operators) -> tuple[Program, Program]:

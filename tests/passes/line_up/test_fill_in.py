@@ -13,8 +13,11 @@ from fxmerge.capturing import capture
 from fxmerge.coupling import couples
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
-from passes.line_up.further import line_up_all
+from fxmerge.pipeline.passes import Use
+from passes.depth.line_up_deep import line_up_deep
+from passes.line_up.further import line_up_all, unwatched
 from passes.operators import Operators
+from passes.rewrites import REWRITES
 from passes.rules import BUILTIN
 
 X = torch.randn(3, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -47,8 +50,8 @@ class Net(nn.Module):
 
 
 @cache
-def parent(seed: int, without: str = "", width: int = 6) -> Program:
-    model = Net(seed, without, width).double().eval()
+def parent(seed: int, without: str = "", width: int = 6, depth: int = 1) -> Program:
+    model = Net(seed, without, width, depth).double().eval()
     return passes.cleanup(passes.normalize(capture(model, (X,), task=f"t{seed}")))
 
 
@@ -75,6 +78,14 @@ def test_what_no_parent_has_is_not_made() -> None:
     assert all(a is b for a, b in zip(line_up_all(given), given, strict=True))
     lined = line_up_all([parent(0, "cu"), parent(1, "c")])
     assert not any("stem.bias" in program.parameters for program in lined)
+
+
+def test_parents_of_other_depths_are_filled_in_before_their_blocks_are_matched() -> None:
+    given = [parent(0, "", 6, 3), parent(1, "nud", 6, 2)]
+    lined = line_up_deep(given, 0, Use(BUILTIN, REWRITES), unwatched)
+    assert [len(operands(program)) for program in lined] == [len(operands(given[0]))] * 2
+    torch.testing.assert_close(lined[1](X), given[1](X), rtol=0, atol=1e-12)
+    assert lined[1].teacher is None
 
 
 def test_where_more_parts_the_first_difference_is_named() -> None:
