@@ -31,7 +31,7 @@ def best_balance(job: Job, solve: Solve) -> Balance:
     """The size of every parent's streams; one for each where there are too few samples to choose by."""
     count, pools = len(job.supernet.parents), job.pools
     equal = (1.0,) * count
-    if pools is None or not pools.triable or not job.supernet.together or not job.supernet.streams:
+    if pools is None or not pools.triable or not job.supernet.streams:
         return equal
     short = replace(job, pool=pools.trial(pools.kinds[0], 1.0), progress=silent, notes=[])
     if pools.held_back < FEWEST:

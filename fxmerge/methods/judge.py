@@ -32,9 +32,9 @@ def judge(job: Job, supernet: SuperNet, own: bool = False) -> Iterator[Judge]:
     features = [each.feature for each in wanted(supernet, job.options.inner, job.options.loss)]
     tasks: list[tuple[Pool, list[str]]] = [(held, [feature.port for feature in features])]
     if own and job.pools is not None and apart:
-        pools = [job.pools.held_of(k) for k in range(len(supernet.parents))]
+        pools = [job.pools.held_of(k) or held for k in range(len(supernet.parents))]  # every row is of all, or has all
         ports = [[f.port for f in features if f.parent == k] for k in range(len(pools))]
-        alone = [(pool, names) for pool, names in zip(pools, ports, strict=True) if pool is not None and names]
+        alone = [(pool, names) for pool, names in zip(pools, ports, strict=True) if names]
         tasks = alone or tasks
     with ExitStack() as stack:
         labels = []

@@ -131,6 +131,8 @@ def test_transformers_of_images_of_other_sizes_are_solved_through_their_own_stem
         result = merged(nets, data, method).result
         r2[method] = min(task["feature_r2"] for task in result["tasks"])
         assert result["checks"]["fold_max_abs"] < 1e-5
+        balanced = any(note.startswith("condense: parents at ") for note in result["notes"])
+        assert balanced == (method == "condense")  # chosen on each task's own inputs, as where they are the same
     assert r2["condense"] > 0.2 and r2["condense"] > r2["average"] + 1 and r2["pleas"] > r2["average"]
 
 
