@@ -59,6 +59,8 @@ class Chain:
             whole, zeros, ones = (_run(nodes, v, own) for v in (x, torch.zeros_like(x), torch.ones_like(x)))
         except (RuntimeError, TypeError):
             return None
+        if not whole.is_floating_point():  # a comparison: no scale of what is compared
+            return None
         shift, slope = (value.movedim(axis, -1).reshape(-1, shape[axis])[0] for value in (zeros, ones - zeros))
         if not torch.allclose((x.movedim(axis, -1) * slope + shift).movedim(-1, axis), whole):
             return None

@@ -86,7 +86,7 @@ def _writers(supernet: SuperNet, spaces: Iterable[str]) -> str:
     """The tensors that write spaces, by the template's names."""
     assert supernet.spaces is not None
     found = sorted({use.tensor for each in spaces for use in supernet.spaces.spaces[each].writers})
-    return listed(found, NAMED)
+    return listed(found, NAMED) if found else ""
 
 
 def _changed(before: SuperNet, after: SuperNet) -> frozenset[str]:

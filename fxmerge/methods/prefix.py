@@ -53,7 +53,7 @@ class Prefix:
         self.shifts: dict[tuple[str, int], Tensor] = {}
         """By unmerge map and parent: what the parent sees besides U times the merged value."""
         self.solved: set[tuple[str, int]] = set()
-        self.ideal = self._ideal()
+        self.ideal, self.told = self._ideal()
         for node in seen.net.program.graph.nodes:
             for k, theirs in self.goals.asked(node):
                 self.parents[k].hold(theirs)
@@ -65,7 +65,7 @@ class Prefix:
         for node in self.supernet.program.graph.nodes:
             if node.op == "output":
                 break
-            if node in self.ideal.replaced:
+            if node in self.told:
                 self.ideal.of(node)
                 for k, theirs in enumerate(self.supernet.twins[node.name]):
                     self.parents[k].release(theirs)
@@ -91,16 +91,21 @@ class Prefix:
                 self.parents[k].release(theirs)
         return self.tensors
 
-    def _ideal(self) -> Values:
-        """The merged values if every call wrote what the bases make of the parents' own: without errors of a prefix."""
+    def _ideal(self) -> tuple[Values, frozenset[fx.Node]]:
+        """The merged values if every call wrote what the bases make of the parents' own: without errors of a prefix.
+
+        With the merge nodes that any unmerge map is told from: what only says which row is taken has no reader.
+        """
         net = self.supernet
         joins = {n: m for n in net.program.graph.nodes if (m := Merge.of(n)) and n.name in net.twins}
-        for node in joins:
-            for k, theirs in enumerate(net.twins[node.name]):
-                self.parents[k].hold(theirs)
         sources = [u.source for n in net.program.graph.nodes if (u := Unmerge.of(n))]
         written = {node: partial(self._written, node, merged) for node, merged in joins.items()}
-        return self.samples.merged(self.tensors, sources, written)
+        ideal = self.samples.merged(self.tensors, sources, written)
+        told = frozenset(node for node in ideal.order if node in joins)
+        for node in told:
+            for k, theirs in enumerate(net.twins[node.name]):
+                self.parents[k].hold(theirs)
+        return ideal, told
 
     def _written(self, node: fx.Node, merged: Merge, batch: int) -> Tensor:
         """What the bases make on a batch of what the parents write where a merge node stands."""

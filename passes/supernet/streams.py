@@ -2,6 +2,7 @@
 
 A norm without its scale and shift commutes with rotations (LayerNorm with those that keep the vector of ones), and what
 reads the norm can absorb scale and shift. So such a stream takes any orthonormal basis, whatever it tolerates as it is.
+Where a norm reads a parameter (queries that are learnt), no merge map stands in front of it, so nothing is turned.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def streams(sites: Sites) -> dict[str, Stream]:
         if name in sites.mergeable and space.role == "residual":
             touching = list(_touching(sites, name))
             norms = {n: norm for n in touching if (norm := _norm(sites, n, name)) is not None}
-            if norms and all(n in norms or _is_plain(n, sites, name) for n in touching):
+            shown = all(sites.values[norm.source] == "data" for norm in norms.values())
+            if norms and shown and all(n in norms or _is_plain(n, sites, name) for n in touching):
                 centred = any(norm.centred for norm in norms.values())
                 operands = dict.fromkeys(norm.source for norm in norms.values())
                 post = tuple(n for n in norms if any(_adds(user, n, sites) for user in n.users))

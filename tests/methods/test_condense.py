@@ -38,6 +38,50 @@ class Residual(nn.Module):
         return logits
 
 
+class Compared(nn.Module):
+    """Units that say yes or no."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.second((self.first(x) > 0).to(x.dtype)).relu())
+        return logits
+
+
+class Codes(nn.Module):
+    """The row of a table that is nearest to what was written, which nothing else reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 12), nn.Linear(12, 6), nn.Linear(6, 4)
+        self.codes = nn.Parameter(torch.randn(10, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        nearest = torch.cdist(self.second(self.first(x).relu()), self.codes).argmin(-1)
+        logits: Tensor = self.head(self.codes[nearest])
+        return logits
+
+
+class Queries(nn.Module):
+    """Learnt queries that are normed before they have read anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(3, 12))
+        self.norms = nn.ModuleList(nn.LayerNorm(12) for _ in range(2))
+        self.ask, self.key, self.value, self.up = (nn.Linear(n, 12) for n in (12, 4, 4, 12))
+        self.down, self.head = nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, x = self.queries.unsqueeze(0).repeat(x.shape[0], 1, 1), x.unflatten(-1, (2, 4))
+        q = q + F.scaled_dot_product_attention(self.ask(self.norms[0](q)), self.key(x), self.value(x))
+        q = q + self.down(F.gelu(self.up(self.norms[1](q))))
+        logits: Tensor = self.head(q.mean(1))
+        return logits
+
+
 Inputs = dict[str, Tensor]
 
 FAMILIES: Mapping[str, Callable[[], tuple[nn.Module, Inputs]]] = {
@@ -53,6 +97,9 @@ FAMILIES: Mapping[str, Callable[[], tuple[nn.Module, Inputs]]] = {
 }
 EQUAL = "condense{rows=200,balance=[1 1]}"
 VIT: dict[str, Any] = {"image": 8, "patch": 4, "width": 12, "heads": 2, "hidden": 16, "classes": 4}
+
+
+FAMILIES_AS_WRITTEN: Mapping[str, Callable[[], nn.Module]] = {"compared": Compared, "codes": Codes, "queries": Queries}
 
 
 def sentences(rows: int, length: int) -> Inputs:
@@ -106,6 +153,18 @@ def test_it_is_far_better_than_the_average(family: str) -> None:
         for method in ("average", EQUAL)
     }
     assert min(scores[EQUAL]) > max(scores["average"]) + 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES_AS_WRITTEN)
+def test_what_no_map_is_told_from_stops_nothing(family: str) -> None:
+    parents = []
+    for seed, task in ((3, "a"), (4, "b")):
+        torch.manual_seed(seed)
+        x = torch.randn(96, 8)
+        parents.append((fxmerge.capture(FAMILIES_AS_WRITTEN[family]().eval(), (x[:4],), task=task), {"x": x}))
+    found = merged(parents, EQUAL)
+    assert found.result["init"] == "condense"
+    assert not any("no closed form for what none" in note for note in found.result["notes"])
 
 
 def test_padding_takes_no_part() -> None:
