@@ -45,15 +45,19 @@ def best_balance(job: Job, solve: Solve) -> Balance:
                 tried = tuple(step if i == k else 1.0 for i in range(count))
                 job.progress(len(scores), count + len(STEPS), f"closed form, parents at {_told(tried)}")
                 scores[tried] = score(solve(short, tried)[1])
-                if count == 2 and scores[tried] > scores[equal]:
+                if count == 2 and _clearly_better(scores[tried], scores[equal]):
                     break  # of two parents the other one larger is the same the other way
     best = max(scores, key=lambda tried: scores[tried])
-    best = best if 1 - scores[best] < CLEARLY * (1 - scores[equal]) else equal
+    best = best if _clearly_better(scores[best], scores[equal]) else equal
     told = ", ".join(f"{_told(tried)} {score:.3f}" for tried, score in scores.items())
     job.notes.append(
         f"condense: parents at {_told(best)}, the best score of the untrained merge on held-back inputs ({told})"
     )
     return best
+
+
+def _clearly_better(score: float, than: float) -> bool:
+    return 1 - score < CLEARLY * (1 - than)
 
 
 def _told(balance: Balance) -> str:

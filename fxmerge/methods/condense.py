@@ -20,11 +20,14 @@ from fxmerge.methods.bases import Bases
 from fxmerge.methods.closed_form import ClosedForm
 from fxmerge.methods.groups import groups_of
 from fxmerge.methods.prefix import Prefix
+from fxmerge.methods.regress import MOST
 from fxmerge.methods.sampled import through
 from fxmerge.methods.seen import Seen
 
 TRIED = 250
 """Inputs that are looked at to choose a balance."""
+PLACES = 20
+"""Of every input so many tokens, or places of a picture, on average at most: a trial needs fewer than the result."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Condense(ClosedForm):
             raise OptionError(f"{len(self.balance)} numbers to balance {count} parents", "give one for every parent")
         net = job.supernet.start([1.0] * count, "fixed")
         assert job.pool is not None
-        seen = Seen.of(net, through(net, job.pool, self.rows))
+        seen = Seen.of(net, through(net, job.pool, self.rows), most=min(MOST, PLACES * self.rows))
         bases = Bases(seen, self.balance)
         left = bases.choose()
         if left:
