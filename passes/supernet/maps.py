@@ -71,9 +71,13 @@ class Maps:
         """Name of the unmerge map before the readers of axis `axis` of `node`."""
         return self._get(("read", node, axis))
 
-    def of_operand(self, operand: Operand) -> list[tuple[int, str]]:
-        """(axis of the root tensor, map name) for each of its axes that has a map."""
-        return [(axis, self._get(key)) for axis, key in self._keys(operand)]
+    def of_operand(self, operand: Operand, roles: Sequence[str] = ("write", "read")) -> list[tuple[int, str]]:
+        """(axis of the root tensor, map name) for each of its axes that has a map of these roles."""
+        return [(axis, self._get(key)) for axis, key in self._keys(operand) if key[0] in roles]
+
+    def axes(self, operand: Operand) -> list[int]:
+        """The axes of the root tensor that have maps; none is made for it."""
+        return [axis for axis, _ in self._keys(operand)]
 
     def has(self, operand: Operand) -> bool:
         return bool(self._keys(operand))

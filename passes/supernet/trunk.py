@@ -108,11 +108,10 @@ class Trunk:
         """How the weights of a call fold, with the maps of these roles, when they are carried to the weights."""
         arguments, weights = operands(site.node), []
         for operand in site.operands:
-            at_root = self._at_root(operand)
+            at_root = operand.whole(self.state.maps.axes(operand))
             maps = [
                 (axis if at_root else operand.places[axis] or 0, self.state.map(name))
-                for axis, name in self.state.maps.of_operand(operand)
-                if (use := operand.uses[axis]) is not None and use.role in roles
+                for axis, name in self.state.maps.of_operand(operand, roles)
             ]
             axes, nodes = tuple(axis for axis, _ in maps), tuple(node for _, node in maps)
             weights.append(tuple(Weight(arguments.index(operand.node), at_root, axes, nodes)))

@@ -89,7 +89,7 @@ def captured(net: nn.Module, task: str) -> Program:
 
 def test_rows_that_are_the_same_everywhere_become_part_of_another_table() -> None:
     one, two = captured(Encoder(1, "tanh"), "plain"), captured(Encoder(1, "tanh", types=True, seed=1), "typed")
-    for steps in FURTHER[:-1]:
+    for steps in FURTHER[:-2]:
         with pytest.raises(LineUpError):
             line_up(unwatched(steps, one), unwatched(steps, two))
     plain, typed = line_up_all([one, two])
@@ -157,3 +157,33 @@ def test_the_command_line_merges_encoders_of_other_depth_head_and_tables(
         assert min(out["r2"] for task in result["tasks"] for out in task["outputs"]) > 1 - 1e-6
         said = " ".join(result["notes"])
         assert "1 in short and 3 in deep" in said or "norms stand on its stream, so it is no sum of increments" in said
+
+
+class Curved(nn.Module):
+    """A branch behind a curve beside a stream, with a factor of some kind or none: where it is, trunks part."""
+
+    def __init__(self, kind: str, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem, self.head, self.norm = nn.Linear(6, 8), nn.Linear(8, 3), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 10), nn.Linear(10, 8)
+        self.kind, self.factor = kind, nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        branch = torch.tanh(self.down(nn.functional.gelu(self.up(self.norm(x)))))
+        found: Tensor = self.head(x + branch * {"learnt": self.factor, "fixed": 0.5, "none": 1.0}[self.kind])
+        return found
+
+
+@pytest.mark.parametrize("kinds", [("fixed", "learnt"), ("none", "fixed")])
+def test_a_stream_may_go_on_into_heads_of_their_own(kinds: tuple[str, str]) -> None:
+    x = torch.randn(24, 6)
+    parents = [
+        fxmerge.capture(Curved(kind, k).eval(), (x[:4],), task=task)
+        for k, (kind, task) in enumerate(zip(kinds, "ab", strict=True))
+    ]
+    for k, parent in enumerate(parents):
+        merged = fxmerge.merge(parents, data=x, method="average", like=k)
+        assert any("is another one than that of" in note for note in merged.result["notes"])
+        assert merged(x)[parent.task].shape == (24, 3) and merged.result["checks"]["fold_max_abs"] < 1e-5
