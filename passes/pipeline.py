@@ -59,7 +59,7 @@ class ComputeWeights(Pass):
     """Compute what parameters alone make (weight norm, adapters, casts): one plain weight each."""
 
     def run(self, program: Program, known: Known) -> Program:
-        return compute_weights(program, known.rules)
+        return compute_weights(program, known.rules, joined=True)
 
 
 @dataclass(frozen=True)

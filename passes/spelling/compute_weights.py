@@ -4,9 +4,11 @@
     linear(x, w + b @ a * s)            -->   linear(x, w')         low-rank adapters
     conv(x, w * mask), linear(x, w.float())                         pruning, weights kept in half precision
     linear(x, cat(q, k, v)), bmm(x, stack(w, w'))                   weights of several parts, experts
+    linear(x, w.permute(0, 2, 1).reshape(12, 10))                   heads and their units in one axis
 
 A mean of v and a mean of g make no mean of weights, and no map can stand between them; around w it can. Values that are
 only moved, or side by side and added, stay where they are, and so does what no linear map takes: a norm's scale, say.
+But where moves make one axis of several, a map along it is none along any axis of the parameter.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ from passes.operators import Operators, is_random
 from passes.spelling.cleanup import cleanup
 
 
-def compute_weights(program: Program, rules: RuleSet) -> Program:
-    """`program` with every weight that it computes from parameters as a parameter of its own, which a note names."""
-    if not any(_Weights(program, rules).found()):
+def compute_weights(program: Program, rules: RuleSet, *, joined: bool = False) -> Program:
+    """`program` with every weight that it computes from parameters as a parameter of its own, which a note names.
+
+    With `joined` also those that moves make of one parameter by joining its axes: only a merge needs them so.
+    """
+    if not any(_Weights(program, rules, joined).found()):
         return program
     program = cleanup(program)  # what is computed twice is one weight
-    weights = _Weights(program, rules)
+    weights = _Weights(program, rules, joined)
     graph, where = program.copy_graph()
     made: dict[fx.Node, fx.Node] = {}
     for node in weights.found():
@@ -56,6 +61,7 @@ class _Weights:
 
     program: Program
     rules: RuleSet
+    joined: bool = False
     parameters: dict[fx.Node, frozenset[str]] = field(default_factory=dict)
     """For every value that depends on tensors alone: the parameters it is computed from."""
     known: dict[fx.Node, Any] = field(default_factory=dict)
@@ -83,17 +89,47 @@ class _Weights:
                     yield node
 
     def unmoved(self, node: fx.Node) -> fx.Node | None:
-        """The value that moves alone lead from to `node`, if something was computed to get it."""
+        """The value that moves alone lead from to `node`, if something was computed to get it; or if they join axes."""
+        last = node
         while node in self.parameters and (moved := self.operators.moved(node)) is not None:
             if moved.by or moved.cast:
                 break
             node = moved.source
+        if self.joined and node.op == "get_attr" and node is not last and self.joins_axes(last, node):
+            return last
         is_computed = node.op == "call_function" and self.parameters.get(node) and isinstance(node.meta["val"], Tensor)
         return node if is_computed and (self.computes(node) or self.joins(node)) else None
 
     def joins(self, node: fx.Node) -> bool:
         """Whether a value is several parameters side by side."""
         return self.operators.moved(node) is None and len(self.parameters[node]) > 1
+
+    def joins_axes(self, node: fx.Node, parameter: fx.Node) -> bool:
+        """Whether an axis of `node`, a parameter moved, is several of the parameter's own, each of them whole."""
+        shape = parameter.meta["val"].shape
+        if sorted(n for n in node.meta["val"].shape if n > 1) == sorted(n for n in shape if n > 1):
+            return False
+        where = self._moved(node, parameter, torch.arange(shape.numel()).reshape(shape))
+        lines = [where[tuple(slice(None) if i == axis else 0 for i in range(where.ndim))] for axis in range(where.ndim)]
+        along = [
+            [bool((own != own[0]).any()) for own in torch.unravel_index(line, shape)] for line in lines if len(line)
+        ]
+        whole = [sum(axes) == 1 for axes in zip(*along, strict=True)]
+        return any(sum(moves and alone for moves, alone in zip(axes, whole, strict=True)) > 1 for axes in along)
+
+    def _moved(self, node: fx.Node, parameter: fx.Node, value: Tensor) -> Tensor:
+        """What `node` is when the parameter that it is a move of holds this value."""
+        if node is parameter:
+            return value
+        moved = self.operators.moved(node)
+        assert moved is not None
+        inner = self._moved(moved.source, parameter, value)
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda n: inner if n is moved.source else self.value(n)
+        )
+        target: Any = node.target
+        result: Tensor = target(*args, **kwargs)
+        return result
 
     def computes(self, node: fx.Node) -> bool:
         """Whether a value is more than tensors moved and put side by side."""

@@ -21,6 +21,7 @@ from fxmerge.ir.merge import unmerge
 from fxmerge.pipeline import Known, Pass, Stage
 from fxmerge.pipeline.watch import Watch
 from fxmerge.rewrite import Match, Refusal, op, rewrite, var
+from tests.passes.line_up import test_fold_factors as factors
 from tests.passes.supernet.test_trunk_pairs import TOKENS, Encoder
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
@@ -254,9 +255,12 @@ def test_the_passes_that_are_listed_are_those_that_run_in_their_order(monkeypatc
     monkeypatch.setattr(build.Watch, "from_environment", remembered)
     options = {"method": "foldable", "steps": 2, "batch_size": 4, "pool": 16, "init": "average"}
     fxmerge.merge(nets("chunk", "slice"), **options)
-    typed = [Encoder(1, "tanh", types=types, seed=types) for types in (False, True)]  # these are written furthest
-    given = [fxmerge.capture(net.eval(), (TOKENS,), task=task) for net, task in zip(typed, "ab", strict=True)]
-    fxmerge.merge(given, method="average")
+    typed = [Encoder(1, "tanh", types=types, seed=types) for types in (False, True)]
+    # these two are written furthest
+    scaled = [factors.Net(factors.FOLDED["a number"]), factors.Net(lambda net, x: x + net.branch(x), 1)]
+    for pair, sample in ((typed, TOKENS), (scaled, torch.randn(8, 6))):
+        given = [fxmerge.capture(net.eval(), (sample,), task=task) for net, task in zip(pair, "ab", strict=True)]
+        fxmerge.merge(given, method="average")
     ran = list(dict.fromkeys(name for watch in seen for name, _ in watch.times))
     listed = list(dict.fromkeys(name.strip() for name, _, _ in catalogue("passes")))
     assert sorted(ran) == sorted(listed)

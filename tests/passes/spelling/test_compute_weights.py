@@ -205,6 +205,37 @@ def test_what_is_only_moved_or_no_weight_stays() -> None:
     assert compute_weights(program, passes.BUILTIN.rules) is program
 
 
+class ByHead(nn.Module):
+    """Weights of three heads, with a head's units apart; `joined` says how a linear map takes them."""
+
+    def __init__(self, joined: str) -> None:
+        super().__init__()
+        self.joined, self.first, self.last = joined, nn.Linear(5, 10), nn.Linear(10, 3)
+        self.w, self.o = nn.Parameter(torch.randn(3, 10, 4) / 3), nn.Parameter(torch.randn(3, 4, 10) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        if "w" in self.joined:
+            h = F.linear(x, self.w.permute(0, 2, 1).reshape(12, 10)).unflatten(-1, (3, 4))
+        else:
+            h = torch.einsum("bd,hde->bhe", x, self.w)
+        if "o" in self.joined:
+            return self.last(F.linear(F.relu(h).flatten(1), self.o.reshape(12, 10).t()) + x)
+        return self.last(torch.einsum("bhe,hed->bd", F.relu(h), self.o) + x)
+
+
+@pytest.mark.parametrize("joined", ["w", "o", "wo"])
+def test_axes_that_moves_join_are_merged_as_one(joined: str) -> None:
+    models = [ByHead(joined).eval(), ByHead(joined).eval()]
+    programs = [fxmerge.capture(model, (X,), task=task) for model, task in zip(models, "ab", strict=True)]
+    merged = fxmerge.merge(programs, method="average")
+    assert merged.result["checks"]["fold_max_abs"] < 1e-5
+    assert {f"{name}_computed" for name in joined} <= merged.state_dict().keys()
+    again = fxmerge.merge([programs[0], programs[0].evolve(task="again")], method="average")
+    torch.testing.assert_close(again(X)["a"], models[0](X), atol=1e-5, rtol=1e-5)
+    assert {"w", "o"} <= fxmerge.inspect(programs[0])["parameters"].keys()
+
+
 class Joined(nn.Module):
     """Weights of three parts side by side, and of three experts on top of each other."""
 
