@@ -78,7 +78,8 @@ class Condense(ClosedForm):
         bases = Bases(seen, self.balance)
         left = bases.choose()
         if left:
-            what = f"what {named} write" if (named := _writers(net, left)) else f"{len(left)} spaces that calls write"
+            spaces = "a space that calls write" if len(left) == 1 else f"{len(left)} spaces that calls write"
+            what = f"what {named} write" if (named := _writers(net, left)) else spaces
             job.notes.append(f"condense: no closed form for {what}: it is averaged")
         prefix = Prefix(seen, bases, self.ridge, kernels)
         tensors = prefix.solve()
