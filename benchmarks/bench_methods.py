@@ -101,7 +101,8 @@ class Course:
         options = {"method": method.name, **self._base(method)}
         options |= self._paced(method, data, options) if _trains(method) else {}
         merged, spent = self.case.merge(data, seed, options)
-        row = {**self.case.measured(merged), **keys, "cpu_seconds": spent, "settings": settings, "options": options}
+        row = {**self.case.measured(merged), **keys, "cpu_seconds": spent, "settings": settings}
+        row["options"] = options | ({"base": Path(options["base"]).name} if "base" in options else {})
         row |= {"share": row["mean"] / whole, "init": merged.result["init"], "code": code()}
         self._keep(row)
 
