@@ -97,16 +97,6 @@ def test_a_published_method_may_be_polished() -> None:
     assert sum(t["feature_r2"] for t in polished["tasks"]) > sum(t["feature_r2"] for t in plain["tasks"])
 
 
-def test_a_budget_is_steps_that_there_is_time_for() -> None:
-    programs, data = two()
-    how = {name: value for name, value in SHORT.items() if name != "steps"}
-    few, many = (
-        fxmerge.merge(programs, data=data, **how, budget=seconds, init="average", optimizer="muon")
-        for seconds in (0.5, 4.0)
-    )
-    assert few.result["training"]["steps"] < many.result["training"]["steps"]
-
-
 def test_a_budget_without_time_for_trials_trains_the_likeliest_start() -> None:
     programs, data = two()
     how = {name: value for name, value in SHORT.items() if name != "steps"}

@@ -10,7 +10,7 @@ import torch
 import fxmerge
 from fxmerge.methods.clock import SPARED, Clock, Pace
 from fxmerge.methods.inits import find_init
-from fxmerge.methods.trial import FEWEST, NO_TRIALS, _Trial
+from fxmerge.methods.trial import NO_TRIALS, _Trial
 from fxmerge.training.pool import Pool
 from fxmerge.training.settings import Log, Settings
 from tests.methods.test_auto import SHORT, two
@@ -34,16 +34,36 @@ def test_as_many_steps_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.most(lambda steps: 60.0, 20) == 20
 
 
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that does not go on, and steps of one second: what a budget has time for is the same on every machine."""
+    monkeypatch.setattr(Clock, "of", lambda seconds: Clock(seconds))
+    monkeypatch.setattr(Clock, "left", property(lambda self: self.until))
+    monkeypatch.setattr(Pace, "of", lambda log, look: Pace(1.0, 0.0, 0.0))
+
+
+@pytest.mark.usefixtures("still")
 @pytest.mark.parametrize("method", ["foldable", "distill"])
 def test_trained_methods_keep_to_a_budget(method: str) -> None:
     programs, data = two()
     how: dict[str, Any] = {**{k: v for k, v in SHORT.items() if k != "steps"}, "method": method}
-    none = fxmerge.merge(programs, data=data, **how, budget=0.01).result
-    assert none["training"]["steps"] == FEWEST
+    none = fxmerge.merge(programs, data=data, **how, budget=50.0).result
+    assert none["training"]["steps"] == int(SPARED * 50)
     assert any(NO_TRIALS in note for note in none["notes"])
-    some = fxmerge.merge(programs, data=data, **how, budget=3.0).result
-    assert some["training"]["steps"] > FEWEST
+    some = fxmerge.merge(programs, data=data, **how, budget=600.0).result
+    assert 50 < some["training"]["steps"] <= SPARED * 600
     assert not any(NO_TRIALS in note for note in some["notes"])
+
+
+@pytest.mark.usefixtures("still")
+def test_the_default_trains_as_long_as_its_budget_allows() -> None:
+    programs, data = two()
+    how: dict[str, Any] = {**{k: v for k, v in SHORT.items() if k != "steps"}, "init": "average", "optimizer": "muon"}
+    few, many = (fxmerge.merge(programs, data=data, **how, budget=seconds).result for seconds in (100.0, 1500.0))
+    assert any(NO_TRIALS in note for note in few["notes"])
+    assert few["training"]["steps"] == int(SPARED * 100)
+    assert few["training"]["steps"] < many["training"]["steps"] <= SPARED * 1500
+    assert not any(NO_TRIALS in note for note in many["notes"])
 
 
 @pytest.mark.parametrize("method", ["foldable", "distill"])
