@@ -30,7 +30,7 @@ from fxmerge.methods.groups import groups_of
 from fxmerge.methods.kept import train_or_keep
 from fxmerge.methods.mixing import Mixed, mixing
 from fxmerge.methods.student import groups, student_of, targets_of, trainable, unreached
-from fxmerge.methods.trial import FEWEST, NO_TRIALS, TRIED, choices, goes_on, recalled, with_best_augmentation
+from fxmerge.methods.trial import CHOICES, FEWEST, NO_TRIALS, TRIED, choices, goes_on, recalled, with_best_augmentation
 from fxmerge.training.fit import fit_labelled, labels_of, score_labelled
 from fxmerge.training.labels import Labels
 from fxmerge.training.optimizers import OPTIMIZERS
@@ -104,7 +104,7 @@ def polish(job: Job, starts: Sequence[Start], steps: int, clock: Clock | None = 
     """
     with ExitStack() as stack:
         search = _Search(job, starts, steps, stack)
-        if known := chosen(job.state):
+        if known := chosen(job.state, {"start": str, "optimizer": str, "lr": float, **CHOICES}):
             best, job = search.recalled(known), goes_on(job, known)
             settings = recalled(best.settings(job.settings, steps), known, clock)
         else:

@@ -57,8 +57,8 @@ def begin(job: Job, start: Start, budget: float | None = None) -> Begun:
     """
     trial = _Trial(job, start)
     clock = None if budget is None else Clock.of(budget)
-    if known := chosen(job.state):
-        init = str(known["init"]) if job.options.init == "auto" else job.options.init
+    if known := chosen(job.state, {"init": str, **CHOICES}):
+        init = known["init"] if job.options.init == "auto" else job.options.init
         job = replace(goes_on(job, known), settings=recalled(job.settings, known, clock))
         supernet, program = start(job, find_init(init))
         return Begun(init, supernet, program, job, groups_at_start(supernet))
@@ -75,6 +75,9 @@ def begin(job: Job, start: Start, budget: float | None = None) -> Begun:
         job = replace(job, settings=replace(job.settings, steps=steps))
     job = replace(job, settings=replace(job.settings, chosen={"init": init, **choices(job)}))
     return Begun(init, supernet, program, job, groups_at_start(supernet))
+
+
+CHOICES: Mapping[str, type] = {"steps": int, "augmentation": str}
 
 
 def choices(job: Job) -> dict[str, str | float]:

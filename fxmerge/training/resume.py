@@ -85,14 +85,20 @@ def recall(path: Path, identity: Mapping[str, Any], own: Mapping[str, Any]) -> d
     return state
 
 
-def chosen(path: Path | None) -> dict[str, str | float]:
-    """What trials had chosen for the run whose state is kept at `path`; nothing where there is none."""
+def chosen(path: Path | None, wanted: Mapping[str, type]) -> dict[str, Any]:
+    """What trials had chosen for the run whose state is kept at `path`; nothing where there is none.
+
+    `wanted` are the names and types that this method chooses: a run of another method kept others.
+    """
     if path is None or not path.exists():
         return {}
     with reading(path, OptionError, "remove it", how="is not a kept training state"):
         found = dict(_kept(path)["identity"]["chosen"])
-        if not all(isinstance(k, str) and isinstance(v, str | int | float) for k, v in found.items()):
-            raise TypeError("what was chosen is no text and no number")
+    if found and {name: type(value) for name, value in found.items()} != wanted:
+        raise OptionError(
+            f"{path} was kept by a run of another method",
+            "resume with the command that was interrupted, or name another folder",
+        )
     return found
 
 

@@ -368,7 +368,10 @@ def test_a_resumed_merge_goes_on_with_what_trials_chose(
     """With a budget too, whose steps and trials would be others in every run."""
     args = (*MERGE, "--budget", "2", "--batch-size", "16", "--pool", "64", "-q", "--result", "r.json")
     interrupted(here, capsys, *args, steps=range(7, 10_000))
-    known = chosen(here / "m.onnx.state" / "training.pt")
+    wanted = {"start": str, "optimizer": str, "lr": float, "steps": int, "augmentation": str}
+    known = chosen(here / "m.onnx.state" / "training.pt", wanted)
+    code, _, err = run(capsys, *args, "--method", "distill", "--resume", "m.onnx.state")
+    assert code == 2 and "was kept by a run of another method" in err
     monkeypatch.setattr("fxmerge.methods.polish._Search.best", lambda self: pytest.fail("trials again"))
     code, _, err = run(capsys, *args, "--resume", "m.onnx.state")
     assert code == 0, err
