@@ -11,7 +11,7 @@ from fxmerge.compiler.figures import peak_memory
 from fxmerge.ir.probe import probe
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Job, Outcome
-from fxmerge.methods.polish import frozen
+from fxmerge.methods.starts import frozen
 from fxmerge.methods.student import student_of, teachers
 from fxmerge.methods.wanted import wanted
 from fxmerge.result import Estimate

@@ -14,7 +14,8 @@ from fxmerge.methods.clock import Clock
 from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.inits import FromAverage, find_init, folded, starts_of
 from fxmerge.methods.one_base_starts import best_of_one_base, best_untrained
-from fxmerge.methods.polish import Start, polish
+from fxmerge.methods.polish import polish
+from fxmerge.methods.starts import Start
 from fxmerge.methods.student import student_of, trainable
 from fxmerge.methods.wanted import Loss
 from fxmerge.training.optimizers import Choice

@@ -13,6 +13,11 @@ MOST = 10_000_000
 """No budget asks for more steps."""
 SPARED = 0.97
 """Of the time that is left, this share is planned for: steps are not all alike."""
+FEWEST = 20
+"""Steps of a run or a trial, at least."""
+TRIED = 0.5
+"""Trials may take this share of a budget; where they would take more there are none."""
+NO_TRIALS = "the budget has no time for trials; give a larger one to have them"
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,15 @@ class Clock:
         """Seconds."""
         return self.until - time.perf_counter()
 
-    def most(self, cost: Callable[[int], float], fewest: int) -> int:
-        """The most steps whose cost, in seconds, fits into what is left; `fewest` where not even they do."""
-        low, high, seconds = fewest, fewest, SPARED * self.left
+    def plan(self, run: Callable[[int], float], trials: Callable[[int], float]) -> tuple[int, bool]:
+        """The most steps that there is time for, and whether there is time for trials too; seconds by steps of each."""
+        if trials(FEWEST) > TRIED * self.left:
+            return self.most(run), False
+        return self.most(lambda steps: run(steps) + trials(steps)), True
+
+    def most(self, cost: Callable[[int], float]) -> int:
+        """The most steps whose cost, in seconds, fits into what is left; FEWEST where not even they do."""
+        low, high, seconds = FEWEST, FEWEST, SPARED * self.left
         while high < MOST and cost(high) <= seconds:
             low, high = high, 2 * high
         while high - low > 1:

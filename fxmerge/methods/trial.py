@@ -16,7 +16,7 @@ from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.base import Init, Job
-from fxmerge.methods.clock import Clock, Pace
+from fxmerge.methods.clock import FEWEST, NO_TRIALS, Clock, Pace
 from fxmerge.methods.groups import groups_at_start
 from fxmerge.methods.inits import find_init, tried_of
 from fxmerge.methods.student import targets_of, train
@@ -27,10 +27,6 @@ from fxmerge.training.settings import Settings, silent
 
 SHARE = 12
 """A trial takes one step in this many of the whole run."""
-FEWEST = 20
-TRIED = 0.5
-"""Trials may take this share of a budget; where they would take more there are none."""
-NO_TRIALS = "the budget has no time for trials; give a larger one to have them"
 CLEARLY = 0.98
 """Another kind of augmentation is taken if its error is below this share of the likeliest kind's."""
 
@@ -71,7 +67,7 @@ def begin(job: Job, start: Start, budget: float | None = None) -> Begun:
         job = with_best_augmentation(job, lambda kind: trial.error(init, kind))
         supernet, program = start(job, find_init(init))
     if clock is not None:
-        steps = clock.most(lambda steps: trial.run(steps, job), FEWEST)
+        steps = clock.most(lambda steps: trial.run(steps, job))
         job = replace(job, settings=replace(job.settings, steps=steps))
     job = replace(job, settings=replace(job.settings, chosen={"init": init, **choices(job)}))
     return Begun(init, supernet, program, job, groups_at_start(supernet))
@@ -168,11 +164,10 @@ class _Trial:
                     raise
         self.error(self.names[0], self.kinds[0])
         most = max(each.seconds for each in self.starts.values())
-        if self.trials(FEWEST) + most > TRIED * clock.left:
-            return False
-        self._plan(clock.most(lambda steps: self.run(steps, self.job) + self.trials(steps) + most, FEWEST))
+        steps, tried = clock.plan(lambda steps: self.run(steps, self.job), lambda steps: self.trials(steps) + most)
+        self._plan(steps)
         self.tried.clear()
-        return True
+        return tried
 
     def _plan(self, steps: int) -> None:
         self.job = replace(self.job, settings=replace(self.job.settings, steps=steps))

@@ -372,7 +372,7 @@ def test_a_resumed_merge_goes_on_with_what_trials_chose(
     known = chosen(here / "m.onnx.state" / "training.pt", wanted)
     code, _, err = run(capsys, *args, "--method", "distill", "--resume", "m.onnx.state")
     assert code == 2 and "was kept by a run of another method" in err
-    monkeypatch.setattr("fxmerge.methods.polish._Search.best", lambda self: pytest.fail("trials again"))
+    monkeypatch.setattr("fxmerge.methods.search.Search.best", lambda self: pytest.fail("trials again"))
     code, _, err = run(capsys, *args, "--resume", "m.onnx.state")
     assert code == 0, err
     result = json.loads((here / "r.json").read_text())

@@ -12,7 +12,7 @@ from torch import nn
 import fxmerge
 from benchmarks.models import GPT
 from fxmerge.errors import OptionError
-from fxmerge.methods.trial import NO_TRIALS
+from fxmerge.methods.clock import NO_TRIALS
 from fxmerge.samples.pool import Pools
 from tests.methods.test_condense import parent
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import fxmerge
-from fxmerge.methods.clock import SPARED, Clock, Pace
+from fxmerge.methods.clock import FEWEST, NO_TRIALS, SPARED, TRIED, Clock, Pace
 from fxmerge.methods.inits import find_init
-from fxmerge.methods.trial import NO_TRIALS, _Trial
+from fxmerge.methods.trial import _Trial
 from fxmerge.training.pool import Pool
 from fxmerge.training.settings import Log, Settings
 from tests.methods.test_auto import SHORT, two
@@ -29,9 +29,17 @@ def test_a_run_costs_its_steps_and_the_rows_that_it_reads_first() -> None:
 def test_as_many_steps_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxmerge.methods.clock.time.perf_counter", lambda: 100.0)
     clock = Clock.of(50.0)
-    most = clock.most(lambda steps: 7 + 0.1 * steps, 20)
+    most = clock.most(lambda steps: 7 + 0.1 * steps)
     assert 7 + 0.1 * most <= SPARED * 50 < 7 + 0.1 * (most + 1)
-    assert clock.most(lambda steps: 60.0, 20) == 20
+    assert clock.most(lambda steps: 60.0) == FEWEST
+
+
+def test_trials_are_left_out_where_they_would_take_most_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxmerge.methods.clock.time.perf_counter", lambda: 100.0)
+    clock = Clock.of(50.0)
+    run = lambda steps: 0.1 * steps  # noqa: E731
+    assert clock.plan(run, lambda steps: 1.01 * TRIED * 50) == (clock.most(run), False)
+    assert clock.plan(run, lambda steps: 0.1 * steps) == (clock.most(lambda steps: 0.2 * steps), True)
 
 
 @pytest.fixture
