@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from fxmerge.bounds import Amount
+from fxmerge.errors import DataError
 from fxmerge.methods.about import About
-from fxmerge.methods.alignment.layout import Site
+from fxmerge.methods.alignment.layout import Layout, Site
 from fxmerge.methods.alignment.matches import Similarity
-from fxmerge.methods.alignment.solve import Carriers
+from fxmerge.methods.alignment.solve import Alignment, Carriers
+from fxmerge.methods.alignment.untied import Queries, Streams, told_of_untied, untie
+from fxmerge.methods.base import Job
 from fxmerge.methods.permute import Order, Permute
 
 SWEEPS = 5000
@@ -36,8 +39,7 @@ class Plan(Order):
     reg: float = 0.08
 
     def __call__(self, site: Site, similarity: Similarity, owner: bool) -> Carriers:
-        movable = site.group not in ("identity", "rotary")
-        if owner or not movable or site.size != site.sizes[self.template]:
+        if owner or not site.movable or site.size != site.sizes[self.template]:
             return super().__call__(site, similarity, owner)
         plans = [torch.eye(site.size, dtype=torch.float64) / site.size for _ in site.sizes]
         for k in range(len(plans)):
@@ -124,8 +126,29 @@ class Transport(Permute):
     reg: Amount = 0.08
     """Entropy of the plans, as a share of the largest distance; 0 for exact transport."""
 
+    streams: Streams = "tied"
+    """Whether all that writes a residual stream has one plan, or each its own: then readers have the mean of the plans
+    that meet, or one weighed by what the branches amount to (scalar), or so unit by unit (matrix)."""
+    queries: Queries = "joint"
+    """Whether one plan is made for queries and keys of a head, or each has its own (separate); equal: the queries' for
+    both. Only one plan for both is a symmetry, where it is an order."""
+
     def decision(self, template: int) -> Order:
         return Plan(template, self.reg)
+
+    def on_spaces(self, job: Job, layout: Layout) -> Alignment:
+        alignment = super().on_spaces(job, layout)
+        if self.streams == "tied" and self.queries == "joint":
+            return alignment
+        if self.on == "weights" or job.pool is None or not job.supernet.together:
+            raise DataError(
+                "plans of single writers are made from what these write on samples that all parents take",
+                "leave out on=weights and give such samples; or leave out streams and queries",
+            )
+        decide = self.decision(job.supernet.template)
+        untie(alignment, job.pool, self.rows, decide, self.streams, self.queries)
+        job.notes.extend(told_of_untied(self.name, alignment))
+        return alignment
 
 
 TRANSPORT = Transport()

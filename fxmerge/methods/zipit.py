@@ -73,8 +73,7 @@ class Zip(Order):
     discount: float = 0.3
 
     def __call__(self, site: Site, similarity: Similarity, owner: bool) -> Carriers:
-        movable = site.group not in ("identity", "rotary")
-        if owner or not movable or sum(site.sizes) < site.size:
+        if owner or not site.movable or sum(site.sizes) < site.size:
             return super().__call__(site, similarity, owner)
         common = still_alike(torch.cat([torch.cat(list(row), 1) for row in similarity]))
         parent = torch.cat([torch.full((d,), k) for k, d in enumerate(site.sizes)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx
@@ -89,18 +90,8 @@ class Features:
 
         With `turns`, units that may turn are compared as they vary: where each has unit variance no turn is the best.
         """
-        supernet = layout.supernet
-        names = [port.name for port in supernet.program.inputs]
-        batches = [dict(zip(names, part, strict=True)) for part in some(pool, most, supernet.program.rows)]
-        rows = Rows([[batch[names[i]] for i in pool.masks] for batch in batches])
         found = cls(layout, [*_spots(layout, turns), *_streams(layout)])
-        parents = list(parents_of(supernet))
-        kept = [list(dict.fromkeys(spot.nodes[k] for spot in found.spots)) for k in range(layout.count)]
-        for number, batch in enumerate(batches):
-            values = [Values(parent, [batch], nodes) for parent, nodes in zip(parents, kept, strict=True)]
-            for spot in found.spots:
-                parts = [values[k].of(node)[0] for k, node in enumerate(spot.nodes)]
-                spot.add(parts, rows, number)
+        look(layout, pool, most, found.spots)
         return found
 
     def beside(self, root: str, layout: Layout) -> bool:
@@ -113,6 +104,29 @@ class Features:
         """What concerns any of these spaces: correlations, of one half of the samples or of all."""
         wanted = set(spaces)
         return [e for spot in self.spots for e in spot.evidence(half) if wanted & set(e.factors)]
+
+
+class Looking(Protocol):
+    """Something that looks at one value of every parent."""
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]: ...
+
+    def add(self, values: Sequence[Tensor], rows: Rows, batch: int) -> None: ...
+
+
+def look(layout: Layout, pool: Pool, most: int, spots: Sequence[Looking]) -> None:
+    """Run the parents over at most so many inputs of a pool, one batch at a time, and show every spot its values."""
+    supernet = layout.supernet
+    names = [port.name for port in supernet.program.inputs]
+    batches = [dict(zip(names, part, strict=True)) for part in some(pool, most, supernet.program.rows)]
+    rows = Rows([[batch[names[i]] for i in pool.masks] for batch in batches])
+    parents = list(parents_of(supernet))
+    kept = [list(dict.fromkeys(spot.nodes[k] for spot in spots)) for k in range(layout.count)]
+    for number, batch in enumerate(batches):
+        values = [Values(parent, [batch], nodes) for parent, nodes in zip(parents, kept, strict=True)]
+        for spot in spots:
+            spot.add([values[k].of(node)[0] for k, node in enumerate(spot.nodes)], rows, number)
 
 
 @dataclass

@@ -33,6 +33,11 @@ class Site:
     centred: bool = False
     """Whether what turns it must keep the vector of ones."""
 
+    @property
+    def movable(self) -> bool:
+        """Whether its units have other places than their own."""
+        return self.group not in ("identity", "rotary")
+
 
 @dataclass(frozen=True)
 class FoldedNorm:

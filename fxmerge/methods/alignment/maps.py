@@ -60,7 +60,7 @@ def matrices_of(alignment: Alignment, name: str, block: Block, weights: Sequence
     """What a map holds of an alignment, one matrix per parent; None where its spaces are not aligned."""
     held = block.map
     scales = {norm.space: norm.scales for norm in alignment.layout.norms if name in norm.reads}
-    found = [_Product(alignment, scales).of(block.factors, own, k) for k, own in enumerate(block.theirs)]
+    found = [_Product(alignment.at(held), scales).of(block.factors, own, k) for k, own in enumerate(block.theirs)]
     if any(f is None or f[0].shape != (held.size, held.sizes[k]) for k, f in enumerate(found)):
         return None
     to, back = [f[0] for f in found if f], [f[1] for f in found if f]
@@ -75,7 +75,9 @@ def own_tensors(alignment: Alignment, weights: Sequence[float]) -> dict[str, Ten
             found[norm.scale] = torch.ones_like(norm.scales[0])
         if norm.shift:
             found[norm.shift] = _shift(alignment, norm, weights)
-    return {n: _average(alignment, n, own, weights) for n, own in layout.supernet.own.items() if n not in found} | found
+    return {
+        n: _average(alignment.at(n), n, own, weights) for n, own in layout.supernet.own.items() if n not in found
+    } | found
 
 
 def _shift(alignment: Alignment, norm: FoldedNorm, weights: Sequence[float]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -13,6 +13,8 @@ from fxmerge.methods.alignment.evidence import Evidence
 from fxmerge.methods.alignment.layout import Layout, Site
 from fxmerge.methods.alignment.matches import Similarity
 
+CLOSE = 1e-7
+"""Of carriers that are the same."""
 Path = tuple[int, ...]
 """Merged units of the owners of a space, the outermost first."""
 
@@ -53,6 +55,23 @@ class Alignment:
     carriers: dict[tuple[str, Path], Carriers] = field(default_factory=dict)
     across: dict[tuple[str, ...], Carriers] = field(default_factory=dict)
     """By the spaces of a product that is carried as one axis: no element of the group of any of them."""
+    apart: dict[object, dict[tuple[str, Path], Carriers]] = field(default_factory=dict)
+    """By map, or by name of a tensor of the SuperNet's own: what it alone is carried by."""
+
+    def at(self, key: object) -> Alignment:
+        """The alignment as one map or tensor takes part in it."""
+        own = self.apart.get(key)
+        return replace(self, carriers={**self.carriers, **own}) if own else self
+
+    def parted(self, space: str) -> bool:
+        """Whether a space is carried otherwise at some places than at others."""
+        found: dict[Path, list[Carriers]] = {}
+        for own in self.apart.values():
+            for (name, path), each in own.items():
+                if name == space:
+                    found.setdefault(path, []).append(each)
+        pairs = [(a, b) for own in found.values() for o in own for a, b in zip(o.to, own[0].to, strict=True)]
+        return any(not torch.allclose(a, b, atol=CLOSE) for a, b in pairs)
 
     def of(self, space: str, path: Path) -> Carriers:
         """The identity where nothing was decided."""
@@ -91,6 +110,22 @@ def align(alignment: Alignment, root: str, evidence: Sequence[Evidence], decide:
         for key in [k for k in alignment.carriers if k[0] == each]:
             del alignment.carriers[key]
     _Solver(alignment, evidence, decide).solve(root, _At())
+
+
+def again(
+    alignment: Alignment, space: str, evidence: Iterable[Evidence], decide: Decision
+) -> dict[tuple[str, Path], Carriers]:
+    """What some evidence alone says of a space whose owners are decided; nothing where it says nothing."""
+    solver, found = _Solver(alignment, list(evidence), decide), {}
+    owners = alignment.layout.path(space)
+    for path in [path for name, path in alignment.carriers if name == space]:
+        at = _At()
+        for owner, merged in zip(owners, path, strict=True):
+            at = at.inside(owner, merged, alignment.of(owner, at.path).unit(merged))
+        similarity = solver._similarity(space, at)
+        if any(bool(part.any()) for a, row in enumerate(similarity) for b, part in enumerate(row) if a != b):
+            found[space, path] = decide(alignment.layout.sites[space], similarity, False)
+    return found
 
 
 @dataclass

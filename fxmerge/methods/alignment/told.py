@@ -12,9 +12,17 @@ from fxmerge.methods.groups import GROUPS, group_of, groups_of
 
 
 def groups_by(alignment: Alignment, net: SuperNet) -> dict[str, str]:
-    """By space: the group of what an alignment does; the scales of folded norms in its maps aside."""
+    """By space: the group of what an alignment does; the scales of folded norms in its maps aside.
+
+    Free is what is carried otherwise at some places than at others: orders, say, of which each alone is a symmetry.
+    """
     turned = {norm.space: alignment.of(norm.space, ()).to for norm in alignment.layout.norms}
-    return groups_of(net) | {s: max((group_of(t.cpu()) for t in to), key=GROUPS.index) for s, to in turned.items()}
+    parted = {space: "free" for space in alignment.layout.sites if alignment.parted(space)}
+    return (
+        groups_of(net)
+        | parted
+        | {s: max((group_of(t.cpu()) for t in to), key=GROUPS.index) for s, to in turned.items()}
+    )
 
 
 def told(name: str, layout: Layout, groups: Mapping[str, str]) -> list[str]:
