@@ -26,8 +26,8 @@ from fxmerge.ir.shared import SharedPlace, shared_places
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.messages import listed
 from fxmerge.result import Gate
-from fxmerge.samples.pool import masks_of
 from fxmerge.samples.rows import Samples, chunks, rows_at_once, rows_of
+from fxmerge.samples.varied import masks_of
 from fxmerge.training.logistic import Linear, Tried, logistic, tried
 
 OUTPUT = "task"

@@ -53,7 +53,7 @@ def job_of(
     batch = trained.batch_size or usual_batch(net)
     pools = None
     if samples is not None and _reads(build):
-        pools = Pools(net, samples, Recipe(trained.augment, trained.pool, batch, config.seed), tell)
+        pools = Pools(net, samples, Recipe(trained.augment, trained.pool, batch, config.seed, trained.steps), tell)
     return Job(
         supernet=net,
         pool=None if pools is None else pools.pool(pools.kinds[0]),

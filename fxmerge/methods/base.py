@@ -95,7 +95,9 @@ class Pools(Protocol):
         """The same of task k alone; None where rows are of all tasks at once."""
         ...
 
-    def pool(self, kind: str) -> Pool: ...
+    def pool(self, kind: str, steps: int | None = None) -> Pool:
+        """Of all samples, for a run of so many steps."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Pace:
 
     def run(self, steps: int, pool: Pool, settings: Settings) -> float:
         """Of training itself: rows are made when they are first read."""
-        return steps * self.step + min(steps * settings.batch_size, pool.rows) * self.row
+        return steps * self.step + min(steps * settings.batch_size / pool.read, pool.rows) * self.row
 
     def compared(self, held: Pool) -> float:
         """Of a student before and after training, by inputs that are held back."""

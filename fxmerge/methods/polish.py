@@ -13,7 +13,7 @@ from fxmerge.methods.kept import train_or_keep
 from fxmerge.methods.search import Search
 from fxmerge.methods.starts import Start, frozen
 from fxmerge.methods.student import trainable, unreached
-from fxmerge.methods.trial import CHOICES, choices, goes_on, recalled, with_best_augmentation
+from fxmerge.methods.trial import CHOICES, choices, goes_on, lasting, recalled, with_best_augmentation
 from fxmerge.training.resume import chosen
 
 
@@ -40,7 +40,7 @@ def polish(job: Job, starts: Sequence[Start], steps: int, clock: Clock | None = 
             settings = replace(settings, chosen=own | choices(replace(job, settings=settings)))
     supernet, program = best.start.supernet, best.start.program
     before = frozen(program)
-    job = replace(job, settings=settings)
+    job = lasting(replace(job, settings=settings), settings.steps)
     student, log = train_or_keep(program, supernet, job)
     return Outcome(
         program,

@@ -55,7 +55,8 @@ def begin(job: Job, start: Start, budget: float | None = None) -> Begun:
     clock = None if budget is None else Clock.of(budget)
     if known := chosen(job.state, {"init": str, **CHOICES}):
         init = known["init"] if job.options.init == "auto" else job.options.init
-        job = replace(goes_on(job, known), settings=recalled(job.settings, known, clock))
+        settings = recalled(job.settings, known, clock)
+        job = lasting(replace(goes_on(job, known), settings=settings), settings.steps)
         supernet, program = start(job, find_init(init))
         return Begun(init, supernet, program, job, groups_at_start(supernet))
     if clock is not None and not trial.plan(clock):
@@ -67,8 +68,7 @@ def begin(job: Job, start: Start, budget: float | None = None) -> Begun:
         job = with_best_augmentation(job, lambda kind: trial.error(init, kind))
         supernet, program = start(job, find_init(init))
     if clock is not None:
-        steps = clock.most(lambda steps: trial.run(steps, job))
-        job = replace(job, settings=replace(job.settings, steps=steps))
+        job = lasting(job, clock.most(lambda steps: trial.run(steps, job)))
     job = replace(job, settings=replace(job.settings, chosen={"init": init, **choices(job)}))
     return Begun(init, supernet, program, job, groups_at_start(supernet))
 
@@ -80,6 +80,15 @@ def choices(job: Job) -> dict[str, str | float]:
     """What every run goes on with when it was interrupted."""
     kind = job.pool.about.get("kind", "") if job.pool else ""
     return {"steps": job.settings.steps, "augmentation": str(kind)}
+
+
+def lasting(job: Job, steps: int) -> Job:
+    """The job of so many steps, with the pool that they read."""
+    pool = job.pool
+    if pool is not None and job.pools is not None:
+        made = job.pools.pool(str(pool.about["kind"]), steps)
+        pool = replace(made, about={**pool.about, **made.about})
+    return replace(job, pool=pool, settings=replace(job.settings, steps=steps))
 
 
 def goes_on(job: Job, known: Mapping[str, str | float]) -> Job:

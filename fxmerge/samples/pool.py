@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,12 +23,12 @@ from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.samples import token_rows
 from fxmerge.samples.augment import Maker, candidates, recipe
-from fxmerge.samples.written import ROWS as ROWS_WRITTEN
+from fxmerge.samples.continued import Continued, Text
+from fxmerge.samples.rows import Samples, rows_of
+from fxmerge.samples.varied import Beside, Varied, masks_of
 from fxmerge.samples.written import Writer
-from fxmerge.training.pool import Inputs, Pool, Table, digest
+from fxmerge.training.pool import Pool, Table
 from fxmerge.training.settings import Progress
-
-Samples = dict[str, Tensor]
 
 ROWS = 48_000
 """Rows after augmentation, unless asked otherwise."""
@@ -38,6 +38,10 @@ BATCHES = 4
 """Batches in a block, where they are small enough."""
 ENOUGH = 8
 """With fewer samples of a task nothing is tried."""
+PART = 400
+"""Rows that a parent writes at a time."""
+READ = 6
+"""Times that a written row is read: read 25 times it is learnt by heart, and read once it cost more than it taught."""
 WRITTEN = "written"
 """The kind of pool of which the parents write most."""
 HELD = 256
@@ -54,6 +58,8 @@ class Recipe:
     rows: int | None = None
     batch: int = 64
     seed: int = 0
+    steps: int = 600
+    """Of the run, as far as is known."""
 
 
 @dataclass(frozen=True)
@@ -95,34 +101,39 @@ class Pools:
         return {k: writer for k, writer in found.items() if writer is not None}
 
     @cached_property
-    def written(self) -> dict[int, Samples]:
-        """What the parents write, by parent: of samples that are not held back, so it serves trials too."""
+    def written(self) -> tuple[Text, ...]:
+        """What the parents write, from samples that are not held back, so that it serves trials too."""
         if not self.writers:
             raise DataError("no parent can write text", "choose another --augment")
-        made = {}
+        made = []
         for k, writer in self.writers.items():
             own = self.samples[k]
             held = _held(own) if self.triable else 0
             rest = {name: value[held:] for name, value in own.items()}
-            told = partial(self._told, writer.program.task)
-            made[k] = writer.write(rest, self.recipe.rows or ROWS_WRITTEN, self.recipe.seed + k, told)
-        return made
+            size, told = min(PART, self.recipe.rows or PART), partial(self._told, writer.program.task)
+            made.append(Text(writer, rest, partial(self.supernet.given, k), size, self.recipe.seed + k, told))
+        return tuple(made)
 
-    def _told(self, task: str, done: int, total: int) -> None:
+    def _told(self, task: str, done: int) -> None:
         if self.progress is not None:
-            self.progress(done, total, f"{task} writes text")
+            self.progress(done, done + PART, f"{task} writes text")
 
-    def _with_written(self, samples: Sequence[Samples]) -> list[Samples]:
-        """Samples of every task, and what its parent wrote."""
-        return [
-            {name: torch.cat([value, self.written[k][name]]) for name, value in own.items()}
-            if k in self.written
-            else own
-            for k, own in enumerate(samples)
-        ]
+    def _continued(self, samples: Sequence[Samples], steps: int) -> Pool:
+        """Samples of every task, and as much text of every writer as is read READ times in so many steps."""
+        given = [self.supernet.given(k, own) for k, own in enumerate(samples)]
+        joined = {name: torch.cat([own[name] for own in given]) for name in given[0]}
+        each = self.recipe.rows or steps * self.recipe.batch / (READ * len(self.written))
+        stretches = max(1, math.ceil(each / self.written[0].size))
+        program, block = self.supernet.program, self._block(given)
+        table = Continued(joined, self.written, stretches, program, block, self.recipe.seed)
+        about = {"kind": WRITTEN, "steps": ["written-by-parents"], "pool": table.rows, "samples": rows_of(joined)}
+        masks = [i for i, port in enumerate(program.inputs) if port.name in table.masks]
+        return Pool((table,), tuple(masks), about, read=1 if self.recipe.rows else READ)
 
-    def pool(self, kind: str) -> Pool:
-        """The pool of a kind, of all samples."""
+    def pool(self, kind: str, steps: int | None = None) -> Pool:
+        """The pool of a kind, of all samples, for a run of so many steps."""
+        if kind == WRITTEN:
+            return self._continued(self.samples, steps or self.recipe.steps)
         return self._pool(self.samples, kind, 0 if self.recipe.kind == "none" else self.recipe.batch)
 
     @property
@@ -140,6 +151,8 @@ class Pools:
             held, rest = _held(own), rows_of(own) - _held(own)
             kept = min(rest, max(8, round(rest * share)))
             few.append({name: value[held : held + kept] for name, value in own.items()})
+        if kind == WRITTEN:
+            return self._continued(few, round(self.recipe.steps * share))
         return self._pool(few, kind, self.recipe.batch)
 
     @property
@@ -168,10 +181,6 @@ class Pools:
 
     def _pool(self, samples: Sequence[Samples], kind: str, fewest: int = 0, tasks: Sequence[int] | None = None) -> Pool:
         """The pool of a kind, of samples of these tasks: of all, if there are no `tasks`."""
-        if kind == WRITTEN:
-            pool = self._pool(self._with_written(samples), "none", fewest)
-            about = {"kind": kind, "steps": ["written-by-parents"], "samples": sum(map(rows_of, samples))}
-            return replace(pool, about={**pool.about, **about})
         which = range(len(samples)) if tasks is None else tasks
         given = [self.supernet.given(k, own) for k, own in zip(which, samples, strict=True)]
         names = [port.name for port in self.supernet.program.inputs]
@@ -207,10 +216,6 @@ class Pools:
         return self.recipe.batch * max(1, min(BATCHES, BLOCK_BYTES // max(1, row * self.recipe.batch)))
 
 
-def rows_of(samples: Mapping[str, Tensor]) -> int:
-    return max((value.shape[0] for value in samples.values() if value.ndim), default=0)
-
-
 def _held(samples: Samples) -> int:
     """How many samples of a task are held back in a trial."""
     return min(HELD, max(2, rows_of(samples) // 4))
@@ -235,101 +240,3 @@ def pool_of(program: Program, inputs: Mapping[str, Tensor]) -> Pool:
     masks = masks_of(inputs)
     stored = [inputs[port.name].to(port.dtype).contiguous() for port in program.inputs]
     return Pool.of(stored, tuple(i for i, port in enumerate(program.inputs) if port.name in masks))
-
-
-def masks_of(inputs: Mapping[str, Tensor]) -> set[str]:
-    """The inputs that are 1 at real tokens and 0 at padding."""
-    return {name for group in token_rows.groups(inputs) if (name := token_rows.layout_of(group).mask)}
-
-
-@dataclass(frozen=True)
-class Varied:
-    """Rows of one kind made from the samples of some tasks: the samples themselves, then new ones, shuffled.
-
-    Every block has a generator of its own, so it has the same bits whenever it is made.
-    """
-
-    maker: Maker
-    program: Program
-    rows: int
-    block: int
-    seed: int
-    kind: str
-    plan: tuple[Tensor, Tensor, Tensor] = field(init=False)
-    """Per row: the sample, the one mixed with it, and whether the sample is taken as it is."""
-    masks: frozenset[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
-        total = sum(self.maker.rows)
-        if self.kind == "none":
-            first = second = torch.arange(self.rows) % total
-            kept = torch.ones(self.rows, dtype=torch.bool)
-        else:
-            own = torch.arange(total if 2 * total <= self.rows else 0)
-            first, second = (torch.cat([own, self.maker.draw(self.rows - len(own), generator)]) for _ in range(2))
-            kept = torch.arange(self.rows) < len(own)
-        order = torch.randperm(self.rows, generator=generator)
-        object.__setattr__(self, "plan", (first[order], second[order], kept[order]))
-        every = torch.arange(total)[:: -(-total // 2048)]
-        object.__setattr__(self, "masks", frozenset(masks_of(self.maker.take(every))))
-
-    def named(self, number: int) -> Samples:
-        """A block by input names, in the program's dtypes."""
-        first, second, kept = (value[number * self.block : (number + 1) * self.block] for value in self.plan)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number + 1) % (1 << 63))
-        rows = self.maker.take(first)
-        if not bool(kept.all()):
-            for name, value in self.maker.make(first[~kept], second[~kept], generator).items():
-                rows[name][~kept] = value
-        ports = {port.name: port for port in self.program.inputs}
-        rows = {name: value.to(ports[name].dtype) for name, value in rows.items()}
-        return _trimmed(rows, self.masks, self.program)
-
-    def read(self, number: int) -> Inputs:
-        rows = self.named(number)
-        return tuple(rows[port.name].contiguous() for port in self.program.inputs)
-
-    def identity(self) -> Any:
-        sums = [digest(task[name]) for task in self.maker.tasks for name in self.maker.kinds]
-        return [self.kind, self.rows, self.block, self.seed, sums]
-
-
-@dataclass(frozen=True)
-class Beside:
-    """Tables of tasks that have inputs of their own, row beside row."""
-
-    tables: tuple[Varied, ...]
-    names: Sequence[str]
-
-    @property
-    def rows(self) -> int:
-        return min(table.rows for table in self.tables)
-
-    @property
-    def block(self) -> int:
-        return min(table.block for table in self.tables)
-
-    def read(self, number: int) -> Inputs:
-        rows = {name: value for table in self.tables for name, value in table.named(number).items()}
-        return tuple(rows[name].contiguous() for name in self.names)
-
-    def identity(self) -> Any:
-        return [table.identity() for table in self.tables]
-
-
-def _trimmed(rows: Samples, masks: frozenset[str], program: Program) -> Samples:
-    """Rows without the places at their end that are padding in all of them, where the length is free."""
-    for mask in masks:
-        port = next(port for port in program.inputs if port.name == mask)
-        length = port.shape[1]
-        real = (rows[mask] != 0).any(0).nonzero()
-        if not isinstance(length, str) or not len(real):
-            continue
-        longest = max(int(real.max()) + 1, program.ranges.get(length, (1, 0))[0])
-        for other in program.inputs:
-            if other.name in rows:
-                for axis, size in enumerate(other.shape):
-                    if size == length and rows[other.name].shape[axis] > longest:
-                        rows[other.name] = rows[other.name].narrow(axis, 0, longest)
-    return rows

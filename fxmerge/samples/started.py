@@ -27,7 +27,7 @@ def started(program: Program, seed: int = 0) -> dict[str, Tensor]:
             able = writer.looks_back(rows[writer.ids])
         except (IndexError, RuntimeError):  # more places than a table of positions has
             continue
-        return writer.write(rows, ROWS, seed, longest=1) if able else {}
+        return writer.write(rows, ROWS, seed, 1, each=writer.incremental(rows)) if able else {}
     return {}
 
 

@@ -77,6 +77,8 @@ class Pool:
     """Positions of the inputs that are 1 at real tokens and 0 at padding."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """How it was made, for the result."""
+    read: float = 1
+    """How often a row is read at least in a run of the length that it was made for."""
 
     @classmethod
     def of(cls, inputs: Sequence[Tensor], masks: tuple[int, ...] = ()) -> Pool:
@@ -110,15 +112,16 @@ class Part:
 def parts(pool: Pool, step: int, batch: int, seed: int) -> list[Part]:
     """What a step reads: `batch` rows, of every table its share, from few blocks.
 
-    A table is read in a new order every time through (blocks in a new order, rows in a new order within theirs) and
-    without a remainder: a batch may end one time through and begin the next.
+    A table is read in a new order every time through (blocks in a new order, but for the first time, so that what is
+    never read is never made; rows in a new order within theirs) and without a remainder: a batch may end one time
+    through and begin the next.
     """
     found = []
     for t, (table, count) in enumerate(zip(pool.tables, _shares(pool, batch), strict=True)):
         begin, end = step * count, (step + 1) * count
         while begin < end:
             turn, offset = divmod(begin, table.rows)
-            order = _order(table.rows, table.block, (seed * 1_000_003 + turn) % (1 << 63), t)
+            order = _order(table.rows, table.block, (seed * 1_000_003 + turn) % (1 << 63), t, turn == 0)
             taken = order[offset : offset + end - begin]
             begin += len(taken)
             for number in dict.fromkeys((taken // table.block).tolist()):
@@ -138,7 +141,8 @@ def _shares(pool: Pool, batch: int) -> list[int]:
 
 
 @lru_cache(maxsize=16)
-def _order(rows: int, block: int, seed: int, table: int) -> Tensor:
+def _order(rows: int, block: int, seed: int, table: int, first: bool) -> Tensor:
     generator = torch.Generator().manual_seed((seed + 7919 * table) % (1 << 63))
-    firsts = (torch.randperm(-(-rows // block), generator=generator) * block).tolist()
+    blocks = -(-rows // block)
+    firsts = ((torch.arange(blocks) if first else torch.randperm(blocks, generator=generator)) * block).tolist()
     return torch.cat([f + torch.randperm(min(block, rows - f), generator=generator) for f in firsts])

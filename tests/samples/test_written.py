@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,10 +12,14 @@ from torch import Tensor, nn
 import fxmerge
 from benchmarks.family_nets import Llama
 from benchmarks.models import GPT
-from fxmerge.ir.program import Program
+from fxmerge.ir.program import Port, Program
+from fxmerge.methods.trial import lasting
+from fxmerge.samples.continued import Continued, Text
 from fxmerge.samples.incremental import Incremental
+from fxmerge.samples.pool import PART, READ
 from fxmerge.samples.started import started
 from fxmerge.samples.written import Writer
+from fxmerge.training.pool import Pool, parts
 
 
 def gpt() -> nn.Module:
@@ -130,3 +135,76 @@ def test_one_row_is_enough_for_language_models() -> None:
     few = [captured(gpt()).evolve(samples={"input_ids": torch.randint(0, 20, (1, 12))}, task=task) for task in "ab"]
     merged = fxmerge.merge(few, steps=3)
     assert merged.result["training"]["steps"] == 3
+
+
+class Copier:
+    """Writes its own number, the part's seed, and how often it was asked."""
+
+    def __init__(self, token: int) -> None:
+        self.token, self.seeds = token, list[int]()
+
+    def incremental(self, samples: dict[str, Tensor]) -> None:
+        return None
+
+    def write(self, samples: dict[str, Tensor], rows: int, seed: int, *, each: None) -> dict[str, Tensor]:
+        self.seeds.append(seed)
+        return {"ids": torch.full((rows, 6), self.token)}
+
+
+def texts(size: int = 40) -> tuple[Text, ...]:
+    given = {"ids": torch.zeros(4, 6, dtype=torch.long)}
+    return tuple(Text(Copier(token), given, lambda own: own, size, token, lambda done: None) for token in (7, 8))  # type: ignore[arg-type]
+
+
+def continued(given: tuple[Text, ...], stretches: int) -> Continued:
+    samples = {"ids": torch.arange(10)[:, None].expand(10, 6).contiguous()}
+    graph = torch.fx.Graph()
+    graph.output((graph.placeholder("ids"),))
+    port = (Port("ids", ("batch", 6), torch.long),)
+    program = Program(graph=graph, tensors={}, inputs=port, outputs=port, parameters=frozenset(), task="both")
+    return Continued(samples, given, stretches, program, block=15, seed=0)
+
+
+def test_only_as_much_is_written_as_is_read() -> None:
+    given = texts()
+    table = continued(given, 5)
+    assert table.rows == 10 + 2 * 5 * 40
+    pool = Pool((table,))
+    for part in parts(pool, 0, 30, seed=1):
+        table.read(part.number)
+    assert [len(text.parts) for text in given] == [1, 1], "the first time through begins with the first stretch"
+    whole = [table.read(number)[0] for number in range(-(-table.rows // 15))]
+    assert [len(text.parts) for text in given] == [5, 5]
+    assert [len(set(text.writer.seeds)) for text in given] == [5, 5]  # type: ignore[attr-defined]
+    assert torch.equal(table.read(0)[0], whole[0])
+    counts = torch.cat(whole)[:, 0].bincount().tolist()
+    assert sorted(counts) == sorted([*[1] * 7, 1 + 200, 1 + 200, 1]), "every sample once, and every row of both texts"
+
+
+def test_a_longer_run_reads_more_of_the_same_text() -> None:
+    given = texts()
+    short, long = (continued(given, stretches) for stretches in (1, 3))
+    short.read(0), long.read(0)
+    assert [len(text.writer.seeds) for text in given] == [1, 1]  # type: ignore[attr-defined]
+    assert long.rows == 10 + 3 * 80
+
+
+def test_the_pool_has_rows_for_its_steps() -> None:
+    data = {"input_ids": torch.randint(0, 20, (9, 12))}
+    kept: list[Any] = []
+
+    def keep(self: Any, job: Any) -> Any:
+        kept.append(job)
+        raise KeyboardInterrupt
+
+    programs = [captured(gpt()).evolve(samples=data, task=task) for task in "ab"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fxmerge.methods.distill.Distill.__call__", keep)
+        with pytest.raises(KeyboardInterrupt):
+            fxmerge.merge(programs, method="distill", steps=1500, batch_size=32)
+    job = kept[0]
+    assert job.pool.rows == 18 + 2 * PART * math.ceil(1500 * 32 / READ / 2 / PART)
+    short, trial = lasting(job, 30), job.pools.trial("written", 0.1)
+    assert (short.settings.steps, short.pool.rows) == (30, 18 + 2 * PART)
+    assert trial.rows == 2 * (9 - 2) + 2 * PART, "a trial of 150 steps: held-back samples are not in it"
+    assert not any(text.parts for text in job.pools.written), "and nothing is written before it is read"
