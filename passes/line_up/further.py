@@ -15,6 +15,7 @@ from passes.line_up.carry_moves.carry import carry_moves
 from passes.line_up.fill_in import fill_in
 from passes.line_up.fold_factors import fold_factors
 from passes.line_up.fold_rows import fold_rows
+from passes.line_up.hold_constants import hold_constants
 from passes.line_up.masks import plain_masks
 from passes.line_up.order_sums import order_sums
 from passes.line_up.pairs import line_up
@@ -88,6 +89,14 @@ class FoldFactors(Pass):
 
 
 @dataclass(frozen=True)
+class HoldConstants(Pass):
+    """Hold what is computed from numbers alone as a table."""
+
+    def run(self, program: Program, known: Known) -> Program:
+        return hold_constants(program, Operators(known.rules))
+
+
+@dataclass(frozen=True)
 class SplitParameters(Pass):
     """Make a moved parameter, or part of one, a parameter of its own."""
 
@@ -104,6 +113,7 @@ LAST = (OrderSums(), Cleanup(), SplitParameters())
 
 FURTHER = (
     Pipeline((SplitParameters(),)),
+    Pipeline((HoldConstants(), Cleanup())),
     Pipeline((*RESPELT, *LAST)),
     Pipeline((*RESPELT, FoldRows(), *LAST)),
     Pipeline((*RESPELT, FoldRows(), *LAST, FoldFactors(), *LAST)),

@@ -27,7 +27,7 @@ from fxmerge.ir.supernet import SuperNet
 from passes.line_up.pairs import Pairs, line_up
 from passes.operators import Operators
 from passes.supernet.blocks import Blocks
-from passes.supernet.join import join, takes_one_input
+from passes.supernet.join import join, takes_one_input, unlike_sizes
 from passes.supernet.maps import Maps
 from passes.supernet.resize import widen
 from passes.supernet.settle_constants import settle_constants
@@ -52,10 +52,12 @@ def insert_merge(
     Raises `LineUpError` where the parents part, or where nothing can be merged.
     """
     state = _state(tuple(parents), rules, template, width_scale, until)
-    settled = settle_constants(state, rules, apart=not takes_one_input(state))
+    together = takes_one_input(state)
+    sizes = () if together else _sizes_of_one(state)
+    settled = settle_constants(state, rules, apart=not together)
     if any(new is not old for new, old in zip(settled.parents, state.parents, strict=True)):
         state = _state(settled.parents, rules, template, width_scale, until)
-    state.apart, state.notes = settled.apart, (*_inputs_of_one(state), *_heads_of_one(state), *settled.notes)
+    state.apart, state.notes = settled.apart, (*_inputs_of_one(state), *sizes, *_heads_of_one(state), *settled.notes)
     made = join(state)
     made = replace(made, parts=Blocks(state.first.get(SitesOf(rules))).parts(until))
     return replace(made, program=_said(made.program)) if until else made
@@ -92,6 +94,18 @@ def _inputs_of_one(state: State) -> tuple[str, ...]:
         for ours, theirs in pairs.items()
         if ours in ports and theirs.op != "placeholder"
     )
+
+
+def _sizes_of_one(state: State) -> tuple[str, ...]:
+    """A note for every tensor that gives parents inputs of their own, though they could be given the same ones."""
+    if len({tuple((port.shape, port.dtype) for port in parent.inputs) for parent in state.parents}) > 1:
+        return ()
+    notes = []
+    for operand in unlike_sizes(state):
+        found = zip(state.parents, state.fixed_sizes(operand), strict=True)
+        sizes = " and ".join(f"{' × '.join(map(str, own))} in {parent.task}" for parent, own in found)
+        notes.append(f"{operand.root} has axes that no map brings together, {sizes}: each task has inputs of its own")
+    return tuple(dict.fromkeys(notes))
 
 
 def _heads_of_one(state: State) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from fxmerge.ir.space import leaves
 from fxmerge.ir.supernet import SuperNet
 from passes.supernet.heads import Heads
 from passes.supernet.resize import resize
+from passes.supernet.site import Operand
 from passes.supernet.state import State
 from passes.supernet.streams import streams
 from passes.supernet.trunk import Trunk
@@ -28,14 +29,19 @@ def join(state: State) -> SuperNet:
 def takes_one_input(state: State) -> bool:
     """Whether all parents can be given the same tensors: inputs of one shape and type, tables of one length."""
     ports = {tuple((p.shape, p.dtype) for p in parent.inputs) for parent in state.parents}
-    sites = [s for n, s in state.sites.sites.items() if s.kind != "direct" and n not in state.sites.tail]
     order = state.first.placeholders
     straight = all(
         pairs.get(ours) in (None, theirs)
         for parent, pairs in zip(state.parents, state.pairs, strict=True)
         for ours, theirs in zip(order, parent.placeholders, strict=False)
     )
-    return len(ports) == 1 and straight and all(state.same_size(o) for site in sites for o in site.operands)
+    return len(ports) == 1 and straight and not unlike_sizes(state)
+
+
+def unlike_sizes(state: State) -> list[Operand]:
+    """The tensors of the trunk that parents have at different sizes along an axis that no map changes."""
+    sites = [s for n, s in state.sites.sites.items() if s.kind != "direct" and n not in state.sites.tail]
+    return [operand for site in sites for operand in site.operands if not state.same_size(operand)]
 
 
 def _shared(state: State) -> SuperNet:

@@ -92,10 +92,14 @@ class State:
 
     def same_size(self, operand: Operand) -> bool:
         """Whether the parents' tensors agree on the axes that no map changes (the rows of a table, say)."""
+        return len(set(self.fixed_sizes(operand))) == 1
+
+    def fixed_sizes(self, operand: Operand) -> list[tuple[int, ...]]:
+        """Per parent: the sizes of the axes of a tensor that no map changes."""
         mapped = {axis for axis, _ in self.maps.of_operand(operand)}
         root = self.root(operand)
         shapes = [pairs[root].meta["val"].shape for pairs in self.pairs]
-        return len({tuple(n for axis, n in enumerate(shape) if axis not in mapped) for shape in shapes}) == 1
+        return [tuple(n for axis, n in enumerate(shape) if axis not in mapped) for shape in shapes]
 
     def named(self, k: int, shape: Sequence[int | str]) -> tuple[int | str, ...]:
         """A shape of parent k; its dynamic sizes have names of their own where the inputs do."""

@@ -8,7 +8,7 @@ So no operator needs to be known by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -23,6 +23,8 @@ TRIED = 4
 TWICE = 2.0
 """A power of two: no digit changes."""
 CLOSE = 1e-4
+FEW = 4
+"""Of more operands than this (parts that are stacked, say) not every choice is tried."""
 
 
 def scaling(program: Program, inputs: Mapping[str, Tensor], axis: int) -> frozenset[str]:
@@ -41,6 +43,12 @@ class _Search:
         self.values = Values(program, [inputs], program.graph.nodes)
         self.values.of(self.result)
         self.known: dict[fx.Node, frozenset[str]] = {}
+        self.fixed: set[fx.Node] = set()
+        """The tensors of the program, and what is made of such alone."""
+        for node in program.graph.nodes:  # in order: a deep network has longer paths than Python can recurse along
+            made = bool(node.all_input_nodes) and all(n in self.fixed for n in node.all_input_nodes)
+            if node.op == "get_attr" or made:
+                self.fixed.add(node)
 
     def found(self) -> frozenset[str]:
         """Tensors that scale the output, or the value from which it alone is made."""
@@ -48,7 +56,7 @@ class _Search:
         while True:
             if self._says(chain) and (found := self._of(chain[-1])):
                 return found
-            read = [n for n in self._operands(chain[-1]) if not self._is_weight(n)]
+            read = [n for n in self._operands(chain[-1]) if n not in self.fixed]
             if len(read) != 1:
                 return frozenset()
             chain.append(read[0])
@@ -73,9 +81,8 @@ class _Search:
         if node.op != "call_function":
             return frozenset()
         read = self._operands(node)
-        weights = [n for n in read if self._is_weight(n)]
-        subsets = [s for each in (weights, read) for size in range(1, len(each) + 1) for s in combinations(each, size)]
-        for subset in subsets:
+        weights = [n for n in read if n in self.fixed]
+        for subset in (*subsets(weights), *subsets(read)):
             if self._scales(node, subset) and all(self._of(n) for n in subset):
                 return frozenset().union(*(self._of(n) for n in subset))
         return frozenset()
@@ -97,18 +104,19 @@ class _Search:
     def _operands(self, node: fx.Node) -> list[fx.Node]:
         return [n for n in node.all_input_nodes if _twice(self._value(n)) is not None]
 
-    def _is_weight(self, node: fx.Node) -> bool:
-        """Whether a value is a tensor of the program, or made of such alone."""
-        if node.op == "get_attr":
-            return True
-        return bool(node.all_input_nodes) and all(self._is_weight(n) for n in node.all_input_nodes)
-
     def _value(self, node: fx.Node) -> Any:
         return self.values.of(node)[0]
 
     @torch.no_grad()
     def _run(self, node: fx.Node, instead: Mapping[fx.Node, Any]) -> Any:
         return self.values.value(node, 0, instead)
+
+
+def subsets(operands: Sequence[fx.Node]) -> Iterator[tuple[fx.Node, ...]]:
+    """Some of the operands, the fewest first: every choice of a few; of many each alone, and all together."""
+    count = len(operands)
+    sizes = range(1, count + 1) if count <= FEW else (1, count)
+    return (each for size in sizes for each in combinations(operands, size))
 
 
 def log_probabilities(value: Tensor, axis: int) -> Tensor:

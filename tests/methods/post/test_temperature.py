@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
@@ -65,6 +67,34 @@ def test_what_scales_scores_is_found(answer: str, names: set[str]) -> None:
     x = torch.randn(5, 6)
     program = fxmerge.capture(Head(answer).eval(), (x,))
     assert scaling(program, {program.inputs[0].name: x}, 1) == names
+
+
+class Heads(nn.Module):
+    """More answers side by side than all choices of them could be tried."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(4, 3) for _ in range(24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([head(x) for head in self.heads]).mean(0)
+
+
+def test_many_heads_side_by_side_behind_more_calls_than_python_can_recurse_along() -> None:
+    torch.manual_seed(0)
+    model, x = Heads().eval(), torch.randn(5, 4)
+    program = fxmerge.capture(model, (x,))
+    graph, _ = program.copy_graph()
+    given = next(node for node in graph.nodes if node.op == "placeholder")
+    users, last = list(given.users), given
+    for _ in range(sys.getrecursionlimit()):
+        with graph.inserting_after(last):
+            last = graph.call_function(torch.ops.aten.tanh.default, (last,))
+        last.meta = dict(given.meta)
+    for user in users:
+        user.replace_input_with(given, last)
+    program = program.evolve(graph=graph)
+    assert scaling(program, {program.inputs[0].name: x}, 1) == dict(model.named_parameters()).keys()
 
 
 def _parents(answer: str, rows: int = 96) -> tuple[list[fxmerge.Program], dict[str, Tensor]]:
