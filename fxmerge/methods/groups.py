@@ -13,8 +13,9 @@ from fxmerge.ir.space import Leaf
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.map_nodes import Block, blocks_of
 
-GROUPS = ("identity", "permutation", "signed", "orthogonal", "free")
-"""From the smallest to the largest; free holds scales, groupings, soft and singular maps too."""
+GROUPS = ("identity", "rotary", "permutation", "signed", "orthogonal", "free")
+"""From the smallest to the largest; rotary turns planes that keep their order, in the parents' weights; free holds
+scales, groupings, soft and singular maps too."""
 CLOSE = 1e-5
 """Of entries of a map, which may be held in float32."""
 

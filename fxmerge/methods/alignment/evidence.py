@@ -102,8 +102,9 @@ class Features:
 
     def evidence(self, spaces: Iterable[str], half: int | None = None) -> list[Evidence]:
         """What concerns any of these spaces: correlations, of one half of the samples or of all."""
-        wanted = set(spaces)
-        return [e for spot in self.spots for e in spot.evidence(half) if wanted & set(e.factors)]
+        wanted, aside = set(spaces), self.layout.aside
+        found = [(set(e.factors), e) for spot in self.spots for e in spot.evidence(half)]
+        return [e for factors, e in found if wanted & factors and not aside & factors]
 
 
 class Looking(Protocol):

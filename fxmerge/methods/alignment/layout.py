@@ -73,6 +73,8 @@ class Layout:
     """Those of streams that are free to turn."""
     kept: Mapping[str, str] = field(default_factory=dict)
     """Streams that might turn but for their norms, which cannot be folded, and why."""
+    aside: frozenset[str] = frozenset()
+    """Spaces that say nothing yet: what stands along them is no evidence, of other spaces neither."""
 
     @classmethod
     def of(cls, supernet: SuperNet) -> Layout:

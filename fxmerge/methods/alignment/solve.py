@@ -58,6 +58,9 @@ class Alignment:
     apart: dict[object, dict[tuple[str, Path], Carriers]] = field(default_factory=dict)
     """By map, or by name of a tensor of the SuperNet's own: what it alone is carried by."""
 
+    planes: frozenset[str] = frozenset()
+    """Spaces of rotary planes that have been turned in the parents' weights."""
+
     def at(self, key: object) -> Alignment:
         """The alignment as one map or tensor takes part in it."""
         own = self.apart.get(key)

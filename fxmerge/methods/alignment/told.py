@@ -18,11 +18,8 @@ def groups_by(alignment: Alignment, net: SuperNet) -> dict[str, str]:
     """
     turned = {norm.space: alignment.of(norm.space, ()).to for norm in alignment.layout.norms}
     parted = {space: "free" for space in alignment.layout.sites if alignment.parted(space)}
-    return (
-        groups_of(net)
-        | parted
-        | {s: max((group_of(t.cpu()) for t in to), key=GROUPS.index) for s, to in turned.items()}
-    )
+    turns = {s: max((group_of(t.cpu()) for t in to), key=GROUPS.index) for s, to in turned.items()}
+    return groups_of(net) | parted | dict.fromkeys(alignment.planes, "rotary") | turns
 
 
 def told(name: str, layout: Layout, groups: Mapping[str, str]) -> list[str]:
@@ -33,9 +30,6 @@ def told(name: str, layout: Layout, groups: Mapping[str, str]) -> list[str]:
         if spaces:
             what = "left as it is" if kind == "identity" else kind
             notes.append(f"{name}: {what}: {listed(spaces, NAMED)}")
-    rotary = [space for space in layout.sites if space in groups and layout.sites[space].group == "rotary"]
-    if rotary:
-        notes.append(f"{name}: {listed(rotary, NAMED)} are rotary: their planes have an order, and keep it")
     notes += [f"{name}: {space} takes an order alone: {why}" for space, why in layout.kept.items()]
     notes += [f"{name}: {space} is left as it is: {why}" for space, why in layout.apart.items()]
     return notes

@@ -60,7 +60,9 @@ def _evidence(alignment: Alignment, root: str, settled: set[str] | None) -> Iter
         axes = spaces.tensors.get(name, ())
         found = [leaf.space for axis in axes for leaf in leaves(axis)]
         output = any(spaces.spaces[space].role == "output" for space in found if space in spaces.spaces)
-        if not tree & set(found) or name in spaces.steady or name not in spaces.transformed or output or name in unlike:
+        if not tree & set(found) or layout.aside & set(found) or output or name in unlike:
+            continue
+        if name in spaces.steady or name not in spaces.transformed:
             continue
         others = {space for space in found if space in layout.sites} - tree
         if settled is None or others <= settled:
@@ -68,23 +70,30 @@ def _evidence(alignment: Alignment, root: str, settled: set[str] | None) -> Iter
 
 
 def _of(alignment: Alignment, name: str, theirs: Sequence[str], tree: set[str]) -> Iterator[Evidence]:
-    layout = alignment.layout
-    supernet = layout.supernet
+    supernet = alignment.layout.supernet
     assert supernet.spaces is not None
     ours = supernet.spaces.tensors[name]
     own = [s.tensors[each] for s, each in zip(supernet.parents_spaces, theirs, strict=True)]
     with_tree = [i for i, axis in enumerate(ours) if any(leaf.space in tree for leaf in leaves(axis))]
-    values = [p.tensors[each].detach().double() for p, each in zip(supernet.parents, theirs, strict=True)]
-    values = [_scaled(layout, name, value, k) for k, value in enumerate(values)]
     if any(len(axes) != len(ours) for axes in own):
         return
     for axis in with_tree:  # a space on several axes: each in its turn, the others where they are now
-        rows = []
-        for k, value in enumerate(values):
-            for other, (a, b) in enumerate(zip(ours, own[k], strict=True)):
-                value = value if other == axis else carried(alignment, value, other, a, b, k, squared=False)
-            rows.append(value.movedim(axis, -1).reshape(-1, value.shape[axis]))
+        rows = rows_of(alignment, name, theirs, axis)
         yield from _blocks(rows, pieces(ours[axis]), [pieces(axes[axis]) for axes in own], tree)
+
+
+def rows_of(alignment: Alignment, name: str, theirs: Sequence[str], axis: int) -> list[Tensor]:
+    """Per parent: a tensor as rows of what stands along an axis, the other axes carried to the merged units."""
+    layout = alignment.layout
+    supernet = layout.supernet
+    assert supernet.spaces is not None
+    ours, rows = supernet.spaces.tensors[name], []
+    for k, each in enumerate(theirs):
+        value = _scaled(layout, name, supernet.parents[k].tensors[each].detach().double(), k)
+        for other, (a, b) in enumerate(zip(ours, supernet.parents_spaces[k].tensors[each], strict=True)):
+            value = value if other == axis else carried(alignment, value, other, a, b, k, squared=False)
+        rows.append(value.movedim(axis, -1).reshape(-1, value.shape[axis]))
+    return rows
 
 
 def _scaled(layout: Layout, name: str, value: Tensor, k: int) -> Tensor:
