@@ -51,8 +51,8 @@ def notes_of(near: Nearness, method: object) -> list[str]:
     told = f"their weights have a cosine of {near.cosine:.2f}, the middle one of {len(near.spaces)} spaces"
     about = about_of(method)
     if not near.shared:
-        if about is None or about.parents == "any":
-            return []
+        if about is None or about.parents == "any" or getattr(method, "align", "none") != "none":
+            return []  # what aligns first needs no base
         name = getattr(method, "name", "the method")
         return [f"{name} is for parents of one base, and these share none ({told}): condense and auto do not need one"]
     tuned = "" if near.changes is None else f"; that of what they changed is {near.changes:.2f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
@@ -17,8 +17,11 @@ from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.closed_form import ClosedForm
 from fxmerge.methods.kernels import Kernel, operands
 from fxmerge.methods.map_nodes import Merge, Unmerge, blocks_of
+from fxmerge.methods.permute import PERMUTE
+from fxmerge.methods.rotate import ROTATE
 from fxmerge.methods.sampled import Sampled, as_given
 from fxmerge.methods.seen import Seen
+from fxmerge.methods.transport import TRANSPORT
 from fxmerge.methods.trunks import require_alike
 
 
@@ -28,7 +31,8 @@ class RegMean(ClosedForm):
 
     That is an exact choice of maps, M_k = I/K and U_k = K · G_k (Σ G)⁻¹ for every reader, so it is a start for trained
     maps too. What reads raw inputs has no U, and a kernel's would not see its patches: those are solved as weights.
-    Biases and norms are averaged, as in the paper.
+    Biases and norms are averaged, as in the paper. Behind an alignment U_k is what it gave times K · G_k (Σ G)⁻¹, and
+    what reads raw inputs is aligned and averaged.
     """
 
     name: ClassVar[str] = "regmean"
@@ -40,15 +44,20 @@ class RegMean(ClosedForm):
     """What off-diagonal entries of every G are multiplied with."""
     rows: Count = 1000
     """Samples of a task that are looked at."""
+    align: Literal["none", "permute", "transport", "rotate"] = "none"
+    """What brings the parents' units together first, for parents of no common base."""
 
     def __call__(self, job: Job) -> Outcome:
-        _, program = self.start(job)
-        return Outcome(program, init=self.name)
+        net, program = self.start(job)
+        return Outcome(program, init=self.name, solved=frozenset() if self.align == "none" else frozenset(net.own))
 
     def _solved(self, job: Job, kernels: bool) -> tuple[SuperNet, dict[str, Tensor]]:
         require_alike(job.supernet, self.name)
-        net = job.supernet.start([1.0] * len(job.supernet.parents), "fixed")
-        walk = _Walk(net, as_given(job, self.rows), self.shrink, kernels)
+        if self.align == "none":
+            net = job.supernet.start([1.0] * len(job.supernet.parents), "fixed")
+        else:
+            net = {each.name: each for each in (PERMUTE, TRANSPORT, ROTATE)}[self.align].start(job, "fixed")
+        walk = _Walk(net, as_given(job, self.rows), self.shrink, kernels and self.align == "none")
         walk.solve()
         return net, walk.weights
 
@@ -103,7 +112,7 @@ class _Walk:
         for block in self.blocks[unmerged.name]:
             rows = [self.rows.of(x, unmerged.axis, i)[:, block.merged] for i, x in enumerate(values)]
             for k, share in enumerate(self._shares(rows)):
-                block.set_one(k, block.map.eye(k) @ (count * share))
+                block.set_one(k, block.map.matrix(k).detach().double() @ (count * share))
 
     def _shares(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """Per task k: G_k (Σ G)⁻¹ of what a layer reads."""

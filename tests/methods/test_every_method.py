@@ -114,6 +114,8 @@ KEPT: list[tuple[str, str, tuple[Kind, ...], float]] = [
     ("transport{reg=0}", "relu", ORDERS, EXACT),
     ("zipit", "relu", ORDERS, EXACT),
     ("pleas{ridge=0}", "relu", ORDERS, EXACT),
+    ("regmean{align=permute}", "relu", ORDERS, EXACT),
+    ("regmean{align=rotate}", "vit-fused", TURNS, EXACT),
     (CONDENSE, "relu", SCALES, FITTED),
     ("auto{init=permute,polish=0}", "relu", ORDERS, EXACT),
     ("auto{init=permute,steps=20,augment=vector}", "relu", ORDERS, EXACT),

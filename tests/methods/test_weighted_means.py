@@ -60,6 +60,28 @@ def test_regmean_solves_its_normal_equations_through_the_merged_prefix() -> None
         xs = [F.relu(F.linear(x, weight, bias)) for x in xs]
 
 
+def test_regmean_behind_an_alignment_is_regmean_of_the_aligned_parents() -> None:
+    torch.manual_seed(0)
+    xs = [torch.randn(40, 8), torch.randn(40, 8) @ torch.randn(8, 8)]
+    models = tuned(MLP(8, (12, 10), 4), "head", 3, 4, by=0.03)
+    weights, biases = (
+        [getattr(m.layers[i], n).detach().clone() for i in (0, 1) for m in models] for n in ("weight", "bias")
+    )
+    order, other = torch.randperm(12), models[1].layers
+    with torch.no_grad():
+        other[0].weight.copy_(other[0].weight[order])
+        other[0].bias.copy_(other[0].bias[order])
+        other[1].weight.copy_(other[1].weight[:, order])
+    programs = [fxmerge.capture(m, (x[:4],), task=t) for m, x, t in zip(models, xs, "ab", strict=True)]
+    data = {"a": {"x": xs[0]}, "b": {"x": xs[1]}}
+    merged = fxmerge.merge(programs, data=data, method="regmean{align=permute}")
+    found = merged.state_dict()
+    torch.testing.assert_close(found["layers.0.weight"], (weights[0] + weights[1]) / 2)
+    rows = [F.relu(F.linear(x, found["layers.0.weight"], (biases[0] + biases[1]) / 2)) for x in xs]
+    torch.testing.assert_close(found["layers.1.weight"], regressed(weights[2:], rows), atol=1e-5, rtol=1e-4)
+    assert not any("for parents of one base" in note for note in merged.result["notes"])
+
+
 def test_regmean_solves_kernels_from_patches() -> None:
     torch.manual_seed(0)
     xs = [torch.randn(24, 1, 9, 9), torch.randn(24, 1, 9, 9).cumsum(2)]
