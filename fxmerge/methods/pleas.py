@@ -20,7 +20,7 @@ from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.chains import Chain
 from fxmerge.methods.goals import Goals, readers
 from fxmerge.methods.groups import groups_at_start
-from fxmerge.methods.kernels import Kernel
+from fxmerge.methods.kernels import Kernel, operands
 from fxmerge.methods.map_nodes import Merge, Unmerge, blocks_of
 from fxmerge.methods.permute import PERMUTE
 from fxmerge.methods.regress import Moments
@@ -93,7 +93,7 @@ class _Walk:
         joins = {n: m for n in net.program.graph.nodes if (m := Merge.of(n)) and len(m.parents) == len(net.parents)}
         found = {n: Kernel.of(n, net, every=True) for n in joins}
         self.kernels = {n: (joins[n], each) for n, each in found.items() if each is not None and self._twins(n)}
-        self.kept = [joins[n].name for n in joins if n not in self.kernels]
+        self.kept = list(dict.fromkeys(_written(m, net) for n, m in joins.items() if n not in self.kernels))
         self.weights: dict[str, Tensor] = {}
         """By the template's names."""
 
@@ -102,11 +102,15 @@ class _Walk:
             self.merged.hold(kernel.source)
             for k, theirs in enumerate(self._twins(node)):
                 self.parents[k].hold(theirs)
+        read = {node: u for node in self.net.program.graph.nodes if (u := Unmerge.of(node)) and self._is_last(node)}
+        last = {node: (u, theirs) for node, u in read.items() if (theirs := self.goals.seen(u)) is not None}
+        for unmerged, theirs in last.values():
+            self.parents[unmerged.k].hold(theirs)
         for node in self.net.program.graph.nodes:
             if node.op == "output":
                 break
-            if (unmerged := Unmerge.of(node)) and self._is_last(node):
-                self._read(unmerged)
+            if node in last:
+                self._read(*last[node])
             if node in self.kernels:
                 self._solve(node, *self.kernels[node])
             self.merged.of(node)
@@ -183,11 +187,8 @@ class _Walk:
         calls = readers(node)
         return bool(calls) and not any(Merge.of(user) for call in calls for user in call.users)
 
-    def _read(self, unmerged: Unmerge) -> None:
+    def _read(self, unmerged: Unmerge, theirs: fx.Node) -> None:
         """U of what a task's head reads: ridge regression from the merged features to the parent's."""
-        theirs = self.goals.seen(unmerged)
-        if theirs is None:
-            return
         seen, given = self.parents[unmerged.k].of(theirs), self.merged.of(unmerged.source)
         module = self.net.program.maps[unmerged.name]
         assert isinstance(module, AxisMap)
@@ -199,6 +200,14 @@ class _Walk:
                 rows = self.rows.of(x, unmerged.axis, i), self.rows.of(y, unmerged.axis, i)
                 moments.add(rows[0][:, block.merged], rows[1][:, block.own[unmerged.k]])
             block.set_one(unmerged.k, moments.ridge(self.ridge, False)[0])
+        self.parents[unmerged.k].release(theirs)
+
+
+def _written(merged: Merge, net: SuperNet) -> str:
+    """What a merge node stands behind, by the name of the template's tensor where one writes."""
+    calls = [call for k, call in zip(merged.parents, merged.calls, strict=True) if k == net.template]
+    found = [n for call in calls for n in operands(call) if n.op == "get_attr"]
+    return net.program.origins[str(found[0].target)].name if found else merged.name
 
 
 PLEAS = Pleas()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.ir.maps import AxisMap
-from fxmerge.ir.space import Leaf
+from fxmerge.ir.space import Leaf, pieces
 from fxmerge.methods.bases import Bases
 from fxmerge.methods.goals import Goals, readers
 from fxmerge.methods.kernels import Kernel, operands
@@ -138,12 +138,29 @@ class Prefix:
             axes, node = spaces.tensors[name], nodes[name]
             if len(axes) == 1 and isinstance(axes[0], Leaf) and axes[0].space in net.streams:
                 tensors[name] = torch.ones_like(tensors[name]) if multiplies(node) else torch.zeros_like(tensors[name])
-            elif axes and isinstance(axes[0], Leaf) and axes[0].space in self.bases.kept:
-                own = [p.tensors[str(n.target)] for p, n in zip(net.parents, self._theirs(node), strict=False)]
-                kept = [own[k][unit] for k, unit in self.bases.kept[axes[0].space] if own]
-                if kept and kept[0].shape == tensors[name].shape[1:] and len({each.shape for each in kept}) == 1:
-                    tensors[name] = torch.stack(kept).to(tensors[name].dtype)
+            elif axes and (kept := self._unit_by_unit(name, self._theirs(node))) is not None:
+                tensors[name] = kept
         return tensors
+
+    def _unit_by_unit(self, name: str, theirs: Sequence[fx.Node]) -> Tensor | None:
+        """A tensor of which every merged unit along the first axis has what it has in its own parent."""
+        net, kept = self.supernet, self.bases.kept
+        spaces, value = net.spaces, net.program.tensors[name]
+        own = [p.tensors[str(n.target)] for p, n in zip(net.parents, theirs, strict=False)]
+        if spaces is None or not own or len({each.shape[1:] for each in (value, *own)}) > 1:
+            return None
+        axes = [s.tensors[str(n.target)][0] for s, n in zip(net.parents_spaces, theirs, strict=True)]
+        ours, parts = pieces(spaces.tensors[name][0]), [pieces(axis) for axis in axes]
+        if any(len(each) != len(ours) for each in parts) or any(p.factors[0].space not in kept for p in ours):
+            return None
+        found = torch.empty_like(value)
+        for i, piece in enumerate(ours):
+            for index, (k, unit) in zip(piece.index, kept[piece.factors[0].space], strict=True):
+                place = parts[k][i].index[unit]
+                if place.shape != index.shape:
+                    return None
+                found[index] = own[k][place].to(value.dtype)
+        return found
 
     def _theirs(self, tensor: fx.Node) -> list[fx.Node]:
         """Every parent's tensor in the place of one that the SuperNet has as its own; none where that is not known."""

@@ -15,7 +15,7 @@ A model with inputs of several kinds has them joined by "+"; the inputs of one r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,13 +36,14 @@ SMOOTH = 0.75
 """Neighbours in an image differ by less than this share of what two pixels anywhere in it differ."""
 
 
-def candidates(inputs: Iterable[Port], samples: Samples) -> tuple[str, ...]:
+def candidates(inputs: Iterable[Port], samples: Samples, fixed: Collection[str] = ()) -> tuple[str, ...]:
     """What the samples may be, the likeliest first and "none" last: which is best, only a trial can tell.
 
-    Ranks and types say what is possible at all, never a name and never a length.
+    Ranks and types say what is possible at all, never a name and never a length. Inputs that are `fixed` are rows.
     """
     lengths = {port.name: len(port.dynamic) > 1 for port in inputs}
-    found = _kinds({name: samples[name] for name in lengths}, lengths).values()
+    known = _kinds({name: samples[name] for name in lengths if name not in fixed}, lengths)
+    found = [known.get(name, ("rows",)) for name in lengths]
     choices = ["+".join(sorted({kinds[0] for kinds in found})), "+".join(sorted({kinds[-1] for kinds in found}))]
     return tuple(dict.fromkeys([*(choice for choice in choices if choice != "rows"), "none"]))
 
@@ -55,15 +56,19 @@ def recipe(kind: str, fewest: int) -> tuple[str, ...]:
 
 
 class Maker:
-    """Makes new rows of one kind from the samples of several tasks, which have one shape."""
+    """Makes new rows of one kind from the samples of several tasks, which have one shape.
 
-    def __init__(self, tasks: Sequence[Samples], kind: str) -> None:
+    Inputs that are `fixed` (see `fxmerge.samples.places`) are drawn as they are, whatever the kind.
+    """
+
+    def __init__(self, tasks: Sequence[Samples], kind: str, fixed: Collection[str] = ()) -> None:
         self.tasks = tasks
         self.rows = [len(next(iter(task.values()))) for task in tasks]
         if min(self.rows) == 0:
             raise DataError("a task has no samples", "give at least one input for every task")
         few = {name: self._take(name, torch.arange(sum(self.rows))[:: -(-sum(self.rows) // 2048)]) for name in tasks[0]}
-        self.kinds = dict.fromkeys(few, "rows") if kind == "none" else _chosen(few, kind)
+        kinds = {} if kind == "none" else _chosen({name: few[name] for name in few if name not in fixed}, kind)
+        self.kinds = {name: kinds.get(name, "rows") for name in few}
         self.spread = {name: few[name].float().std(0, correction=0) for name in few if self.kinds[name] == "vector"}
         tokens = [name for name in few if self.kinds[name] == "tokens"]
         whole = {name: torch.cat([task[name] for task in tasks]) for name in tokens}
@@ -176,12 +181,19 @@ def _chosen(samples: Samples, kind: str) -> dict[str, str]:
     unknown = [part for part in allowed if part not in KINDS]
     if unknown:
         raise OptionError(f"unknown kind of input {unknown[0]!r}", f"known kinds: none, {', '.join(KINDS)}")
+    if not samples and kind != "rows":
+        raise OptionError(
+            f"no input is of kind {kind!r}: all are integers that belong to their columns",
+            "leave the kind to auto, or use none",
+        )
     found = {name: kinds[0] for name, kinds in _kinds(samples, {}).items()}
     chosen: dict[str, str] = {}
     for name, own in found.items():
         fitting = [part for part in allowed if part != own and _fits(samples[name], part)]
         chosen[name] = own if own in allowed or not fitting else _square_or(fitting[0], samples[name])
-    if not any(value in allowed or (value == "flat-image" and "image" in allowed) for value in chosen.values()):
+    if samples and not any(
+        value in allowed or (value == "flat-image" and "image" in allowed) for value in chosen.values()
+    ):
         name, own = next(iter(found.items()))
         raise OptionError(
             f"no input is of kind {kind!r}: {name!r} of shape {list(samples[name].shape)} looks like {own!r}",

@@ -24,6 +24,7 @@ from fxmerge.ir.supernet import SuperNet
 from fxmerge.samples import token_rows
 from fxmerge.samples.augment import Maker, candidates, recipe
 from fxmerge.samples.continued import Continued, Text
+from fxmerge.samples.places import columns
 from fxmerge.samples.rows import Samples, rows_of
 from fxmerge.samples.varied import Beside, Varied, masks_of
 from fxmerge.samples.written import Writer
@@ -76,7 +77,16 @@ class Pools:
     @cached_property
     def own(self) -> list[tuple[str, ...]]:
         """What the inputs of every task may be."""
-        return [candidates(p.inputs, own) for p, own in zip(self.supernet.parents, self.samples, strict=True)]
+        found = []
+        for k, (parent, own) in enumerate(zip(self.supernet.parents, self.samples, strict=True)):
+            names = zip(self.supernet.inputs[k], parent.inputs, strict=True)
+            found.append(candidates(parent.inputs, own, {port.name for name, port in names if name in self.fixed}))
+        return found
+
+    @cached_property
+    def fixed(self) -> frozenset[str]:
+        """The inputs, by the SuperNet's names, that are columns of a table."""
+        return columns(self.supernet, self.samples)
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -196,7 +206,9 @@ class Pools:
             plain = size if self.supernet.together else max(sizes)
             wanted = max(plain, math.ceil(fewest * share)) if kind == "none" else round(ROWS * share)
             rows = max(1, round(self.recipe.rows * share) if self.recipe.rows else wanted)
-            made.append(Varied(Maker(group, own), self.supernet.program, rows, block, self.recipe.seed, own))
+            made.append(
+                Varied(Maker(group, own, self.fixed), self.supernet.program, rows, block, self.recipe.seed, own)
+            )
         tables: tuple[Table, ...] = tuple(made) if self.supernet.together else (Beside(tuple(made), names),)
         masks = {name for table in made for name in table.masks}
         steps = [] if kind == "none" else list(recipe(kind, min(map(rows_of, given))))

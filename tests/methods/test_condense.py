@@ -38,6 +38,22 @@ class Residual(nn.Module):
         return logits
 
 
+class Dense(nn.Module):
+    """What was there stands beside what is new, and both are normed together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grow = nn.Conv2d(1, 6, 3, bias=False), nn.Conv2d(6, 4, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in (6, 10))
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat((x, self.grow(F.relu(self.norms[0](x)))), 1)
+        logits: Tensor = self.head(F.relu(self.norms[1](x)).mean((2, 3)))
+        return logits
+
+
 class Compared(nn.Module):
     """Units that say yes or no."""
 
@@ -94,6 +110,7 @@ FAMILIES: Mapping[str, Callable[[], tuple[nn.Module, Inputs]]] = {
     ),
     "bert": lambda: (BERT(20, 4, width=12, heads=2, hidden=16, depth=2, positions=16, drop=0.1), sentences(96, 9)),
     "resnet": lambda: (settled(Residual(), torch.randn(96, 1, 12, 12)), {"x": torch.randn(96, 1, 12, 12)}),
+    "dense": lambda: (settled(Dense(), torch.randn(96, 1, 8, 8)), {"x": torch.randn(96, 1, 8, 8)}),
 }
 EQUAL = "condense{rows=200,balance=[1 1]}"
 VIT: dict[str, Any] = {"image": 8, "patch": 4, "width": 12, "heads": 2, "hidden": 16, "classes": 4}
@@ -183,6 +200,11 @@ def test_a_parent_counts_for_more_where_that_is_better_on_held_back_inputs() -> 
     (told,) = (note for note in notes if note.startswith("condense: parents at "))
     assert re.search(r"1 : 1 -?\d\.\d+, 1\.3 : 1 -?\d", told)
     assert not any("parents at" in note for note in merged(parents, EQUAL).result["notes"])
+
+
+def test_units_beside_each_other_bring_their_norms() -> None:
+    parents = [parent("dense", seed, task) for seed, task in ((3, "a"), (4, "b"))]
+    assert not any("plain average" in note for note in merged(parents, EQUAL).result["notes"])
 
 
 def test_training_starts_from_it() -> None:

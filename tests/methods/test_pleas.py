@@ -48,6 +48,30 @@ def test_layers_solve_their_normal_equations_through_the_merged_prefix() -> None
         torch.testing.assert_close(block.matrix(k).double(), wanted, atol=1e-5, rtol=1e-5)
 
 
+class Exits(nn.Module):
+    """An answer on the way: its features are read long before the last layer is solved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6 if i == 0 else 8, 8) for i in range(4))
+        self.exits = nn.ModuleList(nn.Linear(8, 3) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in self.layers[:2]:
+            x = layer(x).relu()
+        first = self.exits[0](x)
+        for layer in self.layers[2:]:
+            x = layer(x).relu()
+        return first, self.exits[1](x)
+
+
+def test_features_of_an_early_exit_are_there_when_its_head_is_solved() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(100, 6)
+    merged = fxmerge.merge(parents(x, *[Exits().eval()] * 2), data=x, method="pleas{ridge=0}")
+    assert all(task["feature_r2"] > 0.999 for task in merged.result["tasks"])
+
+
 def test_a_parent_in_another_order_is_given_back_and_partial_matches_keep_more() -> None:
     x = torch.randn(300, 6)
     net, other = mlp(0), mlp(0)
