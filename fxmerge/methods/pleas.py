@@ -20,7 +20,7 @@ from fxmerge.methods.base import Job, Outcome
 from fxmerge.methods.chains import Chain
 from fxmerge.methods.goals import Goals, readers
 from fxmerge.methods.groups import groups_at_start
-from fxmerge.methods.kernels import Kernel, operands
+from fxmerge.methods.kernels import Kernel
 from fxmerge.methods.map_nodes import Merge, Unmerge, blocks_of
 from fxmerge.methods.permute import PERMUTE
 from fxmerge.methods.regress import Moments
@@ -103,7 +103,7 @@ class _Walk:
             for k, theirs in enumerate(self._twins(node)):
                 self.parents[k].hold(theirs)
         read = {node: u for node in self.net.program.graph.nodes if (u := Unmerge.of(node)) and self._is_last(node)}
-        last = {node: (u, theirs) for node, u in read.items() if (theirs := self.goals.seen(u)) is not None}
+        last = {node: (u, seen) for node, u in read.items() if (seen := self.goals.seen(u)) is not None}
         for unmerged, theirs in last.values():
             self.parents[unmerged.k].hold(theirs)
         for node in self.net.program.graph.nodes:
@@ -204,10 +204,14 @@ class _Walk:
 
 
 def _written(merged: Merge, net: SuperNet) -> str:
-    """What a merge node stands behind, by the name of the template's tensor where one writes."""
-    calls = [call for k, call in zip(merged.parents, merged.calls, strict=True) if k == net.template]
-    found = [n for call in calls for n in operands(call) if n.op == "get_attr"]
-    return net.program.origins[str(found[0].target)].name if found else merged.name
+    """What a merge node stands behind: the template's tensor that is written there, or the map where none is known."""
+    todo = [call for k, call in zip(merged.parents, merged.calls, strict=True) if k == net.template]
+    while todo:
+        node = todo.pop(0)
+        if node.op == "get_attr" and str(node.target) in net.program.origins:
+            return net.program.origins[str(node.target)].name
+        todo += [n for n in node.all_input_nodes if Unmerge.of(node) is None]
+    return merged.name
 
 
 PLEAS = Pleas()

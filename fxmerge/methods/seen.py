@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
+from fxmerge.errors import OptionError
 from fxmerge.ir.program import Program
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.one_trunk import OneTrunk
@@ -62,7 +63,8 @@ class Seen:
         return [None if value is None else self.rows.of(value, axis, i) for i, value in enumerate(values)]
 
     def summed(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Per batch: the sum of the parents that have rows."""
+        """Per batch: the sum of the parents that have rows. Raises `OptionError` where these are of other places."""
+        _require_alike(parts)
         return [torch.stack([part for part in own if part is not None]).sum(0) for own in zip(*parts, strict=True)]
 
 
@@ -72,7 +74,11 @@ def joined(part: Part) -> Tensor:
 
 
 def beside(parts: Sequence[Part]) -> list[Tensor]:
-    """Per parent the rows of all batches: zeros where only others have some."""
+    """Per parent the rows of all batches: zeros where only others have some.
+
+    Raises `OptionError` where a row of one parent is not of the same place as that of another.
+    """
+    _require_alike(parts)
     found = []
     for part in parts:
         width = joined(part).shape[1]
@@ -80,6 +86,16 @@ def beside(parts: Sequence[Part]) -> list[Tensor]:
         whole = [torch.zeros(n, width).double() if rows is None else rows for n, rows in zip(counts, part, strict=True)]
         found.append(torch.cat(whole))
     return found
+
+
+def _require_alike(parts: Sequence[Part]) -> None:
+    for own in zip(*parts, strict=True):
+        if len({len(rows) for rows in own if rows is not None}) > 1:
+            raise OptionError(
+                "parents have different widths along two axes of one value, so that no row of one belongs to a row of "
+                "another",
+                "choose --method permute, align or distill, or merge parents of one width",
+            )
 
 
 def parents_of(supernet: SuperNet) -> Iterable[Program]:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Port, Program, target_name
 from fxmerge.ir.shown import shape_of
 from fxmerge.ir.space import leaves
@@ -22,8 +24,22 @@ from passes.supernet.trunk import Trunk
 
 
 def join(state: State) -> SuperNet:
-    """Build the SuperNet in a `State` that holds nothing but parents and maps yet."""
-    return _apart(state) if state.apart else _shared(state)
+    """Build the SuperNet in a `State` that holds nothing but parents and maps yet.
+
+    Raises `LineUpError` where a trunk of its own cannot be written at the template's widths.
+    """
+    if not state.apart:
+        return _shared(state)
+    try:
+        return _apart(state)
+    except GuardOnDataDependentSymNode:
+        raise
+    except (RuntimeError, ValueError) as error:  # an operator met a size it cannot take
+        tasks = " and ".join(parent.task for parent in state.parents)
+        raise LineUpError(
+            f"{tasks} have inputs of their own, and their trunk cannot be written at one width",
+            "merge models of one width",
+        ) from error
 
 
 def takes_one_input(state: State) -> bool:

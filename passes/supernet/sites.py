@@ -164,9 +164,11 @@ class _Finder:
         roles = {n: self._roles(sign, node, terms, i, arguments) for i, n in enumerate(arguments) if n in own}
         called = [sign.names[given[i]] for i, n in enumerate(arguments) if n in own]
         linear = bool(sign.law) and linear_together(parse(sign.law), called)
-        # a contraction, or rows of a table: homogeneous in its parameters, which "linear" alone (a fill, say) is not
-        pure = any(u.role == "read" for found in roles.values() for u in (found or {}).values())
-        pure = pure or self.operators.looks_up(node)
+        # a contraction, rows of a table, or a vector times numbers: homogeneous in its parameters, which "linear" alone
+        # (a fill, say) is not
+        found = {use.role for uses in roles.values() for use in (uses or {}).values()}
+        pure = "read" in found or self.operators.looks_up(node)
+        pure = pure or ("write" in found and self.operators.scales_with(node, own))
         if not linear or not pure or len(set(arguments)) < len(arguments) or None in roles.values():
             return Site(node, tuple(self._operand(n, node, {}) for n in own), "direct")
         return Site(node, tuple(self._operand(n, node, roles[n] or {}) for n in own), "linear")

@@ -119,7 +119,7 @@ class Trunk:
 
     def seen_by(self, k: int, node: fx.Node, site: Site | None = None) -> fx.Node:
         """A trunk value as parent k would see it: unmerged on the axes that the site reads, or on all without one."""
-        axes = self.state.sites.merged_axes(node)
+        axes = merged = self.state.sites.merged_axes(node)
         if site is not None:
             read = {u.axis for o in site.operands for u in o.uses if u and u.role == "read" and u.on is node}
             axes = tuple(a for a in axes if a in read)
@@ -127,7 +127,8 @@ class Trunk:
         for axis in axes:
             axis_map = self.state.maps.read(node, axis)
             value = self._cached(unmerge, (value, self.state.map(axis_map), axis, k), node, self.copies)
-        if axes and site is not None and site.kind == "linear" and k in self.tasks:
+        whole = bool(axes) and axes == merged  # where another axis stays merged, it is no value of the parent's
+        if whole and site is not None and site.kind == "linear" and k in self.tasks:
             self.state.show(k, node, value, final=False)
         return value
 
