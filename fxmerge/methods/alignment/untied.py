@@ -55,19 +55,23 @@ def untie(alignment: Alignment, pool: Pool, most: int, decide: Decision, streams
 
 
 def told_of_untied(name: str, alignment: Alignment) -> Iterator[str]:
-    """Which spaces are carried otherwise at some places than at others."""
+    """Which spaces are carried otherwise at some places than at others, and which cannot be."""
     if found := [space for space in alignment.layout.sites if alignment.parted(space)]:
         yield (
             f"{name}: what writes and reads {listed(found, NAMED)} is carried by plans of its own, which no group has:"
             " no parent is exactly what it was"
         )
+    if wider := [s for role in ("residual", "query_key") for s in _decided(alignment, role, wider=True)]:
+        yield f"{name}: {listed(wider, NAMED)} keep one plan each, being wider than the template's"
 
 
-def _decided(alignment: Alignment, role: str) -> Iterator[str]:
-    """Spaces of a role that have been decided, nothing inside them."""
-    known = {space for space, _ in alignment.carriers}
-    for space, site in alignment.layout.sites.items():
-        if space in known and site.role == role and site.movable and not alignment.layout.inside(space):
+def _decided(alignment: Alignment, role: str, *, wider: bool = False) -> Iterator[str]:
+    """Spaces of a role that have been decided, nothing inside them; or those `wider` than the template's, whose units
+    that it lacks stand in no one order."""
+    layout, known = alignment.layout, {space for space, _ in alignment.carriers}
+    for space, site in layout.sites.items():
+        alone = space in known and site.movable and not layout.inside(space)
+        if alone and site.role == role and wider == (site.size != site.sizes[layout.supernet.template]):
             yield space
 
 

@@ -12,6 +12,7 @@ import fxmerge
 from benchmarks.family_nets import Llama
 from fxmerge.coupling.elements import Kind
 from fxmerge.ir.program import Program
+from tests.golden.nets import DepthwiseSqueezeExcite, TopKExperts
 from tests.methods import test_condense
 from tests.methods.alignment.planted import planted
 from tests.methods.test_condense import parent
@@ -47,6 +48,9 @@ def miss(parents: list[Program], x: dict[str, Tensor], method: str) -> tuple[flo
         ("mlp", "align", PERMUTATION, 3),
         ("llama", "permute", PERMUTATION, 2),
         ("llama", "permute{on=weights}", PERMUTATION, 2),
+        ("depthwise", "permute{on=weights}", PERMUTATION, 3),
+        ("depthwise", "zipit", PERMUTATION, 2),
+        ("top-k-experts", "permute", PERMUTATION, 2),
     ],
 )
 def test_a_planted_symmetry_is_undone(family: str, method: str, kinds: tuple[Kind, ...], count: int) -> None:
@@ -62,13 +66,18 @@ def test_a_planted_symmetry_is_undone(family: str, method: str, kinds: tuple[Kin
 
 @pytest.fixture(autouse=True)
 def _llama(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys for groups of queries, rotary positions, gates."""
+    """Keys for groups of queries, rotary positions, gates; channels on their own; experts, of which a few are asked."""
 
     def llama() -> Any:
         net = Llama(20, vocabulary=20, width=16, heads=4, groups=2, hidden=16, depth=1)
         return net, {"input_ids": torch.randint(0, 20, (96, 9))}
 
-    monkeypatch.setattr(test_condense, "FAMILIES", {**test_condense.FAMILIES, "llama": llama})
+    more = {
+        "llama": llama,
+        "depthwise": lambda: (DepthwiseSqueezeExcite(), {"x": torch.randn(32, 3, 9, 9)}),
+        "top-k-experts": lambda: (TopKExperts(), {"x": torch.randn(32, 11, 5)}),
+    }
+    monkeypatch.setattr(test_condense, "FAMILIES", {**test_condense.FAMILIES, **more})
 
 
 def test_planes_of_rotary_positions_keep_their_order() -> None:

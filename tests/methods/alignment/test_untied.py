@@ -105,3 +105,10 @@ def test_queries_and_keys_in_two_orders_are_no_symmetry(queries: str, group: str
 def test_plans_of_single_writers_need_samples() -> None:
     with pytest.raises(DataError, match="plans of single writers"):
         merged("transport{on=weights,streams=mean}", "mlp")
+
+
+def test_a_stream_wider_than_the_templates_keeps_one_plan() -> None:
+    (first, x), (second, _) = parent("vit-fused", 1, "a"), parent("vit-fused", 2, "b")
+    result = fxmerge.merge([first, second], data=x, method="transport{streams=mean}", width_scale=1.5).result
+    assert any("keep one plan each, being wider than the template's" in note for note in result["notes"])
+    assert not any("which no group has" in note for note in result["notes"])
