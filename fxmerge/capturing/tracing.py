@@ -20,6 +20,7 @@ from fxmerge.capturing.plans import ROWS, Plan, Shapes
 from fxmerge.capturing.refuse import (
     Refusal,
     differ,
+    masks_as_given,
     refuse_random,
     refuse_state,
     run_error,
@@ -281,7 +282,8 @@ def _export(module: nn.Module, sample: Mapping[str, Tensor], shapes: Shapes) -> 
     dynamic = (tuple(dict(shapes[n]) if shapes.get(n) else None for n in sample),) if any(shapes.values()) else None
     args = tuple(t.detach().clone() for t in sample.values())  # torch.export leaves marks on the tensors it is given
     try:
-        with redirect_stderr(StringIO()), tracing(), without_packing():  # torch prints the graph it has so far
+        # torch prints the graph it has so far
+        with redirect_stderr(StringIO()), tracing(), without_packing(), masks_as_given():
             exported: ExportedProgram = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
             exported = exported.run_decompositions({})
         return exported

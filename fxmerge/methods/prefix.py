@@ -23,7 +23,7 @@ from fxmerge.ir.maps import AxisMap
 from fxmerge.ir.space import Leaf, pieces
 from fxmerge.methods.bases import Bases
 from fxmerge.methods.goals import Goals, readers
-from fxmerge.methods.kernels import Kernel, operands
+from fxmerge.methods.kernels import Kernel
 from fxmerge.methods.map_nodes import Block, Merge, Unmerge
 from fxmerge.methods.probe import matrix_of, multiplies
 from fxmerge.methods.regress import Moments
@@ -135,23 +135,30 @@ class Prefix:
         assert spaces is not None
         nodes = {n.target: n for n in net.program.graph.nodes if n.op == "get_attr"}
         for name in net.own:
-            axes, node = spaces.tensors[name], nodes[name]
+            axes = spaces.tensors[name]
             if len(axes) == 1 and isinstance(axes[0], Leaf) and axes[0].space in net.streams:
-                tensors[name] = torch.ones_like(tensors[name]) if multiplies(node) else torch.zeros_like(tensors[name])
-            elif axes and (kept := self._unit_by_unit(name, self._theirs(node))) is not None:
+                tensors[name] = (
+                    torch.ones_like(tensors[name]) if multiplies(nodes[name]) else torch.zeros_like(tensors[name])
+                )
+            elif (kept := self._unit_by_unit(name)) is not None:
                 tensors[name] = kept
         return tensors
 
-    def _unit_by_unit(self, name: str, theirs: Sequence[fx.Node]) -> Tensor | None:
-        """A tensor of which every merged unit along the first axis has what it has in its own parent."""
-        net, kept = self.supernet, self.bases.kept
-        spaces, value = net.spaces, net.program.tensors[name]
-        own = [p.tensors[str(n.target)] for p, n in zip(net.parents, theirs, strict=False)]
-        if spaces is None or not own or len({each.shape[1:] for each in (value, *own)}) > 1:
+    def _unit_by_unit(self, name: str) -> Tensor | None:
+        """A tensor of which every merged unit, along the one axis that has such, has what it has in its own parent."""
+        net, kept, theirs = self.supernet, self.bases.kept, self.supernet.names.get(name)
+        if net.spaces is None or theirs is None:
             return None
-        axes = [s.tensors[str(n.target)][0] for s, n in zip(net.parents_spaces, theirs, strict=True)]
-        ours, parts = pieces(spaces.tensors[name][0]), [pieces(axis) for axis in axes]
-        if any(len(each) != len(ours) for each in parts) or any(p.factors[0].space not in kept for p in ours):
+        axes = net.spaces.tensors[name]
+        along = [i for i, axis in enumerate(axes) if all(p.factors[0].space in kept for p in pieces(axis))]
+        own = [p.tensors[each] for p, each in zip(net.parents, theirs, strict=True)]
+        if len(along) != 1 or any(each.ndim != len(axes) for each in own):
+            return None
+        (axis,) = along
+        value, *own = (each.movedim(axis, 0) for each in (net.program.tensors[name], *own))
+        ours = pieces(axes[axis])
+        parts = [pieces(s.tensors[each][axis]) for s, each in zip(net.parents_spaces, theirs, strict=True)]
+        if len({each.shape[1:] for each in (value, *own)}) > 1 or any(len(each) != len(ours) for each in parts):
             return None
         found = torch.empty_like(value)
         for i, piece in enumerate(ours):
@@ -160,16 +167,7 @@ class Prefix:
                 if place.shape != index.shape:
                     return None
                 found[index] = own[k][place].to(value.dtype)
-        return found
-
-    def _theirs(self, tensor: fx.Node) -> list[fx.Node]:
-        """Every parent's tensor in the place of one that the SuperNet has as its own; none where that is not known."""
-        call = next((user for user in tensor.users if user.name in self.supernet.twins), None)
-        if call is None:
-            return []
-        place = operands(call).index(tensor)
-        found = [operands(theirs)[place] for theirs in self.supernet.twins[call.name]]
-        return found if all(n.op == "get_attr" for n in found) else []
+        return found.movedim(0, axis).contiguous()
 
     def _fit_norm(self, node: fx.Node) -> None:
         """Fit scale and shift of a norm whose result goes on as the stream, coordinate by coordinate."""

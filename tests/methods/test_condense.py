@@ -54,6 +54,24 @@ class Dense(nn.Module):
         return logits
 
 
+class Biased(nn.Module):
+    """Every head has a row of its own in a table of what it adds to the scores of two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.asks, self.out, self.head = (nn.Linear(*s) for s in ((5, 12), (12, 36), (12, 12), (12, 4)))
+        self.table = nn.Parameter(torch.randn(7, 3))
+        self.register_buffer("apart", torch.arange(4)[:, None] - torch.arange(4) + 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = self.asks(x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT / 2 + self.table[self.apart.flatten()].view(4, 4, 3).permute(2, 0, 1)
+        x = x + self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
 class Compared(nn.Module):
     """Units that say yes or no."""
 
@@ -110,6 +128,7 @@ FAMILIES: Mapping[str, Callable[[], tuple[nn.Module, Inputs]]] = {
     ),
     "bert": lambda: (BERT(20, 4, width=12, heads=2, hidden=16, depth=2, positions=16, drop=0.1), sentences(96, 9)),
     "resnet": lambda: (settled(Residual(), torch.randn(96, 1, 12, 12)), {"x": torch.randn(96, 1, 12, 12)}),
+    "biased": lambda: (Biased(), {"x": torch.randn(96, 4, 5)}),
     "dense": lambda: (settled(Dense(), torch.randn(96, 1, 8, 8)), {"x": torch.randn(96, 1, 8, 8)}),
 }
 EQUAL = "condense{rows=200,balance=[1 1]}"
@@ -202,8 +221,9 @@ def test_a_parent_counts_for_more_where_that_is_better_on_held_back_inputs() -> 
     assert not any("parents at" in note for note in merged(parents, EQUAL).result["notes"])
 
 
-def test_units_beside_each_other_bring_their_norms() -> None:
-    parents = [parent("dense", seed, task) for seed, task in ((3, "a"), (4, "b"))]
+@pytest.mark.parametrize("family", ["dense", "biased"])
+def test_units_bring_what_is_theirs_in_norms_beside_each_other_and_in_tables(family: str) -> None:
+    parents = [parent(family, seed, task) for seed, task in ((3, "a"), (4, "b"))]
     assert not any("plain average" in note for note in merged(parents, EQUAL).result["notes"])
 
 
