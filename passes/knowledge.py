@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxmerge.coupling import RuleSet
 from fxmerge.ir.program import Program
@@ -17,6 +17,7 @@ from fxmerge.pipeline.extension import Extension
 from fxmerge.pipeline.knowledge import Plan
 from fxmerge.rewrite import Trace
 from passes import pipeline as steps
+from passes.operators import Operators
 from passes.spaces.check import CheckReport, check
 from passes.spaces.describe import describe
 from passes.spaces.find import SpacesOf
@@ -67,6 +68,12 @@ class OperatorKnowledge:
 
     def check(self, program: Program, rules: RuleSet, seed: int) -> CheckReport:
         return check(program, rules, seed=seed)
+
+    def in_order_of(self, node: fx.Node, axis: int, rules: RuleSet) -> fx.Node:
+        operators = Operators(rules)
+        while node.op == "call_function" and (source := operators.ordered_by(node, axis)) is not None:
+            node = source
+        return node
 
     def trace_rewrites(self, program: Program, known: Known) -> Trace:
         trace = Trace()

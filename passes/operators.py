@@ -199,6 +199,26 @@ class Operators:
         _, law = self._lawful(node)
         return isinstance(law, Apply) and law.degree == 1 and isinstance(law.argument, Operand)
 
+    def ordered_by(self, node: fx.Node, axis: int) -> fx.Node | None:
+        """The operand whose entries have along an axis the order that those of the result have; None if none is known.
+
+        A cast, a number above zero that multiplies or divides, a function that increases.
+        """
+        moved = self.moved(node)
+        if moved is not None:
+            return moved.source if moved.still and not moved.by else None
+        read = [operand for _, operand in Call.of(node).operands if operand is not None]
+        rule = self._rule(node)
+        if rule is None or len(read) != 1 or not isinstance(node.meta.get("val"), Tensor):
+            return None
+        if rule.increases:
+            along = self.pointwise(node) or Call.of(node).dims("dim", "self") == (axis % node.meta["val"].ndim,)
+            return read[0] if along else None
+        given = Call.of(node).arguments
+        factors = [name for name in self.numbers(node) if (f := self.factor(node, name)) is not None and f.whole]
+        scaled = len(factors) == 1 and self.scales_with(node, read) and given[factors[0]] > 0
+        return read[0] if scaled and self.pointwise(node) else None
+
     def looks_up(self, node: fx.Node) -> bool:
         """Whether a call picks rows of one operand by whole numbers in another."""
         found = self.moved(node)

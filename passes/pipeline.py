@@ -13,10 +13,12 @@ from fxmerge.pipeline import Join, Known, Pass, Pipeline, Run, Stage, Together, 
 from fxmerge.pipeline.borders import FOLDED
 from fxmerge.pipeline.extension import BUILTIN_OWNER, Extension
 from fxmerge.pipeline.knowledge import Plan
+from fxmerge.rewrite import Rewrite, apply
 from passes.depth.line_up_deep import line_up_deep
 from passes.line_up.further import FURTHER
 from passes.onnx_ops import ONNX_OPERATORS
 from passes.rewrites import REWRITES
+from passes.rewrites.joined_axes import JOINED
 from passes.rules import BUILTIN as RULES
 from passes.spelling.cleanup import Cleanup
 from passes.spelling.compute_weights import compute_weights
@@ -35,6 +37,7 @@ def pipeline(plan: Plan = Plan()) -> Pipeline:  # noqa: B008 (a value)
         (
             ComputeWeights(),
             Normalize(),
+            JoinAxes(),
             Cleanup(),
             LineUp(plan.template, plan.teachers),
             InsertMerge(plan.template, plan.width_scale, plan.until),
@@ -68,6 +71,16 @@ class Normalize(Pass):
 
     def run(self, program: Program, known: Known) -> Program:
         return normalize(program, known.rewrites, rules=known.rules)
+
+
+@dataclass(frozen=True)
+class JoinAxes(Pass):
+    """Multiply with matrices where weights of more axes stand: what they read and write is solved as one."""
+
+    brings: ClassVar[tuple[Rewrite, ...]] = JOINED
+
+    def run(self, program: Program, known: Known) -> Program:
+        return compute_weights(apply(program, known.rewrites, rules=known.rules), known.rules, joined=True)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ class Rule:
     """Whether every number of the result is one of an operand's, as it stood there: moves do so unless they say no."""
     commutes: bool = False
     """Whether its two operands may stand in either order."""
+    increases: bool = False
+    """Whether a larger entry of its one operand always gives a larger one: entry by entry, or along its axis `dim`."""
     sizes: tuple[str, ...] = ()
     """Arguments that spell out sizes, in which parents of different widths differ, beside those named as torch names
     them (size, shape, groups …)."""
@@ -137,6 +139,7 @@ def couples(
     roles: Mapping[str, str] | None = None,
     exact: bool | None = None,
     commutes: bool = False,
+    increases: bool = False,
     sizes: tuple[str, ...] = (),
     onnx: Callable[..., Any] | None = None,
     modest: str = "",
@@ -144,8 +147,9 @@ def couples(
     """A rule by signature: `couples(op, signature[, law])`, or `@couples(op, …)` above a function of the call.
 
     The function returns a signature, or a signature and a law. `exact` says that the result holds nothing but numbers
-    of an operand (rows of a table, say), `commutes` that the two operands may change places, `sizes` which
-    arguments spell out sizes; `onnx` is the operator in ONNX; `modest` says why it claims less than seems to hold.
+    of an operand (rows of a table, say), `commutes` that the two operands may change places, `increases` that
+    larger entries give larger ones, `sizes` which arguments spell out sizes; `onnx` is the operator in ONNX; `modest`
+    says why it claims less than seems to hold.
     `state` names running statistics, and `moments` of what they are the mean or the variance.
     """
     owner = sys._getframe(1).f_globals.get("__name__", "")
@@ -153,7 +157,7 @@ def couples(
     ops, form = ops_and_form[:start], ops_and_form[start:]
     text = form[0] if form else None
     rule = Rule(ops, text, law=form[1] if len(form) > 1 else law, state=state, roles=roles or {}, owner=owner)
-    rule = replace(rule, exact=exact, commutes=commutes, sizes=sizes, onnx=onnx)
+    rule = replace(rule, exact=exact, commutes=commutes, increases=increases, sizes=sizes, onnx=onnx)
     return replace(rule, moments=moments or {}, modest=modest)
 
 

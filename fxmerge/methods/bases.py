@@ -51,16 +51,26 @@ class Bases:
         self.bases = {s: self._basis(s, self.supernet.streams[s], spots, values) for s, spots in self.streams.items()}
         spaces = {b.space for n in self.targets for b in self.blocks[n]} - self.bases.keys() - self.apart
         self.kept = {space: self._kept(space, values) for space in sorted(spaces)}
-        left = set()
+        left, whole = set(), self._with_kept()
         for name, place in self.supernet.places.items():
             for block in self.blocks[name] if place.role == "write" else ():
                 if block.space in self.bases and block.plain:
                     block.set(self.bases[block.space])
                 elif block.space in self.kept:
                     block.set(block.selection(self.kept[block.space]))
+                elif place.of in whole:
+                    block.set(block.identity())
                 elif block.space not in self.apart:
                     left.add(block.space)
         return frozenset(left)
+
+    def _with_kept(self) -> set[tuple[fx.Node | str, ...]]:
+        """What is written with whole units along another axis: along the rest each unit stays as it is."""
+        return {
+            place.of
+            for name, place in self.supernet.places.items()
+            if place.role == "write" and any(block.space in self.kept for block in self.blocks[name])
+        }
 
     # -- what to look at -----------------------------------------------------------------------------
 

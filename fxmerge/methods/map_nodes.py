@@ -99,6 +99,15 @@ class Block:
     def set_one(self, k: int, matrix: Tensor) -> None:
         self.map.dense[k].copy_(matrix)
 
+    def identity(self) -> list[Tensor]:
+        """Per parent: the merge matrix that leaves every unit in its place, as far as both have it."""
+        found = []
+        for own, theirs in zip(self.own, self.theirs, strict=True):
+            matrix = torch.zeros(len(self.merged), len(own), dtype=torch.float64)
+            matrix[_identity(self.factors, theirs)] = 1.0
+            found.append(matrix)
+        return found
+
     def selection(self, kept: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Per parent: the merge matrix whose i-th merged unit is unit `kept[i][1]` of parent `kept[i][0]`."""
         ours = self.factors[0].size

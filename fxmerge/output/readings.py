@@ -1,7 +1,8 @@
 """How an output is to be read: as scores of classes, as one logit, as a class already chosen, or as numbers.
 
 What says so, in this order: `--metric`, the type, the labels, the output's name, its values, and last the head: a call
-that takes a matrix of parameters and whose result nothing but the output reads.
+that takes a matrix of parameters and whose result nothing but the output reads, maybe through calls that keep the order
+of classes (a cap, a temperature).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.errors import OptionError
+from fxmerge.installed import knowledge, known
 from fxmerge.ir.program import Port, Program
 from fxmerge.ir.reach import behind
 from fxmerge.messages import nearest
@@ -82,6 +84,8 @@ def reading(program: Program, port: Port, values: Tensor, metric: str = "auto") 
         return Reading("classes", said_by="its values")
     if _is_boxes(values):
         return Reading("values", said_by="its values")
+    if _are_shares(values) and _scores(program, port) is not _result(program, port):
+        return Reading("values", said_by="its values")
     return Reading("classes" if _is_head(program, port) else "values", said_by="the head")
 
 
@@ -143,14 +147,29 @@ def _is_boxes(values: Tensor) -> bool:
     return ordered or bool(((values >= 0) & (values <= 1)).all())
 
 
+def _result(program: Program, port: Port) -> fx.Node:
+    return program.result[[p.name for p in program.outputs].index(port.name)]
+
+
+def _scores(program: Program, port: Port) -> fx.Node:
+    """What makes an output, in front of calls that keep the order of its last axis (a cap, a temperature)."""
+    return knowledge().in_order_of(_result(program, port), -1, known().rules)
+
+
+def _are_shares(values: Tensor) -> bool:
+    """Whether every number is a share of its own: such classes do not exclude each other."""
+    return bool(((values >= 0) & (values <= 1)).all())
+
+
 def _is_head(program: Program, port: Port) -> bool:
     """Whether an output is made by a call that takes a matrix of parameters, and no other output builds on it."""
-    node = program.result[[p.name for p in program.outputs].index(port.name)]
+    node = _result(program, port)
     shape = node.meta["val"].shape
     for other in program.result:
         value = other.meta["val"]
         if other is not node and value.is_floating_point() and value.shape != shape and node in behind([other]):
             return False
+    node = _scores(program, port)
     while True:
         if any(len(n.meta["val"].shape) > 1 for n in _inputs(node) if _is_parameter(n, program)):
             return True

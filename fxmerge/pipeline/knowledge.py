@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxmerge.coupling import RuleSet
 from fxmerge.ir.program import Program
@@ -95,6 +95,10 @@ class Knowledge(Protocol):
 
     def check(self, program: Program, rules: RuleSet, seed: int) -> Checked:
         """Transform every space at random, in float64: do the outputs move?"""
+        ...
+
+    def in_order_of(self, node: fx.Node, axis: int, rules: RuleSet) -> fx.Node:
+        """The value that is made into `node` by calls alone that keep the order of entries along an axis."""
         ...
 
     def trace_rewrites(self, program: Program, known: Known) -> Trace:

@@ -12,7 +12,7 @@ from passes.rewrites.common import is_tensor_of_program, shape
 
 
 @dataclass(frozen=True)
-class _Terms:
+class Terms:
     """`left, right -> out`, each a string with one letter per axis."""
 
     left: str
@@ -35,11 +35,11 @@ class _Terms:
     def summed(self) -> str:
         return "".join(c for c in self.left if c not in self.out)
 
-    def swapped(self) -> _Terms:
-        return _Terms(self.right, self.left, self.out)
+    def swapped(self) -> Terms:
+        return Terms(self.right, self.left, self.out)
 
 
-def _terms(match: Match) -> _Terms | Refusal:
+def terms_of(match: Match) -> Terms | Refusal:
     """The equation as the product of two matrices (with batch axes), or why it is none."""
     left, arrow, out = match["equation"].replace(" ", "").partition("->")
     terms = left.split(",")
@@ -55,7 +55,7 @@ def _terms(match: Match) -> _Terms | Refusal:
     sizes = dict(zip(a, shape(match["tensors"][0]), strict=True))
     if any(sizes.get(c, size) != size for c, size in zip(b, shape(match["tensors"][1]), strict=True)):
         return Refusal("a factor broadcasts", match.root)
-    return _Terms(a, b, out)
+    return Terms(a, b, out)
 
 
 def _spelt_out(terms: list[str], out: str, ranks: list[int]) -> tuple[list[str], str]:
@@ -103,32 +103,32 @@ def _product(left: str, right: str, out: str, rest: list[str]) -> str:
     return "".join(c for c in both if c in out or any(c in term for term in rest)) if rest else out
 
 
-def _order(source: str, target: str) -> list[int]:
+def places(source: str, target: str) -> list[int]:
     return [source.index(c) for c in target]
 
 
 @rewrite(op("aten.einsum.default", var("equation"), var("tensors")))
 def einsum_as_product(match: Match) -> fx.Node | Refusal:
     """einsum("bik,bjk->bij", x, y)  -->  matmul(x, yᵀ)"""
-    terms = _terms(match)
+    terms = terms_of(match)
     if isinstance(terms, Refusal):
         return terms
     x, y = match["tensors"]
     if is_tensor_of_program(x, match) and not is_tensor_of_program(y, match):
         terms, x, y = terms.swapped(), y, x
     if is_tensor_of_program(y, match) and not terms.batch and len(terms.summed) == len(terms.columns) == 1:
-        x = match.call("aten.permute.default", x, _order(terms.left, terms.rows + terms.summed))
-        y = match.call("aten.permute.default", y, _order(terms.right, terms.columns + terms.summed))
+        x = match.call("aten.permute.default", x, places(terms.left, terms.rows + terms.summed))
+        y = match.call("aten.permute.default", y, places(terms.right, terms.columns + terms.summed))
         product = match.call("aten.linear.default", x, y)
     else:
         if terms.out.rfind(terms.rows[-1:]) > terms.out.rfind(terms.columns[-1:]):
             terms, x, y = terms.swapped(), y, x
         if (len(terms.rows), len(terms.summed), len(terms.columns)) != (1, 1, 1):
             return Refusal(f"{match['equation']} has several axes in one place of a matrix", match.root)
-        x = match.call("aten.permute.default", x, _order(terms.left, terms.batch + terms.rows + terms.summed))
-        y = match.call("aten.permute.default", y, _order(terms.right, terms.batch + terms.summed + terms.columns))
+        x = match.call("aten.permute.default", x, places(terms.left, terms.batch + terms.rows + terms.summed))
+        y = match.call("aten.permute.default", y, places(terms.right, terms.batch + terms.summed + terms.columns))
         product = match.call("aten.matmul.default", x, y)
-    order = _order(terms.batch + terms.rows + terms.columns, terms.out)
+    order = places(terms.batch + terms.rows + terms.columns, terms.out)
     return match.call("aten.permute.default", product, order)
 
 

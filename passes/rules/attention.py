@@ -32,7 +32,8 @@ def flash_attention(call: Call) -> tuple[str, str]:
         softmax.int _softmax.default log_softmax.int _log_softmax.default _safe_softmax.default special_softmax
         special_log_softmax
         """
-    )
+    ),
+    increases=True,
 )
 def softmax(call: Call) -> tuple[str, str]:
     axes = " ".join(f"x{i}" for i in range(call.rank("self")))

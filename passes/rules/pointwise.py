@@ -12,26 +12,27 @@ BINARY = "..., ... -> ..."
 rigid_functions = couples(
     *aten(
         """
-        gelu silu sigmoid exp exp2 expm1 log log2 log10 log1p softplus hardswish hardsigmoid hardtanh elu selu
-        celu mish
-                logit log_sigmoid relu6 rrelu acos acosh arccos arccosh ceil floor round trunc fix frac
-        clamp.default clip.default
+        gelu silu softplus hardswish hardsigmoid hardtanh elu selu celu mish relu6 rrelu acos
+        acosh arccos arccosh ceil floor round trunc fix frac clamp.default clip.default
         clamp_min.default clamp_max.default logical_not bitwise_not isnan isinf isfinite isneginf isposinf signbit
         lgamma digamma erfc erfinv i0 sinc threshold nan_to_num angle deg2rad rad2deg ge.Scalar gt.Scalar le.Scalar
         lt.Scalar eq.Scalar ne.Scalar greater.Scalar greater_equal.Scalar less.Scalar less_equal.Scalar not_equal.Scalar
         remainder.Scalar fmod.Scalar floor_divide.Scalar pow.Scalar bitwise_and.Scalar bitwise_or.Scalar
-        bitwise_xor.Scalar __and__.Scalar __or__.Scalar __xor__.Scalar __lshift__.Scalar __rshift__.Scalar special_expit
-        special_erf special_erfc special_expm1 special_log1p special_log_ndtr special_ndtr special_entr special_sinc"""
+        bitwise_xor.Scalar __and__.Scalar __or__.Scalar __xor__.Scalar __lshift__.Scalar __rshift__.Scalar
+        special_erf special_erfc special_log_ndtr special_ndtr special_entr special_sinc"""
     ),
     UNARY,
     "rigid(self)",
 )
-odd_functions = couples(
-    *aten(
-        """tanh erf sin asin sinh asinh atan atanh tan arcsin arcsinh arctan arctanh hardshrink softshrink sign sgn"""
-    ),
+rigid_increasing = couples(
+    *aten("sigmoid exp exp2 expm1 log log2 log10 log1p logit log_sigmoid special_expit special_expm1 special_log1p"),
     UNARY,
-    "odd(self)",
+    "rigid(self)",
+    increases=True,
+)
+odd_functions = couples(*aten("sin tan hardshrink softshrink sign sgn"), UNARY, "odd(self)")
+odd_increasing = couples(
+    *aten("tanh erf asin sinh asinh atan atanh arcsin arcsinh arctan arctanh"), UNARY, "odd(self)", increases=True
 )
 even_functions = couples(*aten("cos cosh"), UNARY, "even(self)")
 relu = couples(*aten("relu leaky_relu"), UNARY, "positive(self)")

@@ -13,12 +13,13 @@ from fxmerge.rewrite import Rewrite, apply
 from passes.operators import OPERATORS
 from passes.rewrites import REWRITES
 from passes.rewrites.fused_projections import APART
+from passes.rewrites.joined_axes import JOINED
 from passes.rewrites.other_code_bases import SPELLINGS
 from passes.spelling.normalize import without_no_ops
 from tests.golden.texts import HERE, Golden
 from tests.golden.written import CASES, Written
 
-ALL: dict[str, Rewrite] = {each.name: each for each in (*REWRITES, *APART, *SPELLINGS)}
+ALL: dict[str, Rewrite] = {each.name: each for each in (*REWRITES, *JOINED, *APART, *SPELLINGS)}
 
 
 @pytest.mark.parametrize("name", ALL)

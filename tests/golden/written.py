@@ -14,13 +14,14 @@ Forward = Callable[..., Tensor]
 
 
 class Written(nn.Module):
-    """A weight `w`, a bias `b`, a scale and a shift of 6 features, tables and kernels, for a forward to choose from."""
+    """Weights `w` and, in five parts, `parts`, a bias `b`, a scale and a shift of 6 features, tables and kernels."""
 
     def __init__(self, forward: Forward) -> None:
         super().__init__()
         self.w, self.b = nn.Parameter(torch.randn(6, 6) / 2), nn.Parameter(torch.randn(6))
         self.scale, self.shift = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
         self.start, self.end = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(4))
+        self.parts = nn.Parameter(torch.randn(5, 6, 4))
         self.table, self.kernel = nn.Parameter(torch.randn(9, 6)), nn.Parameter(torch.randn(6, 3, 2, 2))
         self.register_buffer("past", torch.tril(torch.ones(5, 5, dtype=torch.bool)))
         self.register_buffer("five", torch.tensor(5.0))
@@ -106,6 +107,9 @@ CASES: dict[str, Case] = {
     "one-product": Case(lambda m, x, y: torch.bmm(x, y), matrices),
     "product-and-sum": Case(lambda m, x, y: torch.baddbmm(m.end, x, y, beta=2.0, alpha=0.5), matrices),
     "einsum-in-pairs": Case(lambda m, x, y: torch.einsum("bij,kj,bj->bik", x, m.w, y[..., 0]), matrices),
+    "product-with-every-part": Case(lambda m, x: torch.matmul(x[:, None], m.parts)),
+    "sum-of-products-by-part": Case(lambda m, x: torch.matmul(x.unflatten(1, (5, 1)), m.parts).sum(1)),
+    "sum-over-joined-axes": Case(lambda m, x: torch.einsum("bsd,hde->bhse", x, m.parts)),
     "einsum-as-product": Case(lambda m, x, y: torch.einsum("bij,bjk->bik", x, y), matrices),
     "square-as-power": Case(lambda m, x: x * x),
     "power-as-root": Case(lambda m, x: (x.abs() + 1).pow(0.5)),
