@@ -233,18 +233,28 @@ class Pipeline:
         """The passes of one stage."""
         return tuple(each for each, here in zip(self.passes, self.stages, strict=True) if here == stage)
 
+    def alone(self, stage: Stage) -> tuple[Pass, ...]:
+        """The passes of one stage that take one program."""
+        return tuple(each for each in self.stage(stage) if not isinstance(each, DRIVEN))
+
     def run(self, stage: Stage, program: Program, known: Owners, watch: Watcher | None = None) -> Program:
         """Run the passes of one stage on a program, those aside that take more than one program."""
-        for each in self.stage(stage):
-            if not isinstance(each, DRIVEN):
-                program = run_pass(each, program, known, watch)
+        for each in self.alone(stage):
+            program = run_pass(each, program, known, watch)
         return program
 
     def line_up(self, parents: Sequence[Program], known: Owners, watch: Watcher | None = None) -> list[Program]:
         """Run what the join stage does to the parents before it joins them."""
 
+        made: dict[tuple[Pass, int], tuple[Program, Program]] = {}
+        """By pass and program: what went in, kept so that its id is its own, and what came out. None runs twice."""
+
         def run(steps: Pipeline, program: Program) -> Program:
-            return steps.run("parent", program, known, watch)
+            for each in steps.alone("parent"):
+                if (each, id(program)) not in made:
+                    made[each, id(program)] = program, run_pass(each, program, known, watch)
+                program = made[each, id(program)][1]
+            return program
 
         parents = list(parents)
         for each in self.stage("join"):

@@ -15,9 +15,12 @@ from fxmerge.errors import LineUpError
 from fxmerge.ir.difference import differences, largest
 from fxmerge.ir.program import Program
 from fxmerge.ir.wide import run_wide
+from fxmerge.pipeline import Known
+from passes.line_up.carry_moves.carry import carry_moves
 from passes.line_up.chains import first_runs
-from passes.line_up.further import FURTHER, line_up_all, unwatched
+from passes.line_up.further import FURTHER, CarryMoves, line_up_all, unwatched
 from passes.line_up.pairs import line_up
+from passes.operators import OPERATORS
 from passes.rules import BUILTIN
 from passes.spelling.normalize import normalize
 from passes.supernet.trunk_pairs import trunk_pairs
@@ -115,6 +118,19 @@ def test_one_trunk_under_two_heads_stays_what_it_is(other: str) -> None:
         assert [p["role"] for p in merged.result["parents"]] == ["merged", "merged"]
         assert merged.result["merged"]["size"] < 1.4
         assert any("is another one than that of" in note for note in merged.result["notes"])
+
+
+def test_no_way_to_write_a_parent_is_worked_out_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Program] = []
+
+    def carried(self: CarryMoves, program: Program, known: Known) -> Program:
+        given.append(program)
+        return carry_moves(program, OPERATORS)
+
+    monkeypatch.setattr(CarryMoves, "run", carried)
+    one, two = Encoder(1, "tanh"), Encoder(1, "relu", seed=1)
+    fxmerge.merge([captured(one, "a"), captured(two, "b")], method="average")
+    assert 2 * 3 == len(given) == len({id(program) for program in given})
 
 
 def test_what_holds_most_of_the_weights_is_no_head() -> None:
