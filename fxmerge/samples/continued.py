@@ -32,8 +32,8 @@ class Text:
     """From the parent's names of inputs to the program's that reads them."""
     size: int
     seed: int
-    told: Callable[[int], None]
-    """Told how many rows there are, before more are written."""
+    told: Callable[[int, int], None]
+    """Told how many rows there are and how many there will be, before a part is written."""
     parts: dict[int, Samples] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -43,7 +43,8 @@ class Text:
     def part(self, number: int) -> Samples:
         """Written when it is first asked for: the same bits whatever else was."""
         if number not in self.parts:
-            self.told(len(self.parts) * self.size)
+            done = len(self.parts) * self.size
+            self.told(done, done + self.size)
             seed = (self.seed * 1_000_003 + number) % (1 << 63)
             self.parts[number] = self.named(self.writer.write(self.samples, self.size, seed, each=self._each))
         return self.parts[number]

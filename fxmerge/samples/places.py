@@ -50,9 +50,6 @@ def _anywhere(parent: Program, port: Port, samples: Samples, shown: Sequence[Ten
     for number in (max(int(value.max()) for value in shown), min(int(value.min()) for value in shown)):
         try:
             parent.run({**few, port.name: torch.full_like(few[port.name], number)})
-        except (
-            IndexError,
-            RuntimeError,
-        ):  # what a table without such a row, or a one-hot code without such a class, says
+        except (IndexError, RuntimeError):  # a table without such a row, a one-hot code without such a class
             return False
     return True

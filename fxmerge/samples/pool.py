@@ -42,7 +42,7 @@ ENOUGH = 8
 PART = 400
 """Rows that a parent writes at a time."""
 READ = 6
-"""Times that a written row is read: read 25 times it is learnt by heart, and read once it cost more than it taught."""
+"""Times that a written row is read: more often it is learnt by heart, less often it costs more than it teaches."""
 WRITTEN = "written"
 """The kind of pool of which the parents write most."""
 HELD = 256
@@ -124,9 +124,9 @@ class Pools:
             made.append(Text(writer, rest, partial(self.supernet.given, k), size, self.recipe.seed + k, told))
         return tuple(made)
 
-    def _told(self, task: str, done: int) -> None:
+    def _told(self, task: str, done: int, rows: int) -> None:
         if self.progress is not None:
-            self.progress(done, done + PART, f"{task} writes text")
+            self.progress(done, rows, f"{task} writes text")
 
     def _continued(self, samples: Sequence[Samples], steps: int) -> Pool:
         """Samples of every task, and as much text of every writer as is read READ times in so many steps."""

@@ -107,15 +107,21 @@ def places(source: str, target: str) -> list[int]:
     return [source.index(c) for c in target]
 
 
+def weight_last(terms: Terms, match: Match) -> tuple[Terms, fx.Node, fx.Node]:
+    """The factors of a product, a weight behind data, and their terms in that order."""
+    x, y = match["tensors"]
+    if is_tensor_of_program(x, match) and not is_tensor_of_program(y, match):
+        return terms.swapped(), y, x
+    return terms, x, y
+
+
 @rewrite(op("aten.einsum.default", var("equation"), var("tensors")))
 def einsum_as_product(match: Match) -> fx.Node | Refusal:
     """einsum("bik,bjk->bij", x, y)  -->  matmul(x, yᵀ)"""
     terms = terms_of(match)
     if isinstance(terms, Refusal):
         return terms
-    x, y = match["tensors"]
-    if is_tensor_of_program(x, match) and not is_tensor_of_program(y, match):
-        terms, x, y = terms.swapped(), y, x
+    terms, x, y = weight_last(terms, match)
     if is_tensor_of_program(y, match) and not terms.batch and len(terms.summed) == len(terms.columns) == 1:
         x = match.call("aten.permute.default", x, places(terms.left, terms.rows + terms.summed))
         y = match.call("aten.permute.default", y, places(terms.right, terms.columns + terms.summed))

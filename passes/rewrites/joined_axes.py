@@ -11,7 +11,7 @@ from torch import fx
 
 from fxmerge.rewrite import Match, Refusal, op, rewrite, var
 from passes.rewrites.common import axes_of, is_tensor_of_program, shape
-from passes.rewrites.einsum import Terms, places, terms_of
+from passes.rewrites.einsum import Terms, places, terms_of, weight_last
 
 x, w = var("x"), var("w")
 
@@ -61,9 +61,7 @@ def sum_over_joined_axes(match: Match) -> fx.Node | Refusal:
     terms = terms_of(match)
     if isinstance(terms, Refusal):
         return terms
-    x, y = match["tensors"]
-    if is_tensor_of_program(x, match) and not is_tensor_of_program(y, match):
-        terms, x, y = terms.swapped(), y, x
+    terms, x, y = weight_last(terms, match)
     if not is_tensor_of_program(y, match) or terms.batch or not terms.summed or not terms.columns:
         return Refusal(f"{match['equation']} is no product with a weight alone", match.root)
     product = _linear(match, terms, x, y)

@@ -6,8 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from fxmerge import compiler, stages
+from fxmerge import compiler
 from fxmerge.cli.verbs import main
 from fxmerge.compiler import inspection
 from fxmerge.errors import VerificationError
 from fxmerge.from_onnx.runtime import OnnxModel
 from fxmerge.sources.bundle import save
-from fxmerge.training.resume import Interrupted, chosen
+from fxmerge.training.resume import Interrupted
 from passes.spaces.check import CheckReport
 
 VERBS = (
@@ -331,67 +329,6 @@ def test_a_bug_is_1_and_says_where(
     code, _, err = run(capsys, *MERGE, "-v")
     assert code == 1
     assert "Traceback" in err
-
-
-class Stop(stages.Stages):
-    """Interrupts the run when training tells of its sixth step."""
-
-    steps: tuple[int, ...] = (12,)
-    """How many there may be in all."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
-
-    def tell(self, done: int, total: int, message: str = "", **values: float) -> None:
-        if total in self.steps and done == 6 and message.startswith("train,"):
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def show(self, name: str) -> Iterator[Any]:
-        yield self.tell
-
-
-def interrupted(here: Path, capsys: pytest.CaptureFixture[str], *args: str, steps: Sequence[int] = (12,)) -> None:
-    """Run a merge that is interrupted, and keeps its state."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stop, "steps", tuple(steps))
-        patch.setattr("fxmerge.cli.bars.Bars", Stop)
-        code, _, err = run(capsys, *args)
-    assert code == 130, err
-    assert (here / "m.onnx.state" / "training.pt").is_file()
-    assert not (here / "m.onnx").exists()
-
-
-def test_a_resumed_merge_goes_on_with_what_trials_chose(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a budget too, whose steps and trials would be others in every run."""
-    args = (*MERGE, "--budget", "2", "--batch-size", "16", "--pool", "64", "-q", "--result", "r.json")
-    interrupted(here, capsys, *args, steps=range(7, 10_000))
-    wanted = {"start": str, "optimizer": str, "lr": float, "steps": int, "augmentation": str}
-    known = chosen(here / "m.onnx.state" / "training.pt", wanted)
-    code, _, err = run(capsys, *args, "--method", "distill", "--resume", "m.onnx.state")
-    assert code == 2 and "was kept by a run of another method" in err
-    monkeypatch.setattr("fxmerge.methods.search.Search.best", lambda self: pytest.fail("trials again"))
-    code, _, err = run(capsys, *args, "--resume", "m.onnx.state")
-    assert code == 0, err
-    result = json.loads((here / "r.json").read_text())
-    assert result["training"]["steps"] == known["steps"]
-    assert {name: result["training"]["chosen"][name] for name in ("start", "optimizer", "lr")}.items() <= known.items()
-    assert any(note.startswith("goes on with what trials chose: start ") for note in result["notes"])
-
-
-def test_interrupted_for_real_and_resumed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C after some steps; going on gives the same weights as never having stopped."""
-    args = (*MERGE, "--steps", "12", "--batch-size", "16", "--pool", "64", "-q")
-    assert run(capsys, *args)[0] == 0
-    whole = (here / "m.onnx").read_bytes()
-    (here / "m.onnx").unlink()
-    interrupted(here, capsys, *args)
-    code, _, err = run(capsys, *args, "--resume", "m.onnx.state")
-    assert code == 0, err
-    assert (here / "m.onnx").read_bytes() == whole
-    assert not (here / "m.onnx.state").exists()
 
 
 def test_the_module_exits_as_the_command_does(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ class Copier:
 
 def texts(size: int = 40) -> tuple[Text, ...]:
     given = {"ids": torch.zeros(4, 6, dtype=torch.long)}
-    return tuple(Text(Copier(token), given, lambda own: own, size, token, lambda done: None) for token in (7, 8))  # type: ignore[arg-type]
+    return tuple(Text(Copier(token), given, lambda own: own, size, token, lambda done, rows: None) for token in (7, 8))  # type: ignore[arg-type]
 
 
 def continued(given: tuple[Text, ...], stretches: int) -> Continued:
