@@ -51,7 +51,7 @@ class Bases:
         self.bases = {s: self._basis(s, self.supernet.streams[s], spots, values) for s, spots in self.streams.items()}
         spaces = {b.space for n in self.targets for b in self.blocks[n]} - self.bases.keys() - self.apart
         self.kept = {space: self._kept(space, values) for space in sorted(spaces)}
-        left, whole = set(), self._with_kept()
+        left, whole = set(), self._with_chosen()
         for name, place in self.supernet.places.items():
             for block in self.blocks[name] if place.role == "write" else ():
                 if block.space in self.bases and block.plain:
@@ -64,12 +64,13 @@ class Bases:
                     left.add(block.space)
         return frozenset(left)
 
-    def _with_kept(self) -> set[tuple[fx.Node | str, ...]]:
-        """What is written with whole units along another axis: along the rest each unit stays as it is."""
+    def _with_chosen(self) -> set[tuple[fx.Node | str, ...]]:
+        """What is written in a chosen basis or with whole units along an axis: along the rest each unit stays there."""
+        chosen = self.bases.keys() | self.kept.keys()
         return {
             place.of
             for name, place in self.supernet.places.items()
-            if place.role == "write" and any(block.space in self.kept for block in self.blocks[name])
+            if place.role == "write" and any(block.space in chosen for block in self.blocks[name])
         }
 
     # -- what to look at -----------------------------------------------------------------------------
@@ -87,7 +88,8 @@ class Bases:
 
     def _selects(self, place: Place, name: str) -> bool:
         whole = place.role == "read" and all(isinstance(node, fx.Node) for node in place.of)
-        return whole and any(block.space not in self.supernet.streams for block in self.blocks[name])
+        half = any(Unmerge.half(node) for node in self.supernet.nodes_of(name))
+        return whole and not half and any(block.space not in self.supernet.streams for block in self.blocks[name])
 
     def _targets(self, name: str) -> list[Twins]:
         """The parents' calls that read the axis of an unmerge map, where what they write is merged."""

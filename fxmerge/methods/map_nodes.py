@@ -33,6 +33,14 @@ class Unmerge:
         assert isinstance(source, fx.Node) and isinstance(axis_map, fx.Node)
         return cls(source, str(axis_map.target), _int(axis), _int(k))
 
+    @staticmethod
+    def half(node: fx.Node) -> bool:
+        """Whether what it gives is unmerged along another axis next: one that still stands as the merged model has it.
+
+        Rows along the first axis are then of different things here and in the parent, so no regression tells the map.
+        """
+        return any(user.target is unmerge for user in node.users)
+
 
 @dataclass(frozen=True)
 class Merge:

@@ -192,7 +192,7 @@ class Prefix:
 
     def _read(self, node: fx.Node, unmerged: Unmerge) -> None:
         theirs = self.goals.seen(unmerged)
-        if theirs is None:
+        if theirs is None or Unmerge.half(node):
             return
         k, name = unmerged.k, unmerged.name
         self.solved.add((name, k))
