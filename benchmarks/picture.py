@@ -122,7 +122,8 @@ def _costs(axes: Axes, rows: Sequence[Row], cells: Shares) -> None:
     spent = grouped([row for row in rows if row.get("inputs")], ("setting", "inputs", "method"))
     for method in methods:
         name, colour, marker = SHOWN[method]
-        x = statistics.fmean(row["cpu_seconds"] for key in common for row in spent[*key, method])
+        alone = [row["cpu_seconds"] for key in common for row in spent[*key, method] if row["cpu_seconds"] is not None]
+        x = statistics.fmean(alone)
         y = statistics.fmean(value for key in common for value in cells[key][method])
         axes.scatter([x], [max(y, LEAST)], s=90, c=colour, marker=marker, zorder=3)
         shown = f"   {name}{', below' * (y < LEAST)}   \n   {y:.2f}, {x:.0f} s   "
