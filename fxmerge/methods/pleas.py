@@ -185,7 +185,9 @@ class _Walk:
     def _is_last(self, node: fx.Node) -> bool:
         """Whether tasks read their features here, each its own."""
         calls = readers(node)
-        return bool(calls) and not any(Merge.of(user) for call in calls for user in call.users)
+        return (
+            bool(calls) and not Unmerge.half(node) and not any(Merge.of(user) for call in calls for user in call.users)
+        )
 
     def _read(self, unmerged: Unmerge, theirs: fx.Node) -> None:
         """U of what a task's head reads: ridge regression from the merged features to the parent's."""

@@ -122,9 +122,10 @@ def _lower_unmerge(graph: fx.Graph, program: Program, tensors: dict[str, Tensor]
             node.replace_all_uses_with(x)
             continue
         name = unused(f"unmerge.{str(axis_map.target).rpartition('.')[2]}.{k}", tensors)
-        tensors[name] = matrix.to(x.meta["val"].dtype).contiguous()
+        shown: Tensor = node.meta["val"]  # what it reads may be another such call, written anew and with no value yet
+        tensors[name] = matrix.to(shown.dtype).contiguous()
         parameters.add(name)
-        rank = x.meta["val"].ndim
+        rank = shown.ndim
         order = [i for i in range(rank) if i != axis] + [axis]
         with graph.inserting_before(node):
             weight = graph.get_attr(name)
