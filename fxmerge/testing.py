@@ -120,7 +120,7 @@ def _deviation(
 ) -> tuple[float, int]:
     inference = tolerances.inference
     changed = dict(program.tensors)
-    for name in program.parameters:
+    for name in sorted(program.parameters):
         moved = element.act(program.tensors[name], inference.tensors[name])
         assert moved is not None
         changed[name] = moved.contiguous()

@@ -92,7 +92,7 @@ class _Run:
     def transformed(self, element: Element) -> dict[str, Tensor]:
         """The tensors with every space transformed."""
         changed = dict(self.tensors)
-        for name in self.inference.transformed & self.inference.tensors.keys():
+        for name in sorted(self.inference.transformed & self.inference.tensors.keys()):
             changed[name] = element.act(self.tensors[name], self.inference.tensors[name])  # type: ignore[assignment]
         return changed
 

@@ -34,7 +34,7 @@ def _candidates(tolerances: Tolerances) -> dict[Class, list[Class]]:
     inference = tolerances.inference
     found: dict[Class, list[Class]] = {}
     movable = {cls for cls, group in tolerances.groups.items() if group != "identity"}
-    for name in inference.transformed & inference.tensors.keys():
+    for name in sorted(inference.transformed & inference.tensors.keys()):
         for component in _ordered(inference.tensors[name]):
             for i, cls in enumerate(component):
                 if cls in movable:

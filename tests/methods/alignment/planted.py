@@ -28,7 +28,7 @@ def planted(
     groups = tolerances.groups if stretched else turns
     element, inference = Element(tolerances, within(tolerances), seed, kinds, groups), tolerances.inference
     tensors = dict(program.tensors)
-    for name in inference.transformed & inference.tensors.keys():
+    for name in sorted(inference.transformed & inference.tensors.keys()):
         moved = element.act(tensors[name].detach().double(), inference.tensors[name])
         assert moved is not None
         tensors[name] = moved.to(tensors[name].dtype)
