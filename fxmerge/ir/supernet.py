@@ -44,6 +44,16 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Learnt factors, one for each unit, of what one linear map alone writes into a stream (LayerScale)."""
+
+    written: fx.Node
+    """The template's node that writes."""
+    tensor: str
+    """The template's name of the factors."""
+
+
+@dataclass(frozen=True)
 class Stream:
     """A residual stream that takes any orthonormal basis once scales and shifts of its norms are read elsewhere."""
 
@@ -54,6 +64,7 @@ class Stream:
     norms: tuple[fx.Node, ...]
     post: tuple[fx.Node, ...] = ()
     """The norms whose result goes on as the stream itself."""
+    scales: tuple[Scale, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fxmerge.ir.space import leaves
 from fxmerge.ir.supernet import Place, Stream
 from fxmerge.methods.map_nodes import Block, Merge, Unmerge, blocks_of
 from fxmerge.methods.regress import Moments, beside_ones, eliminate, principal
+from fxmerge.methods.scales import scales_of
 from fxmerge.methods.seen import Part, Seen, beside, joined
 from fxmerge.methods.walk import Values
 
@@ -40,6 +41,9 @@ class Bases:
         """Spaces that only stems write, each for its own task: all units of every parent have their place."""
         self.streams = {s: [self._twins(n) for n in (t.post or t.places)] for s, t in supernet.streams.items()}
 
+        found = [scale for s, stream in supernet.streams.items() for scale in scales_of(supernet, s, stream)]
+        self.scales = {scale.merge: scale.values for scale in found}
+        """By merge map into a stream: every parent's factors of what is written there, that the map takes in."""
         self.bases: dict[str, list[Tensor]] = {}
         """By stream that may be turned: the merge matrix of every parent."""
         self.kept: dict[str, list[tuple[int, int]]] = {}
@@ -55,7 +59,7 @@ class Bases:
         for name, place in self.supernet.places.items():
             for block in self.blocks[name] if place.role == "write" else ():
                 if block.space in self.bases and block.plain:
-                    block.set(self.bases[block.space])
+                    block.set(self._into(name, block.space))
                 elif block.space in self.kept:
                     block.set(block.selection(self.kept[block.space]))
                 elif place.of in whole:
@@ -126,12 +130,31 @@ class Bases:
         widths = [part.shape[1] for part in rows]
         scale = torch.stack(scales).mean(0).sqrt() / torch.tensor(self.balance, dtype=torch.float64)
         weights = torch.cat([1 / s.repeat(w) for s, w in zip(scale, widths, strict=True)])
-        moments = [weights[:, None] * moment * weights for moment in moments]
-        second = torch.stack([moment / moment.diagonal().mean().clamp(min=1e-30) for moment in moments]).sum(0)
-        basis = principal(second, size - stream.centred)
-        basis = beside_ones(size) @ basis if stream.centred else basis
+        basis = _components(moments, weights, size - stream.centred)
+        if not stream.centred:
+            return [part / s for part, s in zip(torch.split(basis, widths, 1), scale, strict=True)]
+        basis = beside_ones(size) @ basis
         found = [part / s for part, s in zip(torch.split(basis, widths, 1), scale, strict=True)]
-        return [part - part.mean(1, keepdim=True) for part in found] if stream.centred else found
+        means = torch.zeros(len(found)) if stream.post else self._means(spots, values, scale, widths) / size**0.5
+        return [part - part.mean(1, keepdim=True) + mean for part, mean in zip(found, means.tolist(), strict=True)]
+
+    def _means(self, spots: Sequence[Twins], values: Sequence[Values], scale: Tensor, widths: Sequence[int]) -> Tensor:
+        """What the parents' means over channels have in common, in units of a channel: norms alone do not see it."""
+        moments, ones = [], [torch.full((width, 1), width**-0.5, dtype=torch.float64) for width in widths]
+        for spot in spots:
+            side = torch.cat(beside([self._part(values[k], n, ones[k]) for k, n in enumerate(spot)]), 1)
+            moments.append(side.T @ side / len(side))
+        share = _components(moments, 1 / scale, 1)[0] / scale
+        return share / torch.tensor(widths).sqrt()
+
+    def _into(self, name: str, space: str) -> list[Tensor]:
+        """Per parent: the merge matrix of a map that writes into a stream; what scales it on the way scales by one."""
+        bases = self.bases[space]
+        return [b * g for b, g in zip(bases, self.scales[name], strict=True)] if name in self.scales else bases
+
+    def around(self, name: str) -> list[Tensor] | None:
+        """The basis of the stream that a map writes into, where the map holds more than that."""
+        return self.bases[self.blocks[name][0].space] if name in self.scales else None
 
     # -- units -----------------------------------------------------------------------------------------
 
@@ -161,10 +184,11 @@ class Bases:
 
     def _made(self, call: Twins, values: Sequence[Values]) -> list[Tensor]:
         """What readers write: into a stream that is turned, what it will be there."""
-        blocks = self.blocks[self.written[call]]
-        basis = self.bases.get(blocks[0].space) if len(blocks) == 1 and blocks[0].plain else None
-        if basis is None:
+        name = self.written[call]
+        blocks = self.blocks[name]
+        if len(blocks) != 1 or not blocks[0].plain or blocks[0].space not in self.bases:
             return beside([self._scaled(values[k], node, -1, k) for k, node in enumerate(call)])
+        basis = self._into(name, blocks[0].space)
         parts = [self._part(values[k], n, m.T) for k, (n, m) in enumerate(zip(call, basis, strict=True))]
         return [torch.cat(self.seen.summed(parts))]
 
@@ -180,6 +204,12 @@ class Bases:
         found = found if own is None else [None if rows is None else rows[:, own] for rows in found]
         scale = self.balance[k] / joined(found).square().mean().sqrt().clamp(min=1e-30)
         return [None if rows is None else rows * scale for rows in found]
+
+
+def _components(moments: Sequence[Tensor], weights: Tensor, count: int) -> Tensor:
+    """Principal components (rows) of weighted values whose second moments these are, every moment counting alike."""
+    weighted = [weights[:, None] * moment * weights for moment in moments]
+    return principal(torch.stack([m / m.diagonal().mean().clamp(min=1e-30) for m in weighted]).sum(0), count)
 
 
 def _nodes(place: Place) -> Twins:

@@ -135,7 +135,7 @@ class Prefix:
         assert spaces is not None
         nodes = {n.target: n for n in net.program.graph.nodes if n.op == "get_attr"}
         for name in net.own:
-            axes = spaces.tensors[name]
+            axes = [axis for axis in spaces.tensors[name] if axis.size > 1]
             if len(axes) == 1 and isinstance(axes[0], Leaf) and axes[0].space in net.streams:
                 tensors[name] = (
                     torch.ones_like(tensors[name]) if multiplies(nodes[name]) else torch.zeros_like(tensors[name])
@@ -289,11 +289,13 @@ class Prefix:
         """Per batch, as rows: what a merge node should write, less what is there already."""
         chain, other, axis = self.goals.chains[node], self.goals.other(node), merged.axis
         axis_map, twins = self._map(merged), self.supernet.twins[self.goals.goal(node)]
+        basis = self.bases.around(merged.name) if other is not None else None
         found = []
         for i in range(len(self.samples.batches)):
             own = {k: self.parents[k].of(twins[k])[i] for k in self._writers(merged)}
             rows = {k: self.rows.of(value, axis, i) for k, value in own.items() if value is not None}
-            goal = torch.stack([axis_map.to_merged(part, k, 1) for k, part in rows.items()]).sum(0)
+            into = [axis_map.to_merged(v, k, 1) if basis is None else v @ basis[k].T for k, v in rows.items()]
+            goal = torch.stack(into).sum(0)
             if other is not None:
                 goal = goal - self.rows.of(self.merged.of(other)[i], axis, i)
                 goal = (goal - chain.shift) / _nonzero(chain.scale)

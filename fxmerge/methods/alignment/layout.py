@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from fxmerge.ir.space import AxisExpr, Leaf, leaves
 from fxmerge.ir.supernet import SuperNet
 from fxmerge.methods.map_nodes import Merge
+from fxmerge.methods.scales import WriteScale
 
 CHAIN = ("identity", "permutation", "signed_permutation", "orthogonal", "invertible")
 TURNED = ("orthogonal", "invertible")
@@ -71,6 +72,8 @@ class Layout:
     """Spaces that are left as they are because the parents' do not correspond, and why."""
     norms: tuple[FoldedNorm, ...] = ()
     """Those of streams that are free to turn."""
+    scales: tuple[WriteScale, ...] = ()
+    """What scales the writes into them: part of the maps that write."""
     kept: Mapping[str, str] = field(default_factory=dict)
     """Streams that might turn but for their norms, which cannot be folded, and why."""
     aside: frozenset[str] = frozenset()
@@ -95,6 +98,11 @@ class Layout:
     def count(self) -> int:
         """Number of parents."""
         return len(self.supernet.parents)
+
+    @cached_property
+    def folded(self) -> frozenset[str]:
+        """The SuperNet's own tensors that maps take in: they say nothing of a stream that is turned."""
+        return frozenset({name for n in self.norms for name in (n.scale, n.shift)} | {s.tensor for s in self.scales})
 
     @cached_property
     def roots(self) -> tuple[str, ...]:

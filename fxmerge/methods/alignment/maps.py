@@ -60,11 +60,16 @@ def matrices_of(alignment: Alignment, name: str, block: Block, weights: Sequence
     """What a map holds of an alignment, one matrix per parent; None where its spaces are not aligned."""
     held = block.map
     scales = {norm.space: norm.scales for norm in alignment.layout.norms if name in norm.reads}
-    found = [_Product(alignment.at(held), scales).of(block.factors, own, k) for k, own in enumerate(block.theirs)]
-    if any(f is None or f[0].shape != (held.size, held.sizes[k]) for k, f in enumerate(found)):
+    carried = [_Product(alignment.at(held), scales).of(block.factors, own, k) for k, own in enumerate(block.theirs)]
+    if any(f is None or f[0].shape != (held.size, held.sizes[k]) for k, f in enumerate(carried)):
         return None
-    to, back = [f[0] for f in found if f], [f[1] for f in found if f]
-    return back if held.kind == "unmerge" else shared(to, back, weights, alone=held.alone or held.kind == "turn")
+    to, back = [f[0] for f in carried if f], [f[1] for f in carried if f]
+    if held.kind == "unmerge":
+        return back
+    found = shared(to, back, weights, alone=held.alone or held.kind == "turn")
+    for scale in (scale for scale in alignment.layout.scales if scale.merge == name):
+        found = [matrix * factors.to(matrix.device) for matrix, factors in zip(found, scale.values, strict=True)]
+    return found
 
 
 def own_tensors(alignment: Alignment, weights: Sequence[float]) -> dict[str, Tensor]:
@@ -75,6 +80,8 @@ def own_tensors(alignment: Alignment, weights: Sequence[float]) -> dict[str, Ten
             found[norm.scale] = torch.ones_like(norm.scales[0])
         if norm.shift:
             found[norm.shift] = _shift(alignment, norm, weights)
+    for scale in layout.scales:
+        found[scale.tensor] = torch.ones_like(layout.supernet.program.tensors[scale.tensor])
     return {
         n: _average(alignment.at(n), n, own, weights) for n, own in layout.supernet.own.items() if n not in found
     } | found

@@ -1,4 +1,4 @@
-"""Streams set free to turn: scales and shifts of their norms are read where the norms are read.
+"""Streams set free to turn: scales and shifts of their norms are read where the norms are read, factors written.
 
     γ ⊙ n(x) + β, read by W_k      -->      n(x) + b, unmerged by diag(γ_k) C_kᵀ, read by W_k
 
@@ -25,6 +25,7 @@ from fxmerge.methods.alignment.maps import aligned
 from fxmerge.methods.alignment.solve import Alignment, Carriers
 from fxmerge.methods.map_nodes import Unmerge
 from fxmerge.methods.probe import multiplies
+from fxmerge.methods.scales import scales_of
 
 CLOSE = 1e-3
 """Of the outputs' largest entry, in float32 if that is what the parents compute in."""
@@ -37,6 +38,7 @@ class Refused(Exception):
 def freed(layout: Layout) -> Layout:
     """The layout with every stream whose norms can be folded free to turn; the others, and why, among `kept`."""
     sites, norms, kept = dict(layout.sites), list(layout.norms), dict(layout.kept)
+    scales = list(layout.scales)
     for space, stream in layout.supernet.streams.items():
         try:
             norms += _Stream(layout, space, stream).norms()
@@ -44,7 +46,8 @@ def freed(layout: Layout) -> Layout:
             kept[space] = str(refused)
         else:
             sites[space] = replace(sites[space], group="orthogonal", centred=stream.centred)
-    return replace(layout, sites=sites, norms=tuple(norms), kept=kept)
+            scales += scales_of(layout.supernet, space, stream)
+    return replace(layout, sites=sites, norms=tuple(norms), scales=tuple(scales), kept=kept)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def _evidence(alignment: Alignment, root: str, settled: set[str] | None) -> Iter
         output = any(spaces.spaces[space].role == "output" for space in found if space in spaces.spaces)
         if not tree & set(found) or layout.aside & set(found) or output or name in unlike:
             continue
-        if name in spaces.steady or name not in spaces.transformed:
+        if name in spaces.steady or name not in spaces.transformed or name in layout.folded:
             continue
         others = {space for space in found if space in layout.sites} - tree
         if settled is None or others <= settled:
@@ -97,13 +97,15 @@ def rows_of(alignment: Alignment, name: str, theirs: Sequence[str], axis: int) -
 
 
 def _scaled(layout: Layout, name: str, value: Tensor, k: int) -> Tensor:
-    """With the scales of folded norms that a tensor reads."""
+    """With the scales of folded norms that a tensor reads, and those of what it writes."""
     spaces = layout.supernet.spaces
     assert spaces is not None
-    for norm in (norm for norm in layout.norms if name in norm.tensors):
+    factors = [(norm.space, norm.scales[k]) for norm in layout.norms if name in norm.tensors]
+    factors += [(scale.space, scale.values[k]) for scale in layout.scales if name in scale.writers]
+    for space, factor in factors:
         for axis, carried_by in enumerate(spaces.tensors[name]):
-            if carried_by == Leaf(norm.space, value.shape[axis]):
-                value = (value.movedim(axis, -1) * norm.scales[k]).movedim(-1, axis)
+            if carried_by == Leaf(space, value.shape[axis]):
+                value = (value.movedim(axis, -1) * factor).movedim(-1, axis)
     return value
 
 
