@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor
 from fxmerge.io.files import sha256
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
-from fxmerge.ir.supernet import SuperNet
+from fxmerge.ir.supernet import NAMED, SuperNet
+from fxmerge.messages import listed
 from fxmerge.methods.base import Outcome
 from fxmerge.methods.groups import counted, groups_of
 from fxmerge.methods.student import teachers
@@ -153,20 +154,39 @@ def device_of(name: str) -> str:
 
 
 def with_assets(merged: Program, template: Program) -> tuple[Program, list[str]]:
-    """The merged model with the template's files, a config.json only if the weights still fit it, and what to say."""
+    """The merged model with the template's files, a config.json only if the weights still fit it, and what to say.
+
+    Where they fit, it has the parameters too that the template has and never reads: its class asks for them.
+    """
     assets, notes = dict(template.assets), []
-    if "config.json" in assets and (found := misfit(merged, template)):
+    held = [node for node in template.graph.nodes if node.op == "get_attr"]
+    unread = template.parameters - {str(node.target) for node in held if node.users} - merged.tensors.keys()
+    found = misfit(merged, template, unread)
+    if found is None and unread:
+        merged = _holding(merged, {name: template.tensors[name] for name in sorted(unread)})
+        notes.append(f"nothing reads {listed(sorted(unread), NAMED)}: it is as in {template.task}")
+    if "config.json" in assets and found is not None:
         del assets["config.json"]
         notes.append(f"the config.json of {template.task} is left out: the merged model differs in {found}")
     return merged.evolve(assets=assets), notes
 
 
-def misfit(merged: Program, template: Program) -> str | None:
-    """The first parameter of `template` that `merged` lacks, or has in another shape; None if it has them all.
+def _holding(program: Program, tensors: Mapping[str, Tensor]) -> Program:
+    """A program with parameters more, that nothing reads."""
+    graph, _ = program.copy_graph()
+    with graph.inserting_before(next(iter(reversed(graph.nodes)))):
+        for name in tensors:
+            graph.create_node("get_attr", name)
+    parameters = program.parameters | tensors.keys()
+    return program.evolve(graph=graph, tensors={**program.tensors, **tensors}, parameters=parameters)
+
+
+def misfit(merged: Program, template: Program, aside: Collection[str] = ()) -> str | None:
+    """The first parameter of `template`, but for some, that `merged` lacks or has in another shape; None if none is.
 
     Those of its head are named after its task in the merged model.
     """
-    for name in sorted(template.parameters):
+    for name in sorted(template.parameters - set(aside)):
         found = merged.tensors.get(name, merged.tensors.get(f"{template.task}.{name}"))
         if found is None or found.shape != template.tensors[name].shape:
             return name

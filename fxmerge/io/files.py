@@ -80,7 +80,8 @@ def check_output(path: str | Path, *, overwrite: bool = True) -> None:
             f"{weights_beside(path)} exists already: a large model's weights go there",
             "add --overwrite to replace it, or choose another name",
         )
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
+    ours = any((path / name).is_file() for name in ("config.json", "fxmerge.json"))
+    if path.is_dir() and any(path.iterdir()) and not ours:
         raise OutputError(
             f"{path} is a folder with other things in it", "choose a new folder: only a model's folder is replaced"
         )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import fxmerge
 from fxmerge.config import MergeConfig
+from fxmerge.errors import OutputError
 from fxmerge.from_onnx.runtime import run_onnx
 from fxmerge.ir.difference import difference
 from fxmerge.output.card import model_card
@@ -53,14 +54,22 @@ def vit(seed: int, **changes: Any) -> Any:
     return transformers.ViTForImageClassification(transformers.ViTConfig(**sizes | changes, num_hidden_layers=1)).eval()
 
 
-@pytest.mark.parametrize("build", [bert, gpt2, vit])
+def dinov2(seed: int, **changes: Any) -> Any:
+    """Scales what it adds to its stream, and holds a token for hidden patches that a classifier never reads."""
+    sizes = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "num_attention_heads": 2, "mlp_ratio": 2}
+    torch.manual_seed(seed)
+    config = transformers.Dinov2Config(**sizes | changes, num_hidden_layers=1, layerscale_value=0.5)
+    return transformers.Dinov2ForImageClassification(config).eval()
+
+
+@pytest.mark.parametrize("build", [bert, gpt2, vit, dinov2])
 def test_every_task_loads_into_its_parents_class(build: Any, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     labels = [
         {"id2label": {k: f"c{k}" for k in range(n)}, "num_labels": n} if build is not gpt2 else {} for n in (2, 3)
     ]
     models = [build(seed, **label) for seed, label in enumerate(labels)]
-    if build is vit:
+    if build in (vit, dinov2):
         inputs = {"pixel_values": torch.randn(4, 3, 8, 8)}
         for model, name in zip(models, ("first", "second"), strict=True):
             fxmerge.save(model, tmp_path / f"{name}.pt", inputs=inputs)
@@ -127,6 +136,17 @@ def test_a_config_that_no_longer_fits_is_left_out_and_said(tmp_path: Path) -> No
     merged = fxmerge.merge(paths, method="average", out=out, width_scale=1.5)
     assert [note for note in merged.result["notes"] if "config.json of first is left out" in note]
     assert not (out / "config.json").exists() and (out / "model.safetensors").is_file()
+    fxmerge.merge(paths, method="average", out=out, overwrite=True)
+    assert (out / "config.json").is_file()
+
+
+def test_a_folder_with_other_things_in_it_is_not_replaced(tmp_path: Path) -> None:
+    paths, out = bundles([bert(0), bert(1)], tmp_path), tmp_path / "photographs"
+    out.mkdir()
+    (out / "one.png").touch()
+    with pytest.raises(OutputError, match="other things"):
+        fxmerge.merge(paths, method="average", out=out, overwrite=True)
+    assert [each.name for each in out.iterdir()] == ["one.png"]
 
 
 def test_a_card_carries_the_license_that_all_parents_name() -> None:
