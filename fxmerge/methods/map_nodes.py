@@ -35,11 +35,11 @@ class Unmerge:
 
     @staticmethod
     def half(node: fx.Node) -> bool:
-        """Whether what it gives is unmerged along another axis next: one that still stands as the merged model has it.
+        """Whether a node unmerges what is unmerged along another axis next: one that still stands as in the merged model.
 
         Rows along the first axis are then of different things here and in the parent, so no regression tells the map.
         """
-        return any(user.target is unmerge for user in node.users)
+        return node.target is unmerge and any(user.target is unmerge for user in node.users)
 
 
 @dataclass(frozen=True)

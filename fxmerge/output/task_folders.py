@@ -30,6 +30,7 @@ from fxmerge.ir.difference import largest
 from fxmerge.ir.program import Program
 from fxmerge.messages import listed
 from fxmerge.sources import huggingface
+from fxmerge.sources.huggingface import COUNTER
 
 CONFIG, WEIGHTS, HEADS = "config.json", "model.safetensors", "heads.safetensors"
 SHARED, OWN = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -42,9 +43,10 @@ Files = Mapping[str, bytes]
 def write_weights(program: Program, path: Path, config: bytes | None, metadata: Mapping[str, str]) -> None:
     """The trunk's weights, without what its class makes itself, and all others in a file of their own."""
     names = {name for name in program.tensors if name not in program.origins}
-    if config is not None and (known := _class_names(config, len(program.tensors))):
-        names &= known
     tensors = {name: value.detach().contiguous().clone() for name, value in program.tensors.items()}
+    if config is not None and (known := _class_names(config, len(program.tensors))):
+        counters = _counters(known)
+        tensors, names = counters | tensors, names & known | counters.keys()
     trunk = {name: value for name, value in tensors.items() if name in names}
     others = {name: value for name, value in tensors.items() if name not in names}
     write_tensors(trunk or others, path / WEIGHTS, {"format": "pt", **metadata})
@@ -103,8 +105,9 @@ def _write(program: Program, folder: Path, task: str, files: Files) -> None:
         elif len(others) == 1:  # a table that the parent has for both ends, and the merged model for each its own
             mine[others[0]] = program.tensors[name]
             config["tie_word_embeddings"] = False
-    own = {name for name in mine if name not in program.tensors}
+    mine = _counters(names) | mine
     shared = _names(folder.parent / WEIGHTS)
+    own = {name for name in mine if name not in program.tensors and not name.endswith(COUNTER)}
     whole = shared <= names and not shared & own
     alone = {n: v.detach().contiguous().clone() for n, v in mine.items() if not whole or n not in shared}
     if whole and alone:
@@ -150,6 +153,11 @@ def _check(program: Program, folder: Path, task: str, samples: Mapping[str, Tens
     if not largest(found) <= TOLERANCE:
         raise VerificationError(f"its class computes something else, by {largest(found):.2g} of the spread", "use ONNX")
     return type(model).__name__, largest(found)
+
+
+def _counters(names: Collection[str]) -> dict[str, Tensor]:
+    """What batch norms count while they train: anew from zero."""
+    return {name: torch.zeros((), dtype=torch.long) for name in names if name.endswith(COUNTER)}
 
 
 def _class_names(config: bytes, tensors: int) -> frozenset[str]:

@@ -37,6 +37,8 @@ COUNTS = re.compile("layers|depth|blocks|experts|stages")
 
 OLDER, OLDER_SIZE = "fxmerge.samples.workers:older_tokenizer", 1 << 29
 OLDER_TOKENIZERS = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+COUNTER = "num_batches_tracked"
+"""How often a batch norm was trained, at the end of the tensor's name: nothing computes with it."""
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -105,7 +107,7 @@ def build(config_file: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, tu
             f"{config_file}: sizes differ from the weights: {printable(listed(wrong, 3))}",
             "use their own config",
         )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(name for name in found["missing_keys"] if not name.endswith(COUNTER)):
         raise SourceError(
             f"the weights lack {len(missing)} tensors of {model_class.__name__}: {listed(missing, 3)}",
             "name the class they were saved from in 'architectures' of the config, or use complete weights",
