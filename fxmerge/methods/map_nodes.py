@@ -35,7 +35,7 @@ class Unmerge:
 
     @staticmethod
     def half(node: fx.Node) -> bool:
-        """Whether a node unmerges what is unmerged along another axis next: one that still stands as in the merged model.
+        """Whether a node unmerges what is unmerged along another axis next, which still stands as in the merged model.
 
         Rows along the first axis are then of different things here and in the parent, so no regression tells the map.
         """
