@@ -37,6 +37,9 @@ class OperatorKnowledge:
     def plain(self, program: Program, rules: RuleSet) -> Program:
         return compute_weights(program, rules)
 
+    def restore(self, program: Program, merged: Mapping[str, Tensor], known: Known) -> dict[str, Tensor]:
+        return steps.restore(program, merged, known)
+
     def pipeline(self, plan: Plan) -> Pipeline:
         return steps.pipeline(plan)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+from torch import Tensor
 
 from fxmerge.errors import LineUpError
 from fxmerge.ir.program import Program
@@ -25,6 +27,7 @@ from passes.spelling.compute_weights import compute_weights
 from passes.spelling.join_recurrent import join_recurrent
 from passes.spelling.lower_to_onnx import lower_to_onnx
 from passes.spelling.normalize import normalize
+from passes.spelling.restore_parameters import restore_parameters
 from passes.supernet.fold_merge import fold_merge
 from passes.supernet.hoist import hoist
 from passes.supernet.insert_merge import insert_merge
@@ -81,6 +84,15 @@ class JoinAxes(Pass):
 
     def run(self, program: Program, known: Known) -> Program:
         return compute_weights(apply(program, known.rewrites, rules=known.rules), known.rules, joined=True)
+
+
+def restore(program: Program, merged: Mapping[str, Tensor], known: Known) -> dict[str, Tensor]:
+    """What `ComputeWeights` and `JoinAxes` made weights of, told from the merged weights, the last step first."""
+    written = Normalize().run(ComputeWeights().run(program, known), known)
+    written = apply(written, (*JoinAxes.brings, *known.rewrites), rules=known.rules)
+    last = restore_parameters(written, merged, known.rules)
+    found = last | restore_parameters(program, {**merged, **last}, known.rules)
+    return {name: value for name, value in found.items() if name in program.parameters}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxmerge.installed import knowledge
 from fxmerge.io.files import sha256
 from fxmerge.ir.probe import probe
 from fxmerge.ir.program import Program
@@ -24,6 +25,7 @@ from fxmerge.methods.student import teachers
 from fxmerge.methods.wanted import Loss, wanted
 from fxmerge.output.readings import metric_of, reading
 from fxmerge.output.scores import Score, add_outputs, agreement
+from fxmerge.pipeline import Known
 from fxmerge.result import TaskFigures
 from fxmerge.samples.pool import pool_of
 from fxmerge.samples.rows import Samples, chunks, rows_at_once
@@ -153,41 +155,58 @@ def device_of(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def with_assets(merged: Program, template: Program) -> tuple[Program, list[str]]:
+def with_assets(merged: Program, parents: Sequence[Program], template: int, known: Known) -> tuple[Program, list[str]]:
     """The merged model with the template's files, a config.json only if the weights still fit it, and what to say.
 
-    Where they fit, it has the parameters too that the template has and never reads: its class asks for them.
+    It has the parameters too that a class asks for besides: those that no answer reads, and, where a config names the
+    class, those that it computes its weights from.
     """
-    assets, notes = dict(template.assets), []
-    held = [node for node in template.graph.nodes if node.op == "get_attr"]
-    unread = template.parameters - {str(node.target) for node in held if node.users} - merged.tensors.keys()
-    found = misfit(merged, template, unread)
-    if found is None and unread:
-        merged = _holding(merged, {name: template.tensors[name] for name in sorted(unread)})
-        notes.append(f"nothing reads {listed(sorted(unread), NAMED)}: it is as in {template.task}")
+    like = parents[template]
+    assets, notes = dict(like.assets), []
+    held = [node for node in like.graph.nodes if node.op == "get_attr"]
+    unread = like.parameters - {str(node.target) for node in held if node.users} - merged.tensors.keys()
+    beside = {name: like.tensors[name] for name in sorted(unread)}
+    if (found := misfit({**merged.tensors, **beside}, like)) is not None and "config.json" in assets:
+        beside |= _restored(merged.tensors, parents, like, known)
+        found = misfit({**merged.tensors, **beside}, like)
+    if found is None and beside:
+        merged = _holding(merged, beside)
+        if unread:
+            notes.append(f"nothing reads {listed(sorted(unread), NAMED)}: it is as in {like.task}")
     if "config.json" in assets and found is not None:
         del assets["config.json"]
-        notes.append(f"the config.json of {template.task} is left out: the merged model differs in {found}")
+        notes.append(f"the config.json of {like.task} is left out: the merged model differs in {found}")
     return merged.evolve(assets=assets), notes
 
 
+def _restored(
+    merged: Mapping[str, Tensor], parents: Sequence[Program], template: Program, known: Known
+) -> dict[str, Tensor]:
+    """What the trunk's weights are computed from in the template, and those of every head in its parent."""
+    found = knowledge().restore(template, merged, known)
+    for parent in parents:
+        start = f"{parent.task}."
+        own = {name.removeprefix(start): value for name, value in merged.items() if name.startswith(start)}
+        found |= {start + name: value for name, value in knowledge().restore(parent, own, known).items()}
+    return found
+
+
 def _holding(program: Program, tensors: Mapping[str, Tensor]) -> Program:
-    """A program with parameters more, that nothing reads."""
+    """A program with tensors more, that nothing reads."""
     graph, _ = program.copy_graph()
     with graph.inserting_before(next(iter(reversed(graph.nodes)))):
         for name in tensors:
             graph.create_node("get_attr", name)
-    parameters = program.parameters | tensors.keys()
-    return program.evolve(graph=graph, tensors={**program.tensors, **tensors}, parameters=parameters)
+    return program.evolve(graph=graph, tensors={**program.tensors, **tensors})
 
 
-def misfit(merged: Program, template: Program, aside: Collection[str] = ()) -> str | None:
-    """The first parameter of `template`, but for some, that `merged` lacks or has in another shape; None if none is.
+def misfit(merged: Mapping[str, Tensor], template: Program) -> str | None:
+    """The first parameter of `template` that is not in `merged`, or in another shape; None if all are.
 
     Those of its head are named after its task in the merged model.
     """
-    for name in sorted(template.parameters - set(aside)):
-        found = merged.tensors.get(name, merged.tensors.get(f"{template.task}.{name}"))
+    for name in sorted(template.parameters):
+        found = merged.get(name, merged.get(f"{template.task}.{name}"))
         if found is None or found.shape != template.tensors[name].shape:
             return name
     return None

@@ -158,7 +158,7 @@ class _Merge:
                 folded, gate, added = gates.trained(folded, net, self.known.rules, held, kept, config.answer)
                 checks = checks.with_outputs(added)
                 build.notes += gates.notes_of(gate)
-        folded, notes = figures.with_assets(folded, given[net.template])
+        folded, notes = figures.with_assets(folded, given, net.template, self.known)
         build.notes += notes
         facts = result_of(build, parents, net, outcome, base, tasks=tasks, checks=checks, gate=gate, post=tuple(did))
         merged = merged_of(build, folded, net, facts, probes[0])

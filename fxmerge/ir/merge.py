@@ -83,6 +83,8 @@ def fold(
 Shaped = tuple[Tensor, list[int]]
 
 NODES = frozenset({merge, unmerge, head, fold})
+UNFOLDED = "unmerge."
+"""How names of matrices begin that are left of maps which folded into no weight."""
 """The call targets that only a SuperNet's graph holds."""
 
 

@@ -27,6 +27,7 @@ from fxmerge.errors import VerificationError
 from fxmerge.from_onnx.runtime import compare_runs
 from fxmerge.io.tensor_files import write_tensors
 from fxmerge.ir.difference import largest
+from fxmerge.ir.merge import UNFOLDED
 from fxmerge.ir.program import Program
 from fxmerge.messages import listed
 from fxmerge.sources import huggingface
@@ -70,7 +71,7 @@ def write_task_folder(
         return _check(program, folder, task, samples)
     except VerificationError as error:
         shutil.rmtree(folder)
-        if homeless := _homeless(program, task, files[CONFIG]):
+        if homeless := _homeless(program, task):
             raise VerificationError(
                 f"its class has no place for {listed(homeless, 3)}, which folded into no weight",
                 "end the trunk behind another block (--share-until), or use ONNX",
@@ -81,11 +82,9 @@ def write_task_folder(
         raise
 
 
-def _homeless(program: Program, task: str, config: bytes) -> list[str]:
-    """Parameters of the merged model for a task that its class has no name for: matrices that folded into no weight."""
-    known = _class_names(config, len(program.tensors))
-    mine = [name.removeprefix(f"{task}.") for name in _alone(program, task).parameters]
-    return sorted(name for name in mine if name not in known)
+def _homeless(program: Program, task: str) -> list[str]:
+    """Matrices of the merged model for a task that folded into no weight: no class has a name for them."""
+    return sorted(name for name in _alone(program, task).parameters if name.startswith(UNFOLDED))
 
 
 def _alone(program: Program, task: str) -> Program:
@@ -136,20 +135,31 @@ def _link(source: Path, target: Path) -> None:
 class _Loaded:
     """A model of transformers that answers as the merged one does, for its task."""
 
-    def __init__(self, model: nn.Module, task: str, inputs: Collection[str]) -> None:
-        self.model, self.task, self.inputs = model, task, inputs
+    def __init__(self, model: nn.Module, task: str, merged: Program, given: Mapping[str, Tensor]) -> None:
+        self.model, self.task, self.inputs = model, task, {port.name for port in merged.inputs}
+        found, wanted = self._run(given), merged.run(given)
+        self.rows = {name: _rows(value, wanted[name]) for name, value in found.items() if name in wanted}
+        """By output: the axis on which the class has the batch, which is the first one of the merged model."""
+
+    def run(self, inputs: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        found = self._run(inputs).items()
+        return {name: value.movedim(axis, 0) if (axis := self.rows.get(name)) else value for name, value in found}
 
     @torch.no_grad()
-    def run(self, inputs: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+    def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         given = {name.removeprefix(f"{self.task}."): value for name, value in inputs.items() if name in self.inputs}
         return {f"{self.task}.{name}": value for name, value in flatten(self.model(**given))}
+
+
+def _rows(value: Tensor, wanted: Tensor) -> int:
+    return next((axis for axis in range(value.ndim) if value.movedim(axis, 0).shape == wanted.shape), 0)
 
 
 def _check(program: Program, folder: Path, task: str, samples: Mapping[str, Tensor]) -> tuple[str, float]:
     mine = _alone(program, task)
     model, _ = huggingface.build(folder / CONFIG, huggingface.read_folder(folder))
     given = {port.name: samples[port.name] for port in mine.inputs if port.name in samples}
-    found = compare_runs(_Loaded(model, task, [port.name for port in mine.inputs]), mine, given)
+    found = compare_runs(_Loaded(model, task, mine, given), mine, given)
     if not largest(found) <= TOLERANCE:
         raise VerificationError(f"its class computes something else, by {largest(found):.2g} of the spread", "use ONNX")
     return type(model).__name__, largest(found)

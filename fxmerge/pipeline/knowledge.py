@@ -63,6 +63,10 @@ class Knowledge(Protocol):
         """The program with what it computes from parameters alone computed: the weights that a merge sees."""
         ...
 
+    def restore(self, program: Program, merged: Mapping[str, Tensor], known: Known) -> dict[str, Tensor]:
+        """Parameters of a program that a merge of it lacks, told from the weights that the program computes of them."""
+        ...
+
     def pipeline(self, plan: Plan) -> Pipeline:
         """Every step of a merge, in order."""
         ...

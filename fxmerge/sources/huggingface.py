@@ -112,7 +112,9 @@ def build(config_file: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, tu
             f"the weights lack {len(missing)} tensors of {model_class.__name__}: {listed(missing, 3)}",
             "name the class they were saved from in 'architectures' of the config, or use complete weights",
         )
-    model.config.use_cache = False
+    for carried in ("use_cache", "use_mems_eval"):  # from one call to the next
+        if hasattr(model.config, carried):
+            setattr(model.config, carried, False)
     notes = []
     if found["unexpected_keys"]:
         notes.append(

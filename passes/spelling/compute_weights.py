@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -26,16 +26,24 @@ from fxmerge.ir.program import Program, prune
 from passes.operators import Operators, is_random
 from passes.spelling.cleanup import cleanup
 
+Nodes: TypeAlias = Mapping[str, fx.Node]
+
 
 def compute_weights(program: Program, rules: RuleSet, *, joined: bool = False) -> Program:
     """`program` with every weight that it computes from parameters as a parameter of its own, which a note names.
 
     With `joined` also those that moves make of one parameter by joining its axes: only a merge needs them so.
     """
-    if not any(_Weights(program, rules, joined).found()):
-        return program
+    found = computed(program, rules, joined=joined)
+    return program if found is None else found[0]
+
+
+def computed(program: Program, rules: RuleSet, *, joined: bool = False) -> tuple[Program, Weights, Nodes] | None:
+    """That program, and the node that computes each of its weights by the weight's new name; None if there are none."""
+    if not any(Weights(program, rules, joined).found()):
+        return None
     program = cleanup(program)  # what is computed twice is one weight
-    weights = _Weights(program, rules, joined)
+    weights = Weights(program, rules, joined)
     graph, where = program.copy_graph()
     made: dict[fx.Node, fx.Node] = {}
     for node in weights.found():
@@ -49,14 +57,15 @@ def compute_weights(program: Program, rules: RuleSet, *, joined: bool = False) -
     for node, new in made.items():
         new.target = _name(node, {name: program.tensors[name] for name in weights.parameters[node]}, tensors)
         tensors[new.target] = weights.value(node)
-    names = [str(new.target) for new in made.values()]
-    note = f"computed once and merged as plain weights: {', '.join(names)}"
-    parameters = (program.parameters & left).union(names)
-    return program.evolve(graph=graph, tensors=tensors, parameters=parameters, notes=(*program.notes, note))
+    nodes = {str(new.target): node for node, new in made.items()}
+    note = f"computed once and merged as plain weights: {', '.join(nodes)}"
+    parameters = (program.parameters & left).union(nodes)
+    done = program.evolve(graph=graph, tensors=tensors, parameters=parameters, notes=(*program.notes, note))
+    return done, weights, nodes
 
 
 @dataclass
-class _Weights:
+class Weights:
     """Which values of a program are computed from its tensors alone, and what they are."""
 
     program: Program

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxmerge.ir.maps import AxisMap
-from fxmerge.ir.merge import fold, head, unmerge
+from fxmerge.ir.merge import UNFOLDED, fold, head, unmerge
 from fxmerge.ir.program import Program, prune
 
 _linear = torch.ops.aten.linear.default
@@ -121,7 +121,7 @@ def _lower_unmerge(graph: fx.Graph, program: Program, tensors: dict[str, Tensor]
         if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype)):
             node.replace_all_uses_with(x)
             continue
-        name = unused(f"unmerge.{str(axis_map.target).rpartition('.')[2]}.{k}", tensors)
+        name = unused(f"{UNFOLDED}{str(axis_map.target).rpartition('.')[2]}.{k}", tensors)
         shown: Tensor = node.meta["val"]  # what it reads may be another such call, written anew and with no value yet
         tensors[name] = matrix.to(shown.dtype).contiguous()
         parameters.add(name)
