@@ -11,9 +11,8 @@ same weights. `passes.supernet.state` draws which node becomes what.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import fx
 
@@ -22,7 +21,7 @@ from fxmerge.errors import LineUpError, OptionError
 from fxmerge.ir.merge import head, merge, unmerge
 from fxmerge.ir.program import Program, prune
 from fxmerge.ir.shown import shape_of
-from fxmerge.ir.space import AxisExpr, leaves
+from fxmerge.ir.space import leaves
 from fxmerge.ir.supernet import SuperNet
 from passes.line_up.pairs import Pairs, line_up
 from passes.operators import Operators
@@ -31,7 +30,7 @@ from passes.supernet.join import join, takes_one_input, unlike_sizes
 from passes.supernet.maps import Maps
 from passes.supernet.resize import widen
 from passes.supernet.settle_constants import settle_constants
-from passes.supernet.site import Sites
+from passes.supernet.site import Sites, axes_of
 from passes.supernet.sites import SitesOf
 from passes.supernet.stand_in import pairs_of, sites_of
 from passes.supernet.state import State
@@ -159,14 +158,8 @@ def _without(sites: Sites, heads: frozenset[fx.Node]) -> Sites:
         return sites
     tail = sites.tail | heads
     trunk = (n for n, value in sites.values.items() if value == "data" and n not in tail and n in sites.spaces.axes)
-    known = {leaf.space for node in trunk for axis in _axes(sites.spaces.axes[node]) for leaf in leaves(axis)}
+    known = {leaf.space for node in trunk for axis in axes_of(sites.spaces.axes[node]) for leaf in leaves(axis)}
     return replace(sites, tail=tail, mergeable=sites.mergeable & known)
-
-
-def _axes(found: Any) -> Iterator[AxisExpr]:
-    """The axes of a value, or of all values of a call that gives several."""
-    for each in found:
-        yield from each if isinstance(each, tuple) else (each,)
 
 
 def _state(parents: Sequence[Program], rules: RuleSet, template: int, width_scale: float | None, until: str) -> State:

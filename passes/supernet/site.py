@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, fx
 
@@ -88,6 +88,12 @@ class Sites:
         found = list(leaves(axis))
         own = [leaf for leaf in found if leaf.size > 1] or found
         return any(leaf.space in self.mergeable for leaf in own)
+
+
+def axes_of(found: Iterable[Any]) -> Iterator[AxisExpr]:
+    """The axes of a value, or of all values of a call that gives several."""
+    for each in found:
+        yield from each if isinstance(each, tuple) else (each,)
 
 
 def operands(node: fx.Node) -> list[fx.Node]:

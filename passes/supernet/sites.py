@@ -16,7 +16,7 @@ from fxmerge.ir.space import Spaces, leaves
 from passes.operators import Operators
 from passes.spaces.find import SpacesOf
 from passes.spaces.fixed_tables import tables
-from passes.supernet.site import AxisUse, Operand, Site, Sites, Value, operands
+from passes.supernet.site import AxisUse, Operand, Site, Sites, Value, axes_of, operands
 from passes.supernet.trace_positions import trace
 
 
@@ -65,12 +65,13 @@ class _Finder:
     def _with_scalars(self, found: Sites) -> Sites:
         """Calls that write one number a place are heads where nothing merged follows: a score that is squeezed, say.
 
-        One map for all tasks would leave one number of all of theirs.
+        So are those that write several, each with a place of its own (where an answer starts, and where it ends). One
+        map for all tasks would leave one number of all of theirs.
         """
         axes, heads = found.spaces.tensors, set(found.tail)
         for node, site in found.sites.items():
             uses = [(axes[o.root][i], u) for o in site.operands for i, u in enumerate(o.uses) if u is not None]
-            sizes = [axis.size for axis, use in uses if use.role == "write"]
+            sizes = [leaf.size for axis, use in uses if use.role == "write" for leaf in leaves(axis)]
             if site.maps and node not in heads and sizes and max(sizes) == 1:
                 heads |= self._head(node, found) or set()
         written, _ = self._touched((site for node, site in found.sites.items() if node not in heads), found.spaces)
@@ -100,7 +101,8 @@ class _Finder:
         behind, todo = {node}, [node]
         while todo:
             last = todo.pop()
-            if any(found.spaces.axes[last][axis].size > 1 for axis in found.merged_axes(last)):
+            met = [leaf for axis in axes_of(found.spaces.axes[last]) for leaf in leaves(axis)]
+            if any(leaf.size > 1 and leaf.space in found.mergeable for leaf in met):
                 return None
             new = [user for user in last.users if user.op != "output" and user not in behind]
             behind.update(new)
