@@ -25,6 +25,7 @@ from fxmerge.methods.student import teachers
 from fxmerge.methods.wanted import Loss, wanted
 from fxmerge.output.readings import metric_of, reading
 from fxmerge.output.scores import Score, add_outputs, agreement
+from fxmerge.output.task_folders import class_names
 from fxmerge.pipeline import Known
 from fxmerge.result import TaskFigures
 from fxmerge.samples.pool import pool_of
@@ -158,14 +159,16 @@ def device_of(name: str) -> str:
 def with_assets(merged: Program, parents: Sequence[Program], template: int, known: Known) -> tuple[Program, list[str]]:
     """The merged model with the template's files, a config.json only if the weights still fit it, and what to say.
 
-    It has the parameters too that a class asks for besides: those that no answer reads, and, where a config names the
-    class, those that it computes its weights from.
+    It has the tensors too that a class asks for besides: parameters that no answer reads, and, where a config names the
+    class, fixed tables, and parameters that it computes its weights from.
     """
     like = parents[template]
     assets, notes = dict(like.assets), []
     held = [node for node in like.graph.nodes if node.op == "get_attr"]
     unread = like.parameters - {str(node.target) for node in held if node.users} - merged.tensors.keys()
-    beside = {name: like.tensors[name] for name in sorted(unread)}
+    tables = like.tensors.keys() - like.parameters - merged.tensors.keys()
+    tables = tables & class_names(assets["config.json"], len(like.tensors)) if "config.json" in assets else set()
+    beside = {name: like.tensors[name] for name in sorted(unread | tables)}
     if (found := misfit({**merged.tensors, **beside}, like)) is not None and "config.json" in assets:
         beside |= _restored(merged.tensors, parents, like, known)
         found = misfit({**merged.tensors, **beside}, like)

@@ -21,6 +21,7 @@ from fxmerge.io.tensor_files import write_tensors, written_by_torch
 from fxmerge.ir.difference import Difference, floor, require
 from fxmerge.ir.port import Runnable
 from fxmerge.ir.program import Program
+from fxmerge.messages import listed
 from fxmerge.output.assets import pack
 from fxmerge.output.card import model_card
 from fxmerge.output.onnx import export_onnx, retrace
@@ -126,7 +127,9 @@ def _write_folder(content: Content, path: Path, opset: int | None) -> None:
     for task, files in content.assets.items() if config is not None else ():
         try:
             if "config.json" in files:
-                classes[task], gap = write_task_folder(content.program, path, task, files, content.samples)
+                classes[task], gap, own = write_task_folder(content.program, path, task, files, content.samples)
+                if own:
+                    content.notes.append(f"folder {task}: {listed(own)} in units of the merged model, not the parent's")
                 if gap > EXACT:
                     content.notes.append(f"folder {task}: {classes[task]} rounds otherwise, by {gap:.1e} of the spread")
         except FxmergeError as error:

@@ -45,7 +45,7 @@ def write_weights(program: Program, path: Path, config: bytes | None, metadata: 
     """The trunk's weights, without what its class makes itself, and all others in a file of their own."""
     names = {name for name in program.tensors if name not in program.origins}
     tensors = {name: value.detach().contiguous().clone() for name, value in program.tensors.items()}
-    if config is not None and (known := _class_names(config, len(program.tensors))):
+    if config is not None and (known := class_names(config, len(program.tensors))):
         counters = _counters(known)
         tensors, names = counters | tensors, names & known | counters.keys()
     trunk = {name: value for name, value in tensors.items() if name in names}
@@ -57,10 +57,11 @@ def write_weights(program: Program, path: Path, config: bytes | None, metadata: 
 
 def write_task_folder(
     program: Program, path: Path, task: str, files: Files, samples: Mapping[str, Tensor]
-) -> tuple[str, float]:
+) -> tuple[str, float, list[str]]:
     """Write the folder of a task, beside weights that are written already.
 
-    Returns the name of the class that loads it, and its difference from the merged model by an output's spread.
+    Returns the name of the class that loads it, its difference from the merged model by an output's spread, and the
+    outputs that it gives in units of the merged model, where that has the parent's (hidden states).
 
     Raises `FxmergeError`, and leaves no folder, if the parent's class cannot hold what the merged model computes.
     """
@@ -69,22 +70,14 @@ def write_task_folder(
     try:
         _write(program, folder, task, files)
         return _check(program, folder, task, samples)
-    except VerificationError as error:
-        shutil.rmtree(folder)
-        if homeless := _homeless(program, task):
-            raise VerificationError(
-                f"its class has no place for {listed(homeless, 3)}, which folded into no weight",
-                "end the trunk behind another block (--share-until), or use ONNX",
-            ) from error
-        raise
     except BaseException:
         shutil.rmtree(folder)
         raise
 
 
-def _homeless(program: Program, task: str) -> list[str]:
-    """Matrices of the merged model for a task that folded into no weight: no class has a name for them."""
-    return sorted(name for name in _alone(program, task).parameters if name.startswith(UNFOLDED))
+def _unfolded(program: Program) -> list[str]:
+    """Matrices of a merged model that folded into no weight: no class has a name for them."""
+    return sorted(name for name in program.parameters if name.startswith(UNFOLDED))
 
 
 def _alone(program: Program, task: str) -> Program:
@@ -104,6 +97,9 @@ def _write(program: Program, folder: Path, task: str, files: Files) -> None:
         elif len(others) == 1:  # a table that the parent has for both ends, and the merged model for each its own
             mine[others[0]] = program.tensors[name]
             config["tie_word_embeddings"] = False
+    for group in tied if config.get("tie_word_embeddings") is False else ():
+        held = next((mine[name] for name in group if name in mine), None)
+        mine |= {} if held is None else {name: held for name in group if name not in mine}
     mine = _counters(names) | mine
     shared = _names(folder.parent / WEIGHTS)
     own = {name for name in mine if name not in program.tensors and not name.endswith(COUNTER)}
@@ -155,14 +151,21 @@ def _rows(value: Tensor, wanted: Tensor) -> int:
     return next((axis for axis in range(value.ndim) if value.movedim(axis, 0).shape == wanted.shape), 0)
 
 
-def _check(program: Program, folder: Path, task: str, samples: Mapping[str, Tensor]) -> tuple[str, float]:
+def _check(program: Program, folder: Path, task: str, samples: Mapping[str, Tensor]) -> tuple[str, float, list[str]]:
     mine = _alone(program, task)
     model, _ = huggingface.build(folder / CONFIG, huggingface.read_folder(folder))
     given = {port.name: samples[port.name] for port in mine.inputs if port.name in samples}
     found = compare_runs(_Loaded(model, task, mine, given), mine, given)
-    if not largest(found) <= TOLERANCE:
+    unlike = [name for name, gap in found.items() if not largest({name: gap}) <= TOLERANCE]
+    alike = {name: gap for name, gap in found.items() if name not in unlike}
+    if not all(_unfolded(mine.only([name])) for name in unlike):
         raise VerificationError(f"its class computes something else, by {largest(found):.2g} of the spread", "use ONNX")
-    return type(model).__name__, largest(found)
+    if not alike:
+        raise VerificationError(
+            f"its class has no place for {listed(_unfolded(mine), 3)}, which folded into no weight",
+            "end the trunk behind another block (--share-until), or use ONNX",
+        )
+    return type(model).__name__, largest(alike), [name.removeprefix(f"{task}.") for name in unlike]
 
 
 def _counters(names: Collection[str]) -> dict[str, Tensor]:
@@ -170,7 +173,7 @@ def _counters(names: Collection[str]) -> dict[str, Tensor]:
     return {name: torch.zeros((), dtype=torch.long) for name in names if name.endswith(COUNTER)}
 
 
-def _class_names(config: bytes, tensors: int) -> frozenset[str]:
+def class_names(config: bytes, tensors: int) -> frozenset[str]:
     return frozenset(name for group in _tied_names(config, tensors) for name in group)
 
 

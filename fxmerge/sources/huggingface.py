@@ -68,8 +68,11 @@ def tied_names(config_file: Path, tensors: int) -> list[list[str]]:
     with torch.device("meta"), _quiet(library()), _bounded(tensors, config_file):
         try:
             found: dict[int, list[str]] = {}
-            for name, value in _model_class(config, config_file)(config).state_dict(keep_vars=True).items():
-                found.setdefault(id(value), []).append(name)
+            model: Any = _model_class(config, config_file)(config)
+            held: dict[str, Any] = model.state_dict(keep_vars=True)
+            for name, value in held.items():
+                source = getattr(model, "all_tied_weights_keys", {}).get(name, name)
+                found.setdefault(id(held.get(source, value)), []).append(name)
             return list(found.values())
         except FxmergeError:
             raise

@@ -69,7 +69,22 @@ def resnet(seed: int, **changes: Any) -> Any:
     return transformers.ResNetForImageClassification(config).eval()
 
 
-@pytest.mark.parametrize("build", [bert, gpt2, vit, dinov2, resnet])
+def masked(seed: int, **changes: Any) -> Any:
+    """A head whose table and whose bias the class has twice."""
+    return transformers.BertForMaskedLM(bert(seed, **changes).config).eval()
+
+
+def esm(seed: int, **changes: Any) -> Any:
+    """Turns by a table that the class saves, and a head for another task that no answer reads."""
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    torch.manual_seed(seed)
+    more: dict[str, Any] = {"position_embedding_type": "rotary", "mask_token_id": 3, "pad_token_id": 1}
+    return transformers.EsmForSequenceClassification(
+        transformers.EsmConfig(**sizes | more | changes, num_hidden_layers=1)
+    ).eval()
+
+
+@pytest.mark.parametrize("build", [bert, gpt2, vit, dinov2, resnet, masked, esm])
 def test_every_task_loads_into_its_parents_class(build: Any, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     labels = [
@@ -103,6 +118,18 @@ def test_every_task_loads_into_its_parents_class(build: Any, tmp_path: Path) -> 
     assert f"outputs = model({', '.join(f'{name}={name}' for name in inputs)})" in card
     made = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert MergeConfig.of(**made) == MergeConfig.of(parents=[str(p) for p in paths], method="average", out=str(out))
+
+
+def test_hidden_states_may_be_in_units_of_the_merged_model(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    config = transformers.CLIPTextConfig(**sizes, num_hidden_layers=1, projection_dim=4, eos_token_id=29)
+    models = [transformers.CLIPTextModelWithProjection(config).eval() for _ in range(2)]
+    merged = fxmerge.merge(bundles(models, tmp_path), data=tokens(), method="condense", out=tmp_path / "merged")
+    said = [note for note in merged.result["notes"] if note.startswith("folder first")]
+    assert said == ["folder first: last_hidden_state in units of the merged model, not the parent's"]
+    loaded = type(models[0]).from_pretrained(tmp_path / "merged" / "first").eval()
+    expected = merged(**tokens())["first"]["text_embeds"]
+    torch.testing.assert_close(loaded(**tokens()).text_embeds, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_task_whose_class_cannot_hold_it_has_no_folder_and_that_is_said(tmp_path: Path) -> None:
