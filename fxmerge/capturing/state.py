@@ -37,6 +37,29 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def forgetting(model: nn.Module) -> Iterator[None]:
+    """What modules keep in lists, dicts and sets of their own from a call (what they once computed) is gone afterwards.
+
+    A trace would hold it as a constant, in place of the parameters that it was computed from.
+    """
+    own = vars(nn.Module()).keys()
+    held = [(v, type(v)(v)) for m in model.modules() for name, v in vars(m).items() if name not in own and _keeps(v)]
+    try:
+        yield
+    finally:
+        for value, before in held:
+            if isinstance(value, list):
+                value[:] = before
+            else:
+                value.clear()
+                value.update(before)
+
+
+def _keeps(value: object) -> bool:
+    return type(value) in (dict, list, set)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """No warnings and no log lines of torch's own inside: what fails is tried in another way, or raised."""
     loggers = [logging.getLogger(name) for name in ("torch._subclasses", "torch.fx", "torch._export", "torch.export")]

@@ -28,7 +28,7 @@ from fxmerge.capturing.refuse import (
     without_packing,
 )
 from fxmerge.capturing.rows import MANY, Rows, by_position, close, find_rows
-from fxmerge.capturing.state import at_rest, quiet
+from fxmerge.capturing.state import at_rest, forgetting, quiet
 from fxmerge.errors import CaptureError
 from fxmerge.installed import tracing
 from fxmerge.ir.module import any_part_names
@@ -98,7 +98,8 @@ class _Run:
 
     def flat(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         args, kwargs = self.call.arguments(tensors)
-        result = self.model(*args, **kwargs)
+        with forgetting(self.model):
+            result = self.model(*args, **kwargs)
         found = list(flatten(result))
         self.names, self.left_out = tuple(name for name, _ in found), tuple(left_out(result))
         return [value for _, value in found]
