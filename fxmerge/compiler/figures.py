@@ -7,12 +7,14 @@ import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxmerge.errors import SourceError
 from fxmerge.installed import knowledge
 from fxmerge.io.files import sha256
 from fxmerge.ir.probe import probe
@@ -166,9 +168,7 @@ def with_assets(merged: Program, parents: Sequence[Program], template: int, know
     assets, notes = dict(like.assets), []
     held = [node for node in like.graph.nodes if node.op == "get_attr"]
     unread = like.parameters - {str(node.target) for node in held if node.users} - merged.tensors.keys()
-    tables = like.tensors.keys() - like.parameters - merged.tensors.keys()
-    tables = tables & class_names(assets["config.json"], len(like.tensors)) if "config.json" in assets else set()
-    beside = {name: like.tensors[name] for name in sorted(unread | tables)}
+    beside = {name: like.tensors[name] for name in sorted(unread | _tables(merged, like))}
     if (found := misfit({**merged.tensors, **beside}, like)) is not None and "config.json" in assets:
         beside |= _restored(merged.tensors, parents, like, known)
         found = misfit({**merged.tensors, **beside}, like)
@@ -180,6 +180,17 @@ def with_assets(merged: Program, parents: Sequence[Program], template: int, know
         del assets["config.json"]
         notes.append(f"the config.json of {like.task} is left out: the merged model differs in {found}")
     return merged.evolve(assets=assets), notes
+
+
+def _tables(merged: Program, template: Program) -> set[str]:
+    """What is no parameter, and saved by the template's class, where a config names one that is installed."""
+    lacking = template.tensors.keys() - template.parameters - merged.tensors.keys()
+    if not lacking or "config.json" not in template.assets or not find_spec("transformers"):
+        return set()
+    try:
+        return lacking & class_names(template.assets["config.json"], len(template.tensors))
+    except SourceError:  # not a class of transformers
+        return set()
 
 
 def _restored(
