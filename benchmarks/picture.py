@@ -17,6 +17,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+matplotlib.rcParams["svg.hashsalt"] = "fxmerge"  # the same figures make the same file
 PICTURE = RESULTS.parents[1] / "docs" / "gain.svg"
 SHOWN = {
     "average": ("plain average", "#b8b8b8", "o"),
