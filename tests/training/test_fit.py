@@ -240,6 +240,7 @@ def test_a_feature_that_never_varies_is_measured_by_its_own_size() -> None:
 
 @pytest.mark.parametrize("real", [False, True], ids=["raised", "signal"])
 def test_interrupted_and_resumed_is_as_if_never_stopped(tmp_path: Path, real: bool) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     through, parts = Pair(1), Pair(1)
     whole = fit(through, None, pool(), Targets(Pair(2)), FAST)
     state = tmp_path / "state" / "train.pt"
