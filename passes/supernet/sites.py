@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -60,7 +60,7 @@ class _Finder:
         found = Sites(
             self.values, sites, mergeable, self._tail(sites, mergeable, spaces), spaces, self.program, self.operators
         )
-        return self._with_sums(self._with_scalars(found))
+        return self._with_answers(self._with_sums(self._with_scalars(found)))
 
     def _with_scalars(self, found: Sites) -> Sites:
         """Calls that write one number a place are heads where nothing merged follows: a score that is squeezed, say.
@@ -95,6 +95,37 @@ class _Finder:
                 plain = tuple(replace(operand, uses=(None,) * len(operand.uses)) for operand in site.operands)
                 sites[node] = replace(site, operands=plain, kind="direct")
         return replace(found, sites=sites, tail=frozenset(tail))
+
+    def _with_answers(self, found: Sites) -> Sites:
+        """Calls that give an answer in no merged space are a task's own, back to what the trunk reads elsewhere.
+
+        Such are a class that is chosen, a norm, a sum of scores: one for all tasks would be one answer for all.
+        """
+        trunk = (site for node, site in found.sites.items() if node not in found.tail)
+        merged = self._touched(trunk, found.spaces)[1] & found.mergeable
+        answers = [n for n in self.program.result if n not in found.tail and not found.merged_axes(n)]
+        parts = [part for n in answers if (part := self._behind(n, found, merged)) & found.sites.keys()]
+        together = set[fx.Node]().union(*parts)
+        tail = set(found.tail)
+        for part in [together, *parts]:
+            if all(user.op == "output" or user in tail | part for node in part for user in node.users):
+                tail |= part
+        written, _ = self._touched((site for node, site in found.sites.items() if node not in tail), found.spaces)
+        theirs, _ = self._touched((site for node, site in found.sites.items() if node in tail), found.spaces)
+        return replace(found, mergeable=found.mergeable - (theirs - written), tail=frozenset(tail))
+
+    def _behind(self, node: fx.Node, found: Sites, merged: Collection[str]) -> set[fx.Node]:
+        """All that leads to a value from the inputs, or from values in these spaces."""
+        own, todo = set[fx.Node](), [node]
+        while todo:
+            each = todo.pop()
+            met = [leaf for axis in axes_of(found.spaces.axes.get(each, ())) for leaf in leaves(axis)]
+            if self.values[each] != "data" or each.op == "placeholder" or each in own or each in found.tail:
+                continue
+            if each is node or not any(leaf.size > 1 and leaf.space in merged for leaf in met):
+                own.add(each)
+                todo += each.all_input_nodes
+        return own
 
     def _head(self, node: fx.Node, found: Sites) -> set[fx.Node] | None:
         """A call and all that follows it; None if any of it lies in a merged space of more than one unit."""

@@ -64,6 +64,42 @@ def test_a_number_that_nothing_merged_follows_is_a_head(kind: str) -> None:
     assert own == (1 if kind == "shares" else 2)
 
 
+ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a class": lambda scores, _: scores.argmax(-1),
+    "a sum": lambda scores, _: scores.sum(-1),
+    "a norm": lambda scores, _: scores.norm(dim=-1),
+    "the largest": lambda scores, _: scores.amax(-1),
+    "a likeness": lambda scores, others: (scores * others).sum(-1),
+    "pairs": lambda scores, others: scores @ others.T,
+}
+
+
+class Answering(nn.Module):
+    """Scores of which an answer is made that has no axis of theirs."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.body = kind, nn.Linear(6, 8)
+        self.middle, self.head, self.other = nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.middle(self.body(x).relu()).relu()
+        return ANSWERS[self.kind](self.head(h), self.other(h))
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_an_answer_in_no_space_of_the_trunk_is_each_tasks_own(kind: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(9, 6)
+    nets = [Answering(kind).eval(), Answering(kind).eval()]
+    nets[1].body, nets[1].middle = nets[0].body, nets[0].middle
+    programs = [fxmerge.capture(net, (x,), task=task) for net, task in zip(nets, "ab", strict=True)]
+    merged = fxmerge.merge(programs, method="average")
+    assert {"a.head.weight", "b.head.weight", "middle.weight"} <= merged.state_dict().keys()
+    for net, found in zip(nets, merged(x).values(), strict=True):
+        torch.testing.assert_close(found, net(x))
+
+
 class Registers(nn.Module):
     """Learnt tokens beside those of the input: their order is a space that only tensors write."""
 
