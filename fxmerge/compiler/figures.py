@@ -220,7 +220,7 @@ def misfit(merged: Mapping[str, Tensor], template: Program) -> str | None:
     Those of its head are named after its task in the merged model.
     """
     for name in sorted(template.parameters):
-        found = merged.get(name, merged.get(f"{template.task}.{name}"))
-        if found is None or found.shape != template.tensors[name].shape:
+        both = [merged[n] for n in (name, f"{template.task}.{name}") if n in merged]
+        if all(found.shape != template.tensors[name].shape for found in both):
             return name
     return None

@@ -17,7 +17,7 @@ class Net(nn.Module):
 
     def __init__(self, call: Call, *, head: bool) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+        self.left, self.right = nn.Linear(6, 8), nn.Linear(6, 8)
         self.call, self.head = call, nn.Linear(8, 3) if head else nn.Identity()
         self.weight, self.vector = nn.Parameter(torch.randn(8, 8) / 2), nn.Parameter(torch.randn(8))
         self.down, self.up = nn.Parameter(torch.randn(8, 5) / 2), nn.Parameter(torch.randn(5, 8) / 2)
@@ -26,7 +26,7 @@ class Net(nn.Module):
         self.register_buffer("rows", torch.tensor([3, 1, 0, 2, 7, 5, 6, 3]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.call(self, F.relu(self.a(x)), torch.sigmoid(self.b(x))))
+        return self.head(self.call(self, F.relu(self.left(x)), torch.sigmoid(self.right(x))))
 
 
 Call = Callable[[Net, Tensor, Tensor], Tensor]
