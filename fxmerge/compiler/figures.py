@@ -220,7 +220,13 @@ def misfit(merged: Mapping[str, Tensor], template: Program) -> str | None:
     Those of its head are named after its task in the merged model.
     """
     for name in sorted(template.parameters):
-        both = [merged[n] for n in (name, f"{template.task}.{name}") if n in merged]
-        if all(found.shape != template.tensors[name].shape for found in both):
+        found = merged.get(name, merged.get(name_in_head(template, name)))
+        if found is None or found.shape != template.tensors[name].shape:
             return name
     return None
+
+
+def name_in_head(template: Program, name: str) -> str:
+    """What a merged model calls a parameter of the template's own head: "task.name", unless a layer is called so."""
+    own = f"{template.task}.{name}"
+    return f"{own}_2" if own in template.parameters else own

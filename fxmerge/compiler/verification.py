@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fxmerge.compiler.figures import name_in_head
 from fxmerge.errors import VerificationError
 from fxmerge.ir.difference import Difference, compare, differences, floor, largest, require, worse
 from fxmerge.ir.merge import NODES, fold, head
@@ -207,7 +208,7 @@ def require_template(folded: Program, supernet: SuperNet, left: int) -> None:
     wide = any(block.size != block.sizes[supernet.template] for _, block in supernet.maps())
     used = {node.target for node in template.graph.nodes if node.op == "get_attr"}
     for name in sorted(template.parameters & used):
-        found = folded.tensors.get(name, folded.tensors.get(f"{template.task}.{name}"))
+        found = folded.tensors.get(name, folded.tensors.get(name_in_head(template, name)))
         if found is None:
             raise VerificationError(f"the folded model lacks {name} of {template.task}", _OURS)
         wanted = template.tensors[name]

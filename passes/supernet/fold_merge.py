@@ -28,14 +28,15 @@ def fold_merge(program: Program, tasks: Sequence[str], template: int, *, tails: 
     graph, where = program.copy_graph()
     tensors = dict(program.tensors)
     parameters = set(program.parameters)
+    names = {origin.name for origin in program.origins.values() if origin.owner == template}
     for node in program.graph.nodes:
         if node.target is head and tails:
             where[node].replace_all_uses_with(where[node].all_input_nodes[0])
             continue
         own = tails and node.target in program.origins and any(user.target is not fold for user in node.users)
         if node.target is fold or own:
-            name, trained = _name(node, program, tasks, template)
-            name = unused(name, tensors)
+            name, trained, shared = _name(node, program, tasks, template)
+            name = unused(name, tensors if shared else tensors.keys() | names)
             tensors[name] = program.tensors[str(node.target)] if own else _value(node, program)
             parameters.update({name} if trained else ())
             _replace(where[node], name)
@@ -53,8 +54,11 @@ def _replace(node: fx.Node, name: str) -> None:
     node.replace_all_uses_with(folded, delete_user_cb=lambda user: user.target is not fold)
 
 
-def _name(node: fx.Node, program: Program, tasks: Sequence[str], template: int) -> tuple[str, bool]:
-    """What a folded tensor is called (the template's name where parents share it, else "task.name"); if trained."""
+def _name(node: fx.Node, program: Program, tasks: Sequence[str], template: int) -> tuple[str, bool, bool]:
+    """What a folded tensor is called (the template's name where parents share it, else "task.name"), trained, shared.
+
+    Where "task.name" is the name of another tensor of the template, it is left to that one.
+    """
     args: tuple[Any, ...] = node.args
     value, shared = node, False
     if node.target is fold:
@@ -64,7 +68,7 @@ def _name(node: fx.Node, program: Program, tasks: Sequence[str], template: int) 
     while value.op != "get_attr":
         value = value.all_input_nodes[0]
     origin = program.origins[str(value.target)]
-    return origin.name if shared else f"{tasks[origin.owner]}.{origin.name}", origin.trained
+    return origin.name if shared else f"{tasks[origin.owner]}.{origin.name}", origin.trained, shared
 
 
 def unused(name: str, taken: Collection[str]) -> str:

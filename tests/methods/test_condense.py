@@ -173,7 +173,6 @@ FAMILIES: Mapping[str, Callable[[], tuple[nn.Module, Inputs]]] = {
     ),
     "bert": lambda: (BERT(20, 4, width=12, heads=2, hidden=16, depth=2, positions=16, drop=0.1), sentences(96, 9)),
     "resnet": lambda: (settled(Residual(), torch.randn(96, 1, 12, 12)), {"x": torch.randn(96, 1, 12, 12)}),
-    "narrow": lambda: (Narrow(), {"x": torch.randn(96, 8)}),
     "biased": lambda: (Biased(), {"x": torch.randn(96, 4, 5)}),
     "dense": lambda: (settled(Dense(), torch.randn(96, 1, 8, 8)), {"x": torch.randn(96, 1, 8, 8)}),
 }
@@ -225,7 +224,7 @@ def test_a_parent_merged_with_itself_is_itself(family: str) -> None:
     given = first.run(some)["logits"]
     for found in both(*some.values()).values():
         miss = float((found - given).square().mean().sqrt() / given.std())
-        assert miss < (0.05 if family == "bert" else 1e-2), "behind a norm, a sum is told up to its size"
+        assert miss < (0.05 if family == "bert" else 5e-3), "behind a norm, a sum is told up to its size"
 
 
 @pytest.mark.parametrize("family", ["mlp", "gpt", "bert", "resnet"])
@@ -265,6 +264,17 @@ def test_weights_with_heads_as_an_axis_are_solved_like_matrices() -> None:
         return [task["feature_r2"] for task in found["tasks"]]
 
     assert figures("letters", "products") == pytest.approx(figures("linear", "linear"), abs=1e-4)
+
+
+def test_maps_that_read_one_another_are_solved() -> None:
+    parents = []
+    for seed, task in ((3, "a"), (4, "b")):
+        torch.manual_seed(seed)
+        x = torch.randn(96, 8)
+        parents.append((fxmerge.capture(Narrow().eval(), (x[:4],), task=task), {"x": x}))
+    found = merged(parents, EQUAL).result
+    assert not any("no closed form" in note for note in found["notes"])
+    assert min(task["feature_r2"] for task in found["tasks"]) > 0.4
 
 
 def test_padding_takes_no_part() -> None:

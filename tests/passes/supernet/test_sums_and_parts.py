@@ -63,3 +63,23 @@ def test_a_network_merged_with_itself_is_itself(name: str) -> None:
     if name in HEADS:  # every task keeps its own
         own = "vector" if "vector" in name else "weight"
         assert merged.program.tensors.keys() >= {f"a.{own}", f"b.{own}"}
+
+
+def test_layers_may_be_called_as_tasks_are() -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("bi,ij,bj->b", F.relu(self.a(x)), self.weight, torch.sigmoid(self.b(x)))
+
+    x = torch.randn(10, 6)
+    nets = [Called().eval() for _ in range(2)]
+    nets[1].a = nets[0].a
+    programs = [fxmerge.capture(net, (x,), task=task) for net, task in zip(nets, "ab", strict=True)]
+    merged = fxmerge.merge(programs, method="average")
+    assert {"a.weight", "a.weight_2", "b.weight_2", "a.b.weight", "b.b.weight"} <= merged.state_dict().keys()
+    for net, found in zip(nets, merged(x).values(), strict=True):
+        torch.testing.assert_close(found, net(x), atol=1e-5, rtol=1e-5)
